@@ -1,0 +1,257 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""The work folder: every stage keeps its rows as Parquet shards that appear whole or not at all.
+
+A process may be killed at any moment and several ranks may share a folder: a shard is written under a temporary name,
+flushed to disk and renamed. Each stage folder remembers the options that determine its rows and refuses other ones.
+"""
+
+import hashlib
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+OPTIONS_FILE = "options.json"
+COMPLETE_FILE = "complete.json"
+STALE_SECONDS = 24 * 3600  # age at which a temporary file of another machine counts as left over
+
+
+def atomic_write_bytes(path: str | os.PathLike, data: bytes | memoryview) -> None:
+    """Writes a file that readers see whole or not at all, whatever happens to this process.
+
+    Args:
+        path (`str` or `os.PathLike`): the file; missing parent folders are made.
+        data (`bytes` or `memoryview`): its content.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+
+
+def atomic_write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes strict, indented JSON (no NaN) as `atomic_write_bytes` does."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=os.fspath)
+    atomic_write_bytes(path, (text + "\n").encode())
+
+
+def fingerprint(value: Any) -> str:
+    """A short hash of anything that JSON can hold, to stand for long options (a list of prompts) in `options`."""
+    text = json.dumps(value, sort_keys=True, default=os.fspath)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename durable; some systems (Windows) cannot open folders and need no sync."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # network file systems without folder sync
+    finally:
+        os.close(descriptor)
+
+
+def _is_running(pid: int) -> bool:
+    if os.name == "nt":  # signal 0 would end the process there
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it lives, but belongs to somebody else
+        return True
+    return True
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes temporary files whose writer is dead; those of living ranks stay."""
+    for temporary in folder.glob("*.tmp"):
+        *_, pid, _ = temporary.name.split(".")
+        try:
+            here = temporary.name.endswith(f".{socket.gethostname()}.{pid}.tmp")
+            stale = not _is_running(int(pid)) if here else time.time() - temporary.stat().st_mtime > STALE_SECONDS
+            if stale:
+                temporary.unlink(missing_ok=True)
+        except (FileNotFoundError, ValueError):
+            continue  # another rank was faster, or the name is not ours
+
+
+def _flatten(options: dict, prefix: str = "") -> dict[str, Any]:
+    """Nested options as one level with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _differences(there: dict, now: dict) -> list[str]:
+    """Every option that differs, as `--name (old there, new now)`."""
+    old, new = _flatten(there), _flatten(now)
+    found = []
+    for name in [*new, *(name for name in old if name not in new)]:
+        values = [_show(options[name]) if name in options else "absent" for options in (old, new)]
+        if (name in old) != (name in new) or old[name] != new[name]:
+            found.append(f"--{name} ({values[0]} there, {values[1]} now)")
+    return found
+
+
+class WorkDir:
+    """A folder that holds one subfolder per stage.
+
+    Args:
+        path (`str` or `os.PathLike`): the folder (`--output_dir`); made if missing.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise ValueError(f"--output_dir: expected a folder, found the file {self.path}") from None
+
+    def stage(self, name: str, options: dict[str, Any], num_rows: int, rows_per_shard: int) -> "Stage":
+        """Opens a stage, new or begun earlier.
+
+        Args:
+            name (`str`): name of the subfolder, e.g. `"candidates"` or `"scores/hps_v2.1"`.
+            options (`dict`): every option that determines the rows, upstream ones included, as JSON values named like
+                the command-line flags; long values by their `fingerprint`.
+            num_rows (`int`): rows of the whole stage, at least 1.
+            rows_per_shard (`int`): rows of every shard but the last. A stage begun earlier keeps its own value: a
+                run may go on with another batch size.
+
+        Raises:
+            ValueError: if the stage was begun with other options; names each of them.
+        """
+        if num_rows < 1 or rows_per_shard < 1:
+            raise ValueError(
+                f"stage {name!r}: expected at least 1 row and 1 row a shard, found {num_rows} and {rows_per_shard}"
+            )
+        folder = self.path / name
+        options_file = folder / OPTIONS_FILE
+        now = json.loads(json.dumps(options, default=os.fspath))  # tuples become lists, as they read back
+        if not options_file.exists():
+            atomic_write_json(options_file, {"options": now, "num_rows": num_rows, "rows_per_shard": rows_per_shard})
+        there = json.loads(options_file.read_text(encoding="utf-8"))
+        found = _differences(there["options"], now)
+        if there["num_rows"] != num_rows:
+            found.append(f"number of rows ({there['num_rows']} there, {num_rows} now)")
+        if found:
+            raise ValueError(
+                f"work folder {self.path}: stage {name!r} was built with other options: {', '.join(found)};"
+                " use another --output_dir or remove it"
+            )
+        _remove_leftovers(folder)
+        return Stage(folder, num_rows, there["rows_per_shard"])
+
+
+class Stage:
+    """The shards of one stage; open it with `WorkDir.stage`.
+
+    Attributes:
+        path (`Path`): the stage's folder.
+        num_rows (`int`): rows of the whole stage.
+        rows_per_shard (`int`): rows of every shard but the last.
+        num_shards (`int`): number of shards.
+    """
+
+    def __init__(self, path: Path, num_rows: int, rows_per_shard: int):
+        self.path = path
+        self.num_rows = num_rows
+        self.rows_per_shard = rows_per_shard
+        self.num_shards = -(-num_rows // rows_per_shard)
+
+    def shard_path(self, shard: int) -> Path:
+        """The file of a shard."""
+        return self.path / f"part-{shard:05d}.parquet"
+
+    def rows(self, shard: int) -> range:
+        """The rows that a shard holds."""
+        start = shard * self.rows_per_shard
+        return range(start, min(start + self.rows_per_shard, self.num_rows))
+
+    def is_done(self, shard: int) -> bool:
+        """Whether a shard is on disk (then it is whole)."""
+        return self.shard_path(shard).exists()
+
+    def missing(self) -> list[int]:
+        """Shards still to be made; ranks take `stage.missing()[rank::world]`, listed before any of them writes."""
+        return [shard for shard in range(self.num_shards) if not self.is_done(shard)]
+
+    def write(self, shard: int, table: pa.Table) -> None:
+        """Puts a shard on disk, atomically and with the same bytes for the same rows.
+
+        Args:
+            shard (`int`): which one.
+            table (`pa.Table`): its rows, `rows(shard)` in order; a column `row` is checked.
+        """
+        rows = self.rows(shard)
+        if len(table) != len(rows) or ("row" in table.column_names and table["row"].to_pylist() != list(rows)):
+            raise RuntimeError(f"{self.shard_path(shard)}: expected the rows {rows.start} to {rows.stop - 1} in order")
+        sink = pa.BufferOutputStream()
+        # No dictionaries and statistics: columns are mostly images, and statistics would repeat their bytes.
+        pq.write_table(
+            table, sink, compression="zstd", compression_level=1, use_dictionary=False, write_statistics=False
+        )
+        atomic_write_bytes(self.shard_path(shard), memoryview(sink.getvalue()))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the stage was marked complete and all its shards are there."""
+        return (self.path / COMPLETE_FILE).exists() and not self.missing()
+
+    def mark_complete(self) -> None:
+        """Marks the stage as done; with several ranks, one of them calls it after all have finished."""
+        self._require_all()
+        _remove_leftovers(self.path)
+        atomic_write_json(self.path / COMPLETE_FILE, {"num_rows": self.num_rows, "num_shards": self.num_shards})
+
+    def read_shard(self, shard: int, columns: list[str] | None = None) -> pa.Table:
+        """The rows of one shard, all columns or the named ones."""
+        path = self.shard_path(shard)
+        try:
+            return pq.ParquetFile(path).read(columns=columns)
+        except pa.ArrowInvalid as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"{path}: expected a Parquet file, found {reason}; remove it to have it made again"
+            ) from None
+
+    def read(self, columns: list[str] | None = None) -> pa.Table:
+        """All rows in order, all columns or the named ones.
+
+        Raises:
+            ValueError: if shards are missing.
+        """
+        self._require_all()
+        return pa.concat_tables([self.read_shard(shard, columns) for shard in range(self.num_shards)])
+
+    def _require_all(self) -> None:
+        missing = self.missing()
+        if missing:
+            raise ValueError(
+                f"{self.path}: {len(missing)} of {self.num_shards} shards are missing; run the stage again"
+            )

@@ -1,0 +1,180 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Shared fixtures: random-weight Stable Diffusion pipelines of a few ten thousand parameters, and small images.
+
+Everything runs offline, on a CPU, on one thread.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+# Keeps the user's caches out of the tests, and the tests out of the user's caches; removed when the process ends.
+_HF_HOME = tempfile.TemporaryDirectory(prefix="diffusers_craft_tests_")
+os.environ["HF_HOME"] = _HF_HOME.name
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+
+torch.set_num_threads(1)
+
+MAX_TOKENS = 16
+TEXT_WIDTH = 16
+RESOLUTION = 64
+
+
+@pytest.fixture(scope="session")
+def random_sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random-weight `StableDiffusionPipeline`: 64 px images, 8x8 latents, 16 tokens."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    torch.manual_seed(0)
+    pipeline = StableDiffusionPipeline(
+        vae=_random_vae(),
+        text_encoder=_random_text_encoder(with_projection=False),
+        tokenizer=_tokenizer(tmp_path_factory.mktemp("tokenizer")),
+        unet=_random_unet(cross_attention_dim=TEXT_WIDTH),
+        scheduler=DDIMScheduler(**_SCHEDULE),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    folder = tmp_path_factory.mktemp("models") / "random-sd15"
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def random_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random-weight `StableDiffusionXLPipeline`: 64 px images, 8x8 latents, 16 tokens."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+
+    torch.manual_seed(0)
+    time_width = 8
+    pipeline = StableDiffusionXLPipeline(
+        vae=_random_vae(),
+        text_encoder=_random_text_encoder(with_projection=False),
+        text_encoder_2=_random_text_encoder(with_projection=True),
+        tokenizer=_tokenizer(tmp_path_factory.mktemp("tokenizer")),
+        tokenizer_2=_tokenizer(tmp_path_factory.mktemp("tokenizer_2"), pad_token="!"),
+        unet=_random_unet(
+            cross_attention_dim=2 * TEXT_WIDTH,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=time_width,
+            projection_class_embeddings_input_dim=6 * time_width + TEXT_WIDTH,
+            use_linear_projection=True,
+        ),
+        scheduler=EulerDiscreteScheduler(**{k: v for k, v in _SCHEDULE.items() if k != "clip_sample"}),
+    )
+    folder = tmp_path_factory.mktemp("models") / "random-sdxl"
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_images() -> Callable[..., list[Image.Image]]:
+    """`make_images(n, size=64, seed=0)`: n smooth, colourful and distinct RGB images."""
+    return _make_images
+
+
+@pytest.fixture
+def tiny_images() -> list[Image.Image]:
+    """Eight distinct 64 px RGB images."""
+    return _make_images(8)
+
+
+_SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+}
+
+
+def _make_images(n: int, size: int = RESOLUTION, seed: int = 0) -> list[Image.Image]:
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, size=(n, 4, 4, 3), dtype=np.uint8)
+    return [Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR) for pixels in coarse]
+
+
+def _random_unet(**overrides: object):
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=2,
+        norm_num_groups=4,
+        **overrides,
+    )
+
+
+def _random_vae():
+    from diffusers import AutoencoderKL
+
+    channels = (4, 4, 8, 8)
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        block_out_channels=channels,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=2,
+        sample_size=RESOLUTION,
+        scaling_factor=0.18215,
+    )
+
+
+def _random_text_encoder(with_projection: bool):
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    vocabulary = _vocabulary()
+    config = CLIPTextConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=2 * TEXT_WIDTH,
+        projection_dim=TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=MAX_TOKENS,
+        hidden_act="gelu" if with_projection else "quick_gelu",
+        bos_token_id=vocabulary["<|startoftext|>"],
+        eos_token_id=vocabulary["<|endoftext|>"],
+        pad_token_id=vocabulary["<|endoftext|>"],
+    )
+    return (CLIPTextModelWithProjection if with_projection else CLIPTextModel)(config).eval()
+
+
+def _vocabulary() -> dict[str, int]:
+    """CLIP's byte alphabet without merges: every letter is a token."""
+    characters = [chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 256))]
+    characters += [chr(256 + i) for i in range(256 - len(characters))]
+    words = [*characters, *(c + "</w>" for c in characters), "<|startoftext|>", "<|endoftext|>"]
+    return {word: index for index, word in enumerate(words)}
+
+
+def _tokenizer(folder: Path, pad_token: str = "<|endoftext|>"):
+    from transformers import CLIPTokenizer
+
+    (folder / "vocab.json").write_text(json.dumps(_vocabulary()), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    return CLIPTokenizer.from_pretrained(str(folder), model_max_length=MAX_TOKENS, pad_token=pad_token)

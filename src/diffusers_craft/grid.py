@@ -1,0 +1,106 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Images side by side with titles and captions, as one picture."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from matplotlib import font_manager
+from PIL import Image, ImageDraw, ImageFont
+
+
+INK, FAINT = "#222222", "#999999"
+
+
+@lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float, max_lines: int) -> list[str]:
+    """Breaks each line of `text` at words to `width` pixels; what exceeds `max_lines` ends in an ellipsis."""
+    lines: list[str] = []
+    for paragraph in text.split("\n"):
+        line = ""
+        for word in paragraph.split():
+            candidate = f"{line} {word}".strip()
+            if line and font.getlength(candidate) > width:
+                lines.append(line)
+                candidate = word
+            line = candidate
+        lines.append(line)
+    if len(lines) > max_lines:
+        lines = [*lines[: max_lines - 1], lines[max_lines - 1] + "…"]
+    return [_shorten(line, font, width) for line in lines]
+
+
+def _shorten(line: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    if font.getlength(line) <= width:
+        return line
+    line = line.rstrip("…")
+    while line and font.getlength(line + "…") > width:
+        line = line[:-1]
+    return line.rstrip() + "…"
+
+
+def _fit(image: Image.Image, size: int) -> Image.Image:
+    """`image` in a square of `size` pixels: small ones enlarged by whole pixels, large ones reduced."""
+    longest = max(image.size)
+    if longest <= size // 2:
+        factor = size // longest
+        return image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    scale = size / longest
+    shape = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.convert("RGB").resize(shape, Image.Resampling.LANCZOS)
+
+
+def image_grid(
+    images: Sequence[Image.Image | None],
+    columns: int,
+    captions: Sequence[str] | None = None,
+    column_titles: Sequence[str] | None = None,
+    row_titles: Sequence[str] | None = None,
+    cell_size: int = 192,
+    caption_lines: int = 3,
+) -> Image.Image:
+    """Lays images out row by row, with titles and captions.
+
+    Args:
+        images (`Sequence[PIL.Image.Image | None]`): in row-major order; `None` leaves a cell marked as empty.
+        columns (`int`): images in a row.
+        captions (`Sequence[str]`, *optional*): text under each image.
+        column_titles (`Sequence[str]`, *optional*): one above each column.
+        row_titles (`Sequence[str]`, *optional*): one to the left of each row, wrapped.
+        cell_size (`int`, *optional*, defaults to 192): side of an image's square, pixels.
+        caption_lines (`int`, *optional*, defaults to 3): longest caption, lines.
+
+    Returns:
+        `PIL.Image.Image`: RGB.
+    """
+    font, pad, line_height = _font(14), 8, 18
+    rows = -(-len(images) // columns)
+    left = cell_size + pad if row_titles else 0
+    top = line_height + pad if column_titles else 0
+    step_x = cell_size + pad
+    step_y = cell_size + pad + (line_height * caption_lines + 2 if captions else 0)
+    canvas = Image.new("RGB", (left + columns * step_x + pad, max(1, top + rows * step_y + pad)), "white")
+    draw = ImageDraw.Draw(canvas)
+
+    def write(text: str, x: int, y: int, max_lines: int) -> None:
+        for i, line in enumerate(_wrap(text, font, cell_size, max_lines)):
+            draw.text((x, y + i * line_height), line, fill=INK, font=font)
+
+    for column, title in enumerate(column_titles or ()):
+        write(title, left + pad + column * step_x, pad, 1)
+    for row, title in enumerate(row_titles or ()):
+        write(title, pad, top + pad + row * step_y, cell_size // line_height)
+    for index, image in enumerate(images):
+        x, y = left + pad + index % columns * step_x, top + pad + index // columns * step_y
+        if image is None:
+            draw.rectangle((x, y, x + cell_size - 1, y + cell_size - 1), outline=FAINT)
+            write("no valid image", x + pad, y + pad, 1)
+        else:
+            tile = _fit(image, cell_size)
+            canvas.paste(tile, (x + (cell_size - tile.width) // 2, y + (cell_size - tile.height) // 2))
+        if captions:
+            write(captions[index], x, y + cell_size + 2, caption_lines)
+    return canvas

@@ -7,18 +7,29 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart; every se
 import base64
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from .grid import image_grid
 from .workdir import atomic_write_bytes
 
 
-BLUE, ORANGE, GRAY, INK = "#0072B2", "#D55E00", "#999999", "#222222"
+Panel = Callable[[Axes], None]  # draws one chart
+
+BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#999999"
+LEGEND = {"fontsize": 8, "handlelength": 1.6, "columnspacing": 1.2, "handletextpad": 0.5}
+SET_STYLES = {
+    "original prompts": {"histtype": "stepfilled", "color": GRAY, "alpha": 0.45},
+    "refined prompts": {"histtype": "step", "color": BLUE, "linewidth": 1.6},
+    "selected": {"histtype": "step", "color": ORANGE, "linewidth": 1.6, "linestyle": (0, (4, 1.5))},
+}
 MAX_GALLERY = 100  # images shown; a page with thousands would not open on a phone
 THUMBNAIL = 320  # pixels; larger images are embedded at this size
 FUNNEL_LABELS = {
@@ -45,48 +56,46 @@ def _png(image: Image.Image | Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _style(axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(length=3, labelsize=9)
-
-
-def funnel_figure(funnel: Mapping[str, float]) -> Figure:
-    """Two bar charts, images and prompts, each from what came in to what was selected."""
-    panels = {
-        "images": ("candidates", "valid", "kept_candidates", "selected"),
-        "prompts": ("prompts", "kept_groups", "selected_prompts"),
-    }
-    figure = Figure(figsize=(9, 2.6), layout="constrained")
-    for axes, (unit, keys) in zip(figure.subplots(1, 2), panels.items()):
-        short = {"kept_candidates": "kept by filter", "kept_groups": "kept by filter", "selected_prompts": "selected"}
-        counts = [int(funnel.get(key, 0)) for key in keys]
-        colors = [GRAY] * (len(keys) - 2) + [BLUE, ORANGE]
-        axes.barh([short.get(key, key) for key in keys], counts, color=colors, height=0.7)
-        axes.invert_yaxis()
-        axes.set_xlim(0, max([*counts, 1]) * 1.3)
-        for y, count in enumerate(counts):
-            share = f"  {count:,} ({count / max(counts[0], 1):.1%})" if y else f"  {count:,}"
-            axes.text(count, y, share, va="center", fontsize=9, color=INK)
-        axes.set_xlabel(f"number of {unit}", fontsize=9)
-        _style(axes)
+def _figure(panels: Sequence[Panel], columns: int) -> Figure:
+    """Panels side by side under one legend."""
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.9 * columns, 2.7 * rows + 0.3), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, panel in zip(grid, panels):
+        panel(axes)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(length=3, labelsize=9)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    handles, labels = grid[0].get_legend_handles_labels()
+    if labels:
+        figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, **LEGEND)
     return figure
 
 
-def _histogram(axes, series: Mapping[str, np.ndarray], label: str) -> None:
-    """Overlaid histograms, each in percent of its own images, because the sets differ greatly in size."""
-    styles = {
-        "original prompts": {"histtype": "stepfilled", "color": GRAY, "alpha": 0.45},
-        "refined prompts": {"histtype": "step", "color": BLUE, "linewidth": 1.6},
-        "selected": {"histtype": "step", "color": ORANGE, "linewidth": 1.6, "linestyle": (0, (4, 1.5))},
+def funnel_panels(funnel: Mapping[str, float]) -> list[Panel]:
+    """Two bar charts, images and prompts, each from what came in to what was selected."""
+    images = {
+        "candidates": "candidates",
+        "valid": "valid",
+        "kept_candidates": "kept by filter",
+        "selected": "selected",
     }
-    finite = {name: values[np.isfinite(values)] for name, values in series.items()}
-    edges = np.histogram_bin_edges(np.concatenate(list(finite.values())), bins=30)
-    for name, values in finite.items():
-        if len(values):
-            axes.hist(values, edges, weights=np.full(len(values), 100 / len(values)), label=name, **styles[name])
-    axes.set_xlabel(label, fontsize=9)
-    axes.set_ylabel("images of the set (%)", fontsize=9)
-    _style(axes)
+    prompts = {"prompts": "prompts", "kept_groups": "kept by filter", "selected_prompts": "selected"}
+
+    def draw(axes: Axes, unit: str, labels: Mapping[str, str]) -> None:
+        counts = [int(funnel.get(key, 0)) for key in labels]
+        axes.barh(list(labels.values()), counts, color=[GRAY] * (len(counts) - 2) + [BLUE, ORANGE], height=0.7)
+        axes.invert_yaxis()
+        axes.set_xlim(0, max([*counts, 1]) * 1.45)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        for y, count in enumerate(counts):
+            share = f" ({count / max(counts[0], 1):.1%})" if y else ""
+            axes.text(count, y, f"  {count:,}{share}", va="center", fontsize=9)
+        axes.set_xlabel(f"number of {unit}", fontsize=9)
+
+    return [partial(draw, unit="images", labels=images), partial(draw, unit="prompts", labels=prompts)]
 
 
 def reward_sets(values: np.ndarray, variants: np.ndarray, selected: np.ndarray) -> dict[str, np.ndarray]:
@@ -107,30 +116,31 @@ def reward_sets(values: np.ndarray, variants: np.ndarray, selected: np.ndarray) 
     }
 
 
-def rewards_figure(
+def _draw_histogram(axes: Axes, series: Mapping[str, np.ndarray], label: str) -> None:
+    """Overlaid histograms, each in percent of its own images, because the sets differ greatly in size."""
+    finite = {name: values[np.isfinite(values)] for name, values in series.items()}
+    edges = np.histogram_bin_edges(np.concatenate(list(finite.values())), bins=24)
+    for name, values in finite.items():
+        if len(values):
+            axes.hist(values, edges, weights=np.full(len(values), 100 / len(values)), label=name, **SET_STYLES[name])
+    axes.set_xlabel(label, fontsize=9)
+    axes.set_ylabel("images of the set (%)", fontsize=9)
+
+
+def reward_panels(
     rewards: Mapping[str, np.ndarray],
     composite: np.ndarray,
     advantages: np.ndarray,
     variants: np.ndarray,
     selected: np.ndarray,
-) -> Figure:
+) -> list[Panel]:
     """Histograms of each raw reward, of the composite reward and the advantages; see `write_build_report`."""
-    panels = {f"{name} (raw score)": reward_sets(values, variants, selected) for name, values in rewards.items()}
-    panels["composite reward (weighted sum of normalised rewards)"] = reward_sets(composite, variants, selected)
+    series = {f"{name} (raw score)": reward_sets(values, variants, selected) for name, values in rewards.items()}
+    series["composite reward (normalised, weighted)"] = reward_sets(composite, variants, selected)
     advantage_sets = reward_sets(advantages, variants, selected)
     del advantage_sets["original prompts"]  # they have none
-    panels["advantage (standard deviations of its group)"] = advantage_sets
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.7 * columns, 2.7 * rows + 0.4), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, (label, series) in zip(grid, panels.items()):
-        _histogram(axes, series, label)
-    for axes in grid[len(panels) :]:
-        axes.set_axis_off()
-    handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
-    return figure
+    series["advantage (standard deviations of its group)"] = advantage_sets
+    return [partial(_draw_histogram, series=sets, label=label) for label, sets in series.items()]
 
 
 def _data_uri(data: bytes, kind: str = "png") -> str:
@@ -173,7 +183,9 @@ _PAGE = """<!DOCTYPE html>
 body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 72rem; margin: 0 auto;
  padding: 0 1rem 3rem; }}
 h1 {{ font-size: 1.6rem; margin-bottom: 0; }} h2 {{ font-size: 1.2rem; margin-top: 2.2rem; }}
-.wide {{ overflow-x: auto; }} .wide > img {{ min-width: 38rem; }} img {{ max-width: 100%; display: block; }}
+.wide {{ overflow-x: auto; }} img {{ max-width: 100%; display: block; }}
+.charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: .5rem 1rem;
+ margin: 1rem 0; }} .charts img {{ width: 100%; max-width: 27rem; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .3rem .9rem .3rem 0; text-align: right; border-bottom: 1px solid #ddd; }}
 th:first-child, td:first-child {{ text-align: left; }} th {{ font-weight: 600; }}
@@ -184,13 +196,17 @@ figcaption {{ font-size: .85rem; line-height: 1.35; margin-top: .3rem; overflow-
  margin: .2rem 0 0; }} dd {{ margin: 0; text-align: right; font-variant-numeric: tabular-nums; }}
 </style></head><body>
 <h1>{title}</h1><p class="muted">{summary}</p>
-<h2>Funnel</h2><div class="wide"><img alt="Bar charts of the funnel; the table below holds its numbers" src="{funnel}">
-</div>{funnel_table}
+<h2>Funnel</h2><div class="charts">{funnel}</div>{funnel_table}
 <h2>Rewards</h2><p class="muted">Every image is scored against its original prompt. Means of each set:</p>{means}
-<div class="wide"><img alt="Histograms of rewards, composite reward and advantages" src="{rewards}"></div>
+<div class="charts">{rewards}</div>
 <h2>Selected images</h2><p class="muted">{shown}</p><div class="gallery">{cards}</div>
 </body></html>
 """
+
+
+def _charts(panels: Sequence[Panel], about: str) -> str:
+    """Charts one by one, so that a narrow screen can stack them."""
+    return "".join(f'<img alt="{about}" src="{_data_uri(_png(_figure([panel], 1)))}">' for panel in panels)
 
 
 def _card(image: Image.Image, prompt: str, refined: str, values: Mapping[str, float]) -> str:
@@ -239,22 +255,24 @@ def write_build_report(
         _card(pictures[i], prompts[i], refined_prompts[i], {name: v[selected[i]] for name, v in columns.items()})
         for i in range(shown)
     ]
-    captions = [f"{composite[selected[i]]:+.2f}  {prompts[i]}" for i in range(shown)]
+    captions = [f"reward {composite[selected[i]]:+.2f}\n{prompts[i]}" for i in range(shown)]
+    funnel_charts = funnel_panels(funnel)
+    reward_charts = reward_panels(rewards, composite, advantages, variants, selected)
     files = {
-        "funnel.png": _png(funnel_figure(funnel)),
-        "rewards.png": _png(rewards_figure(rewards, composite, advantages, variants, selected)),
-        "gallery.png": _png(image_grid(pictures, columns=10, captions=captions)),
+        "funnel.png": _png(_figure(funnel_charts, 2)),
+        "rewards.png": _png(_figure(reward_charts, 3)),
+        "gallery.png": _png(image_grid(pictures, columns=10, captions=captions, caption_lines=4)),
     }
     means = [(name, *map(_mean, reward_sets(v, variants, selected).values())) for name, v in columns.items()]
     means[-1] = (means[-1][0], "–", *means[-1][2:])  # images of original prompts have no advantage
     page = _PAGE.format(
         title=html.escape(title),
         summary=f"{len(selected):,} of {len(composite):,} images selected.",
-        funnel=_data_uri(files["funnel.png"]),
+        funnel=_charts(funnel_charts, "Bar chart of the funnel; the table below holds its numbers"),
         funnel_table=_table(("stage", "count"), _funnel_rows(funnel)),
         means=_table(("reward", "original prompts", "refined prompts", "selected"), means),
-        rewards=_data_uri(files["rewards.png"]),
-        shown=f"{shown:,} of {len(selected):,} shown, in the order of selection. Small text: the refined prompt.",
+        rewards=_charts(reward_charts, "Histogram of a reward; the table above holds its means"),
+        shown=f"{shown:,} of {len(selected):,} shown, in the order of selection. Grey text: the refined prompt.",
         cards="".join(cards),
     )
     for name, data in {**files, "report.html": page.encode()}.items():

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from .grid import image_grid
-from .workdir import atomic_write_bytes
+from diffusers_craft.grid import image_grid
+from diffusers_craft.workdir import atomic_write_bytes
 
 
 Panel = Callable[[Axes], None]  # draws one chart

@@ -1,0 +1,49 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""CRAFT's advantage-weighted denoising loss (arXiv 2603.18991, algorithm 1, step 4); SFT is its weight-one case."""
+
+import torch
+
+
+def denoising_errors(model_pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of each row, in float32.
+
+    Args:
+        model_pred (`torch.Tensor`): (B, C, H, W) prediction of the UNet.
+        target (`torch.Tensor`): (B, C, H, W) what it should have predicted.
+
+    Returns:
+        `torch.Tensor`: (B,) mean over C, H and W; dimensionless.
+    """
+    return (model_pred.float() - target.float()).square().flatten(1).mean(dim=1)
+
+
+def craft_loss(model_pred: torch.Tensor, target: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
+    """mean_B(A * mean_CHW((prediction - target)^2)): the denoising error, weighted by each row's advantage.
+
+    The sum is divided by the number of rows, not by the sum of the weights: weights of one give plain fine-tuning, and
+    equal micro-batches may be averaged. A negative advantage makes the model unlearn its row.
+
+    Args:
+        model_pred (`torch.Tensor`): (B, C, H, W) prediction of the UNet.
+        target (`torch.Tensor`): (B, C, H, W) noise, velocity or sample, as the model predicts.
+        advantages (`torch.Tensor`): (B,) weights.
+
+    Returns:
+        `torch.Tensor`: scalar, float32.
+    """
+    return (advantages.float() * denoising_errors(model_pred, target)).mean()
+
+
+def transform_advantages(advantages: torch.Tensor, clip_min: float | None = None) -> torch.Tensor:
+    """Guards the weights of `craft_loss`.
+
+    With `clip_min=0` no row is unlearnt, and the paper's theorem 3.1 becomes a true inequality.
+
+    Args:
+        advantages (`torch.Tensor`): (n,) group advantages.
+        clip_min (`float`, *optional*): lower bound; `None` keeps every sign, which is the paper's formula.
+
+    Returns:
+        `torch.Tensor`: (n,) weights.
+    """
+    return advantages if clip_min is None else advantages.clamp(min=clip_min)

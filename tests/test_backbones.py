@@ -1,0 +1,106 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Backbones against diffusers' own pipelines as the oracle."""
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+from diffusers_craft import backbones
+from diffusers_craft.backbones import SD15, SDXL, ModelSource, load_pipeline
+
+
+PROMPTS = ["a red circle", "two green stars, sharp", ""]
+
+
+@pytest.fixture(scope="module")
+def models(random_sd15, random_sdxl):
+    return {SD15: random_sd15, SDXL: random_sdxl}
+
+
+@pytest.mark.parametrize("backbone", [SD15, SDXL], ids=lambda b: b.name)
+def test_prompts_are_encoded_as_the_pipeline_encodes_them(models, backbone):
+    pipeline = load_pipeline(models[backbone], device="cpu")
+    conditioning = backbone.encode_prompts(backbone.load(ModelSource(str(models[backbone]))), PROMPTS)
+    expected = pipeline.encode_prompt(PROMPTS, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True)
+    torch.testing.assert_close(conditioning["encoder_hidden_states"], expected[0], rtol=0, atol=0)
+    if backbone is SDXL:
+        torch.testing.assert_close(conditioning["text_embeds"], expected[2], rtol=0, atol=0)
+    else:
+        assert set(conditioning) == {"encoder_hidden_states"}
+
+
+@pytest.mark.parametrize("backbone", [SD15, SDXL], ids=lambda b: b.name)
+def test_empty_prompt_is_what_guidance_guides_away_from(models, backbone):
+    pipeline = load_pipeline(models[backbone], device="cpu")
+    empty = backbone.encode_empty_prompt(backbone.load(ModelSource(str(models[backbone]))))
+    expected = pipeline.encode_prompt(["x"], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True)
+    torch.testing.assert_close(empty["encoder_hidden_states"], expected[1], rtol=0, atol=0)
+    if backbone is SDXL:
+        torch.testing.assert_close(empty["text_embeds"], expected[3], rtol=0, atol=0)
+
+
+def test_sizes_are_ordered_as_the_pipeline_orders_them_and_stay_float32(models):
+    pipeline = load_pipeline(models[SDXL], device="cpu")
+    original, crop, target = (1023, 700), (3, 5), (512, 256)
+    time_ids = SDXL.size_conditioning(*(torch.tensor([pair]) for pair in (original, crop, target)))["time_ids"]
+    expected = pipeline._get_add_time_ids(original, crop, target, torch.float32, text_encoder_projection_dim=16)
+    assert time_ids.dtype == torch.float32
+    torch.testing.assert_close(time_ids, expected, rtol=0, atol=0)
+    assert SD15.size_conditioning(torch.ones(1, 2), torch.ones(1, 2), torch.ones(1, 2)) == {}
+
+
+@pytest.mark.parametrize("backbone", [SD15, SDXL], ids=lambda b: b.name)
+def test_predict_depends_on_every_conditioning_tensor(models, backbone):
+    components = backbone.load(ModelSource(str(models[backbone])))
+    generator = torch.Generator().manual_seed(0)
+    latents, timesteps = torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([10, 900])
+    sizes = torch.full((2, 2), 64)
+    conditioning = backbone.encode_prompts(components, PROMPTS[:2])
+    conditioning |= backbone.size_conditioning(sizes, torch.zeros(2, 2), sizes)
+    with torch.no_grad():
+        reference = backbone.predict(components.unet, latents, timesteps, conditioning)
+        assert reference.shape == latents.shape
+        for name, value in conditioning.items():
+            other = backbone.predict(components.unet, latents, timesteps, conditioning | {name: value + 1})
+            assert not torch.allclose(reference, other), name
+
+
+def test_the_noise_schedule_is_the_pipelines_own(models):
+    components = SDXL.load(ModelSource(str(models[SDXL])))
+    expected = load_pipeline(models[SDXL], device="cpu").scheduler.alphas_cumprod
+    torch.testing.assert_close(components.noise_scheduler.alphas_cumprod, expected)
+
+
+def test_a_cpu_gets_float32_and_no_safety_checker(models):
+    pipeline = load_pipeline(models[SD15], dtype=torch.float16, device="cpu")
+    assert isinstance(pipeline, StableDiffusionPipeline)
+    assert pipeline.unet.dtype == pipeline.vae.dtype == torch.float32
+    assert pipeline.safety_checker is None
+    assert isinstance(load_pipeline(models[SDXL], device="cpu"), StableDiffusionXLPipeline)
+
+
+def test_embedded_names_are_resolved(models, monkeypatch):
+    monkeypatch.setattr(backbones.tiny, "model_path", {"tiny-sd15": str(models[SD15])}.get)
+    assert load_pipeline("tiny-sd15", device="cpu").unet.config.cross_attention_dim == 16
+
+
+def test_pipeline_wraps_a_trained_unet(models):
+    components = SD15.load(ModelSource(str(models[SD15])))
+    pipeline = SD15.pipeline(ModelSource(str(models[SD15])), unet=components.unet)
+    assert pipeline.unet is components.unet
+
+
+def test_another_vae_replaces_the_pipelines_own(models):
+    source = ModelSource(str(models[SDXL]), vae=str(models[SD15] / "vae"))
+    own = SD15.load(ModelSource(str(models[SD15]))).vae.state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in SDXL.load(source).vae.state_dict().items())
+
+
+def test_errors_name_the_model(models, tmp_path):
+    with pytest.raises(ValueError, match="expected a StableDiffusionXLPipeline .* found a StableDiffusionPipeline"):
+        SDXL.load(ModelSource(str(models[SD15])))
+    with pytest.raises(ValueError, match=r"^model 'no/such-model': expected a diffusers pipeline folder") as caught:
+        load_pipeline("no/such-model")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="expected a diffusers pipeline folder"):
+        load_pipeline(str(tmp_path))

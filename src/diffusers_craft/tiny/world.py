@@ -1,0 +1,270 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""A miniature text-to-image world: captions, what they mean, and pictures that show them.
+
+Pictures are 64 x 64 RGB scenes of flat shapes. Captions follow GenEval's six tasks (arXiv 2310.11513): one object, two
+objects, counting, colours, position and attribute binding. Like web data, the world is imperfect: a picture under a plain
+caption is *flawed* half of the time (washed-out colours, blur, often the wrong content), while captions that
+carry words of quality ("sharp focus", "vivid colors") come with clean pictures. That is what prompt refinement can find,
+and what alignment can move into plain captions.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+
+IMAGE_SIZE = 64  # pixels
+SUPERSAMPLING = 4
+
+COLORS = {
+    "red": (220, 40, 40),
+    "green": (40, 170, 60),
+    "blue": (50, 80, 225),
+    "yellow": (240, 210, 40),
+    "purple": (160, 60, 190),
+    "cyan": (60, 205, 220),
+}
+BACKGROUNDS = {"black": (15, 15, 15), "gray": (128, 128, 128), "white": (243, 243, 243)}
+SHAPES = ("circle", "square", "triangle", "star", "cross")
+COUNTS = {"two": 2, "three": 3, "four": 4}
+RELATIONS = ("left of", "right of", "above", "below")
+TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")  # GenEval's names
+
+QUALITY_WORDS = (
+    "sharp focus",
+    "vivid colors",
+    "crisp edges",
+    "clean composition",
+    "high quality",
+    "masterpiece",
+    "professional",
+    "highly detailed",
+)
+MIN_RADIUS, MAX_RADIUS = 8.0, 10.5  # pixels
+
+
+@dataclass(frozen=True)
+class Group:
+    """`count` objects of one `shape`; `color` is `None` when the caption leaves it open."""
+
+    count: int
+    shape: str
+    color: str | None = None
+
+
+@dataclass(frozen=True)
+class Caption:
+    """The meaning of a caption. `groups` holds one group, or two when the caption names two objects."""
+
+    task: str
+    groups: tuple[Group, ...]
+    relation: str | None = None
+    background: str | None = None
+
+    def __str__(self) -> str:
+        text = f" {self.relation or 'and'} ".join(_group_text(group) for group in self.groups)
+        return f"{text} on a {self.background} background" if self.background else text
+
+
+@dataclass
+class Object:
+    """A drawn object: centre and radius in pixels."""
+
+    shape: str
+    color: str
+    x: float
+    y: float
+    radius: float
+
+
+@dataclass
+class Scene:
+    background: str
+    objects: list[Object] = field(default_factory=list)
+
+
+def _group_text(group: Group) -> str:
+    noun = f"{group.color} {group.shape}" if group.color else group.shape
+    if group.count == 1:
+        return f"a {noun}"
+    word = next(word for word, count in COUNTS.items() if count == group.count)
+    return f"{word} {noun}{'es' if group.shape == 'cross' else 's'}"
+
+
+_NOUN = rf"(?:({'|'.join(COLORS)}) )?({'|'.join(SHAPES)})"
+_ONE = rf"a {_NOUN}"
+_CAPTION = re.compile(
+    rf"\b(?:(?P<number>{'|'.join(COUNTS)}) (?:(?P<ncolor>{'|'.join(COLORS)}) )?(?P<nshape>{'|'.join(SHAPES)})(?:e?s)"
+    rf"|{_ONE}(?: (?P<link>and|{'|'.join(RELATIONS)}) {_ONE})?)\b"
+    rf"(?: on a (?P<background>{'|'.join(BACKGROUNDS)}) background)?"
+)
+
+
+def parse_caption(text: str) -> Caption:
+    """Reads the meaning of a caption; words around it (a refiner's) are ignored.
+
+    Raises:
+        ValueError: if no caption of this world stands in `text`.
+    """
+    match = _CAPTION.search(text.lower())
+    if match is None:
+        raise ValueError(f"caption: expected a sentence of the tiny world such as 'a red circle', found {text!r}")
+    background = match["background"]
+    if match["number"]:
+        group = Group(COUNTS[match["number"]], match["nshape"], match["ncolor"])
+        return Caption("counting", (group,), background=background)
+    color1, shape1, color2, shape2 = (match[i] for i in _ONE_GROUPS)
+    first = Group(1, shape1, color1)
+    if not match["link"]:
+        return Caption("colors" if color1 else "single_object", (first,), background=background)
+    groups = (first, Group(1, shape2, color2))
+    if match["link"] == "and":
+        return Caption("color_attr" if color1 and color2 else "two_object", groups, background=background)
+    return Caption("position", groups, match["link"], background)
+
+
+# Numbers of the unnamed groups of _CAPTION (named groups are numbered too).
+_ONE_GROUPS = [i for i in range(1, _CAPTION.groups + 1) if i not in _CAPTION.groupindex.values()]
+
+
+def sample_caption(rng: np.random.Generator, task: str | None = None) -> Caption:
+    """Draws a caption of `task` (default: any of the six, uniformly); 30 % name a background."""
+    task = task or TASKS[rng.integers(len(TASKS))]
+    shape1, shape2 = rng.choice(SHAPES, 2, replace=False).tolist()
+    color1, color2 = rng.choice(list(COLORS), 2, replace=False).tolist()
+    background = str(rng.choice(list(BACKGROUNDS))) if rng.random() < 0.3 else None
+    if task == "single_object":
+        groups = (Group(1, shape1),)
+    elif task == "colors":
+        groups = (Group(1, shape1, color1),)
+    elif task == "counting":
+        groups = (Group(int(rng.integers(2, 5)), shape1, color1 if rng.random() < 0.5 else None),)
+    elif task == "color_attr" or (task == "position" and rng.random() < 0.5):
+        groups = (Group(1, shape1, color1), Group(1, shape2, color2))
+    else:
+        groups = (Group(1, shape1), Group(1, shape2))
+    relation = str(rng.choice(RELATIONS)) if task == "position" else None
+    return Caption(task, groups, relation, background)
+
+
+def is_held_out(caption: Caption) -> bool:
+    """Whether a caption belongs to the held-out fifth of the world, decided by a hash of its text.
+
+    No caption for which this is true was ever used to train a tiny model or reward.
+    """
+    return hashlib.sha256(str(caption).encode()).digest()[0] % 5 == 0
+
+
+def sample_captions(n: int, seed: int, held_out: bool) -> list[str]:
+    """`n` distinct captions of one half of the split, the tasks in turn as far as their distinct captions reach."""
+    rng = np.random.default_rng([seed, int(held_out)])
+    captions: dict[str, None] = {}
+    while len(captions) < n:
+        for task in TASKS:
+            for _ in range(100):  # simple tasks have few captions: give up on them once they are used up
+                caption = sample_caption(rng, task)
+                if is_held_out(caption) == held_out and str(caption) not in captions:
+                    captions[str(caption)] = None
+                    break
+    return list(captions)[:n]
+
+
+def enrich(text: str, rng: np.random.Generator) -> str:
+    """Adds one to four words of quality to a caption, as a prompt refiner would."""
+    words = rng.choice(QUALITY_WORDS, int(rng.integers(1, 5)), replace=False).tolist()
+    return ", ".join([text, *words])
+
+
+def sample_scene(caption: Caption, rng: np.random.Generator) -> Scene:
+    """A scene that shows `caption` exactly; what the caption leaves open is drawn at random."""
+    background = caption.background or str(rng.choice(list(BACKGROUNDS)))
+    kinds = []
+    for group in caption.groups:
+        color = group.color or str(rng.choice(list(COLORS)))
+        kinds += [(group.shape, color)] * group.count
+    while True:
+        radii = rng.uniform(MIN_RADIUS, MAX_RADIUS, len(kinds))
+        margin = radii + 2
+        centers = rng.uniform(margin[:, None], IMAGE_SIZE - margin[:, None], (len(kinds), 2))
+        if _apart(centers, radii) and (caption.relation is None or _related(centers, caption.relation)):
+            break
+    objects = [Object(s, c, float(x), float(y), float(r)) for (s, c), (x, y), r in zip(kinds, centers, radii)]
+    return Scene(background, objects)
+
+
+def _apart(centers: np.ndarray, radii: np.ndarray) -> bool:
+    """Whether all objects (n centres in pixels, n radii) are at least 3 pixels apart."""
+    for i in range(len(radii)):
+        for j in range(i):
+            if np.abs(centers[i] - centers[j]).max() < radii[i] + radii[j] + 3:
+                return False
+    return True
+
+
+def _related(centers: np.ndarray, relation: str) -> bool:
+    """Whether the first centre clearly stands in `relation` to the second (image y grows downwards)."""
+    dx, dy = centers[0] - centers[1]
+    along, across = {"left of": (-dx, dy), "right of": (dx, dy), "above": (-dy, dx), "below": (dy, dx)}[relation]
+    return along > 0 and abs(across) < 0.6 * along
+
+
+def mistake(scene: Scene, rng: np.random.Generator) -> Scene:
+    """A copy of `scene` with one error of content: a wrong colour or shape, a missing or doubled object, a swap."""
+    objects = [replace(o) for o in scene.objects]
+    kind = rng.choice(["color", "shape", "number", "swap"])
+    victim = objects[rng.integers(len(objects))]
+    if kind == "swap" and len(objects) > 1 and objects[0].shape != objects[1].shape:
+        objects[0].shape, objects[1].shape = objects[1].shape, objects[0].shape
+    elif kind == "color":
+        victim.color = str(rng.choice([c for c in COLORS if c != victim.color]))
+    elif kind == "number" and len(objects) > 1:
+        objects.remove(victim)
+    else:
+        victim.shape = str(rng.choice([s for s in SHAPES if s != victim.shape]))
+    return Scene(scene.background, objects)
+
+
+def shape_polygon(shape: str, x: float, y: float, radius: float) -> list[tuple[float, float]]:
+    """Corners of `shape` around (x, y); a circle is a polygon of 48 corners."""
+    if shape == "square":
+        h = 0.85 * radius
+        return [(x - h, y - h), (x + h, y - h), (x + h, y + h), (x - h, y + h)]
+    if shape == "cross":
+        a, b = radius, radius * 0.33
+        corners = [(-b, -a), (b, -a), (b, -b), (a, -b), (a, b), (b, b), (b, a), (-b, a), (-b, b), (-a, b), (-a, -b)]
+        return [(x + dx, y + dy) for dx, dy in [*corners, (-b, -b)]]
+    n, inner = {"circle": (48, 1.0), "triangle": (3, 1.0), "star": (10, 0.42)}[shape]
+    angles = -np.pi / 2 + 2 * np.pi * np.arange(n) / n
+    radii = np.where(np.arange(n) % 2 == 0, radius, radius * inner) * (1.1 if shape == "star" else 1.0)
+    return list(zip((x + radii * np.cos(angles)).tolist(), (y + radii * np.sin(angles)).tolist()))
+
+
+def render(scene: Scene) -> Image.Image:
+    """Draws a scene cleanly: a 64 x 64 RGB image, antialiased."""
+    s = SUPERSAMPLING
+    image = Image.new("RGB", (IMAGE_SIZE * s, IMAGE_SIZE * s), BACKGROUNDS[scene.background])
+    draw = ImageDraw.Draw(image)
+    for o in scene.objects:
+        draw.polygon(shape_polygon(o.shape, o.x * s, o.y * s, o.radius * s), fill=COLORS[o.color])
+    return image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BOX)
+
+
+def degrade(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """The look of a flawed picture: blurred, washed out towards a muddy tone, slightly noisy."""
+    image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.8, 1.6))))
+    pixels = np.asarray(image, dtype=np.float32)
+    mud = np.array([120.0, 110.0, 95.0], dtype=np.float32)
+    pixels = mud + (pixels - mud) * rng.uniform(0.45, 0.75)
+    pixels = pixels + rng.normal(0, 3, (IMAGE_SIZE, IMAGE_SIZE, 1)).astype(np.float32)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def sample_picture(caption: Caption, rng: np.random.Generator, flawed: bool, p_mistake: float = 0.6) -> Image.Image:
+    """A picture for `caption`: clean and exact, or flawed in looks and, with `p_mistake`, in content."""
+    scene = sample_scene(caption, rng)
+    if not flawed:
+        return render(scene)
+    return degrade(render(mistake(scene, rng) if rng.random() < p_mistake else scene), rng)

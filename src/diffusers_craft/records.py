@@ -1,8 +1,8 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """The rows that pass between stages: what a column means, its type and its unit; and seeds derived from identities.
 
-One row is one candidate image. Candidates form groups: group i holds the images of prompt i. Variant 0 is the image of
-the original prompt, variants 1 .. R * S come from R refinements with S seeds each; rows are sorted by (group, variant).
+One row is one candidate image. Candidates form groups: group i holds the images of prompt i, sorted by variant.
+Variant 0 is the image of the original prompt, variants 1 .. R * S come from R refinements with S seeds each.
 
 Columns of all tables (refined, candidates, scores):
 

@@ -1,0 +1,54 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""CRAFT (arXiv 2603.18991) for diffusers: align text-to-image models with about 100 self-made images.
+
+The public names below load on first use, so importing the package imports neither torch nor diffusers.
+"""
+
+from importlib import import_module
+from typing import Any
+
+
+__version__ = "0.1.0.dev0"
+
+# Module -> its public names. To publish a name, add it here.
+_EXPORTS = {
+    "backbones": ["load_pipeline"],
+    "builder": ["CRAFTDatasetBuilder"],
+    "cli": ["run_script", "write_run_json"],
+    "composite": ["composite_reward", "normalization_constants"],
+    "dataset": ["load_craft_dataset"],
+    "evaluation": ["bootstrap_interval", "summarize", "win_rate"],
+    "filtering": [
+        "crf_filter",
+        "funnel",
+        "group_advantages",
+        "restrict_weights",
+        "rule_rewards",
+        "select_samples",
+    ],
+    "generation": ["GenerationSettings", "generate_images"],
+    "objectives.craft": ["craft_loss", "transform_advantages"],
+    "prompts": ["load_prompts"],
+    "records": ["derive_seed"],
+    "refiners": ["load_refiner", "refine_prompts"],
+    "report": ["image_grid", "write_build_report"],
+    "rewards": ["load_reward", "register_reward"],
+    "scoring": ["parse_reward_weights", "score_candidates"],
+    "tiny.scorer": ["exact_score"],
+    "workdir": ["WorkDir", "atomic_write_bytes", "atomic_write_json", "fingerprint"],
+}
+_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
+
+__all__ = sorted(["__version__", *_MODULE_OF])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,70 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""What every command-line script does alike: turn user errors into one line, record the run as JSON."""
+
+import importlib.metadata
+import platform
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from . import __version__
+from .workdir import atomic_write_json
+
+
+USER_ERROR_EXIT_CODE = 2  # argparse's own
+_LIBRARIES = ("torch", "diffusers", "transformers", "datasets", "accelerate", "numpy", "pillow", "pyarrow")
+_SECRET_ENDINGS = ("token", "api_key", "password")
+
+
+def run_script(main: Callable[[Namespace], Any], args: Namespace) -> None:
+    """Calls `main(args)`; a user error ends the process with one line on stderr and exit code 2.
+
+    A user error is a `ValueError` raised by this package or by the script itself. One that comes out of a library is a
+    defect, whose traceback is needed, and is left alone.
+
+    Args:
+        main (`Callable`): the script's `main`.
+        args (`argparse.Namespace`): its parsed arguments.
+    """
+    try:
+        main(args)
+    except ValueError as error:
+        if not _raised_by_us(error.__traceback__):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(USER_ERROR_EXIT_CODE) from error
+
+
+def _raised_by_us(trace: TracebackType | None) -> bool:
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    return module == "__main__" or module.split(".")[0] == "diffusers_craft"
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python, of this package and of the libraries that decide a result (`None` if not installed)."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "diffusers_craft": __version__}
+    for name in _LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def write_run_json(path: str | Path, options: Namespace | Mapping[str, Any], **results: Any) -> None:
+    """Writes a run's resolved options, seed and library versions beside its output; secrets are left out.
+
+    Args:
+        path (`str` or `Path`): the JSON file, e.g. `outputs/craft/craft_run.json`.
+        options (`argparse.Namespace` or `Mapping`): the resolved options; `seed` is repeated at the top level.
+        results (`Any`): further top-level entries, e.g. `loss_history=[...]`.
+    """
+    named = dict(options) if isinstance(options, Mapping) else vars(options)
+    public = {name: value for name, value in named.items() if not name.endswith(_SECRET_ENDINGS)}
+    content = {"options": public, "seed": public.get("seed"), "versions": versions(), **results}
+    atomic_write_json(Path(path), content)

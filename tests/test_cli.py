@@ -1,0 +1,56 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Scripts: user errors become one line and exit code 2, defects keep their traceback, runs are recorded."""
+
+import json
+import random
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from diffusers_craft import __version__
+from diffusers_craft.cli import run_script, versions, write_run_json
+from diffusers_craft.generation import GenerationSettings
+
+
+def test_user_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run_script(lambda args: GenerationSettings(num_inference_steps=args.steps), Namespace(steps=0))
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: --num_inference_steps: expected at least 1, found 0\n"
+
+
+def test_line_breaks_of_a_user_error_are_removed(capsys: pytest.CaptureFixture) -> None:
+    source = "def main(args):\n    raise ValueError('--prompts: expected\\n  text')"
+    script = {"__name__": "__main__"}
+    exec(source, script)
+    with pytest.raises(SystemExit):
+        run_script(script["main"], Namespace())
+    assert capsys.readouterr().err == "error: --prompts: expected text\n"
+
+
+def test_a_library_s_value_error_keeps_its_traceback() -> None:
+    with pytest.raises(ValueError):
+        run_script(lambda args: random.Random().sample([1], 2), Namespace())
+
+
+def test_success_returns() -> None:
+    seen = []
+    run_script(seen.append, Namespace(seed=3))
+    assert seen == [Namespace(seed=3)]
+
+
+def test_run_json_holds_options_seed_versions_and_no_secret(tmp_path: Path) -> None:
+    options = Namespace(seed=7, rewards=["pickscore=1"], hub_token="hf_secret", output_dir=tmp_path, device=None)
+    write_run_json(tmp_path / "run" / "craft_run.json", options, loss_history=[0.5])
+    text = (tmp_path / "run" / "craft_run.json").read_text()
+    content = json.loads(text)
+    assert content["options"] == {
+        "seed": 7,
+        "rewards": ["pickscore=1"],
+        "output_dir": str(tmp_path),
+        "device": None,
+    }
+    assert content["seed"] == 7 and content["loss_history"] == [0.5] and "hf_secret" not in text
+    assert content["versions"] == versions()
+    assert content["versions"]["diffusers_craft"] == __version__ and content["versions"]["torch"]

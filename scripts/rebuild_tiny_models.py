@@ -1,0 +1,258 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Trains the embedded pipelines `tiny-sd15` and `tiny-sdxl` from nothing: VAE, then text encoder and UNet together.
+
+    python scripts/rebuild_tiny_models.py vae sd15 sdxl [--steps N] [--work_dir outputs/tiny]
+
+Each part takes the better part of an hour on one CPU core. `tiny/rebuild_rewards.py` does the same for the reward models.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.training_utils import EMAModel, compute_snr
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from diffusers_craft.tiny import WEIGHTS
+from diffusers_craft.tiny.lexicon import MAX_TOKENS, build_tokenizer
+from diffusers_craft.tiny.world import IMAGE_SIZE, enrich, is_held_out, sample_caption, sample_picture
+
+
+P_RICH = 0.45  # share of training captions with words of quality; their pictures are clean
+P_FLAWED = 0.5  # share of flawed pictures under plain captions
+P_UNCONDITIONAL = 0.1
+LATENT_CHANNELS = 4
+TIME_IDS = [IMAGE_SIZE, IMAGE_SIZE, 0, 0, IMAGE_SIZE, IMAGE_SIZE]
+
+
+def sample_pair(rng: np.random.Generator) -> tuple[str, np.ndarray]:
+    """A caption of the training split and its (64, 64, 3) uint8 picture, in the mix that the world consists of."""
+    caption = sample_caption(rng)
+    while is_held_out(caption):
+        caption = sample_caption(rng)
+    rich = rng.random() < P_RICH
+    picture = sample_picture(caption, rng, flawed=not rich and rng.random() < P_FLAWED)
+    return enrich(str(caption), rng) if rich else str(caption), np.asarray(picture)
+
+
+def to_tensor(pictures: np.ndarray) -> torch.Tensor:
+    """(B, 64, 64, 3) uint8 -> (B, 3, 64, 64) float32 in [-1, 1]."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def learning_rate(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """Warm-up over 2 % of the steps, constant, then linear to zero over the last 40 %."""
+    warmup = max(1, steps // 50)
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / warmup) * min(1.0, (steps - step) / (0.4 * steps))
+    )
+
+
+def train_vae(work_dir: Path, steps: int, seed: int) -> None:
+    """A small KL autoencoder, 64 px to 8 x 8 latents; foreground pixels count six-fold, else colours are learnt last."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    pictures = to_tensor(np.stack([sample_pair(rng)[1] for _ in range(12000)]))
+    vae = AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=[16, 32, 64, 96],
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        sample_size=IMAGE_SIZE,
+        mid_block_add_attention=False,
+    )
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-3, weight_decay=0.0, betas=(0.9, 0.98))
+    schedule = learning_rate(optimizer, steps)
+    start = time.time()
+    for step in range(steps):
+        x = pictures[torch.randint(len(pictures), (16,))]
+        ground = torch.cat([x[:, :, 0], x[:, :, -1]], -1).median(-1).values[:, :, None, None]
+        weight = 1 + 5 * ((x - ground).norm(dim=1, keepdim=True) > 0.4).float()
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = vae.encode(x).latent_dist
+            reconstruction = vae.decode(posterior.sample()).sample
+        loss = ((reconstruction.float() - x).abs() * weight).mean() + 1e-5 * posterior.kl().float().mean() / 256
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0 or step == steps - 1:
+            print(f"vae step {step} loss {loss.item():.4f} seconds {time.time() - start:.0f}", flush=True)
+    with torch.no_grad():
+        latents = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in pictures[:2048].split(256)])
+    vae.register_to_config(scaling_factor=float(1 / latents.std()))
+    vae.save_pretrained(work_dir / "vae")
+
+
+def text_config(hidden: int, layers: int, projection: int, tokenizer) -> CLIPTextConfig:
+    end = tokenizer.eos_token_id
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        projection_dim=projection,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=end,
+        pad_token_id=end,
+    )
+
+
+def new_pipeline(kind: str, vae: AutoencoderKL, work_dir: Path):
+    """An untrained pipeline of `kind` sd15 or sdxl around a trained VAE."""
+    tokenizer = build_tokenizer(work_dir / "tokenizer")
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1, timestep_spacing="trailing",
+    )  # fmt: skip
+    shared = {
+        "sample_size": IMAGE_SIZE // 8,
+        "in_channels": LATENT_CHANNELS,
+        "out_channels": LATENT_CHANNELS,
+        "layers_per_block": 1,
+        "norm_num_groups": 16,
+        "attention_head_dim": 4,
+    }
+    if kind == "sd15":
+        unet = UNet2DConditionModel(
+            **shared,
+            block_out_channels=[80, 112],
+            down_block_types=["CrossAttnDownBlock2D"] * 2,
+            up_block_types=["CrossAttnUpBlock2D"] * 2,
+            cross_attention_dim=128,
+        )
+        encoder = CLIPTextModel(text_config(128, 3, 128, tokenizer))
+        return StableDiffusionPipeline(
+            vae, encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
+        )
+    unet = UNet2DConditionModel(
+        **shared,
+        block_out_channels=[64, 80],
+        down_block_types=["CrossAttnDownBlock2D"] * 2,
+        up_block_types=["CrossAttnUpBlock2D"] * 2,
+        cross_attention_dim=64 + 64,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=16,
+        projection_class_embeddings_input_dim=6 * 16 + 64,
+    )
+    first = CLIPTextModel(text_config(64, 3, 64, tokenizer))
+    second = CLIPTextModelWithProjection(text_config(64, 3, 64, tokenizer))
+    return StableDiffusionXLPipeline(
+        vae, first, second, tokenizer, tokenizer, unet, scheduler, add_watermarker=False
+    )  # fmt: skip
+
+
+def conditioning(pipeline, captions: list[str]) -> dict:
+    """Keyword arguments of the UNet for B captions, differentiable down to the text encoders."""
+    if isinstance(pipeline, StableDiffusionPipeline):
+        return {"encoder_hidden_states": pipeline.encode_prompt(captions, "cpu", 1, False)[0]}
+    embeds, _, pooled, _ = pipeline.encode_prompt(
+        captions, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
+    time_ids = torch.tensor([TIME_IDS], dtype=torch.float32).repeat(len(captions), 1)
+    return {"encoder_hidden_states": embeds, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": time_ids}}
+
+
+@torch.no_grad()
+def encode_pictures(vae: AutoencoderKL, n: int, seed: int) -> tuple[list[str], torch.Tensor]:
+    """n captions and their scaled latents (n, 4, 8, 8)."""
+    rng = np.random.default_rng(seed)
+    captions, latents, chunk = [], [], []
+    for i in range(n):
+        caption, picture = sample_pair(rng)
+        captions.append(caption)
+        chunk.append(picture)
+        if len(chunk) == 256 or i == n - 1:
+            latents.append(vae.encode(to_tensor(np.stack(chunk))).latent_dist.mean * vae.config.scaling_factor)
+            chunk = []
+    return captions, torch.cat(latents)
+
+
+def train_pipeline(kind: str, work_dir: Path, steps: int, seed: int, n_pictures: int) -> None:
+    """Trains text encoder(s) and UNet jointly on the denoising loss, and saves the averaged weights."""
+    torch.manual_seed(seed)
+    vae = AutoencoderKL.from_pretrained(work_dir / "vae").eval()
+    captions, latents = encode_pictures(vae, n_pictures, seed)
+    pipeline = new_pipeline(kind, vae, work_dir)
+    modules = torch.nn.ModuleList(
+        [m for m in (pipeline.unet, pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)) if m is not None]
+    )
+    modules.train().requires_grad_(True)
+    print(f"{kind}: {sum(p.numel() for p in modules.parameters()) / 1e6:.2f} M trained parameters", flush=True)
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=1e-3, weight_decay=0.01, betas=(0.9, 0.99))
+    schedule = learning_rate(optimizer, steps)
+    ema = EMAModel(modules.parameters(), decay=0.999)
+    start, losses = time.time(), []
+    for step in range(steps):
+        rows = torch.randint(len(latents), (64,))
+        x0 = latents[rows]
+        texts = ["" if torch.rand(()) < P_UNCONDITIONAL else captions[i] for i in rows.tolist()]
+        noise = torch.randn_like(x0)
+        timesteps = torch.randint(pipeline.scheduler.config.num_train_timesteps, (len(rows),))
+        noisy = pipeline.scheduler.add_noise(x0, noise, timesteps)
+        prediction = pipeline.unet(noisy, timesteps, **conditioning(pipeline, texts)).sample
+        snr = compute_snr(pipeline.scheduler, timesteps)
+        loss = (F.mse_loss(prediction, noise, reduction="none").mean((1, 2, 3)) * snr.clamp(max=5) / snr).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        ema.step(modules.parameters())
+        losses.append(loss.item())
+        if step % 100 == 0 or step == steps - 1:
+            print(f"{kind} step {step} loss {np.mean(losses[-100:]):.4f} seconds {time.time() - start:.0f}", flush=True)
+        if (step + 1) % 500 == 0 or step == steps - 1:
+            ema.store(modules.parameters())
+            ema.copy_to(modules.parameters())
+            pipeline.save_pretrained(work_dir / f"tiny-{kind}")
+            ema.restore(modules.parameters())
+
+
+def install(work_dir: Path) -> None:
+    """Copies the trained pipelines into the package as fp16 safetensors."""
+    for folder in sorted(work_dir.glob("tiny-*")):
+        xl = folder.name == "tiny-sdxl"
+        pipeline = (StableDiffusionXLPipeline if xl else StableDiffusionPipeline).from_pretrained(
+            folder, **({} if xl else {"safety_checker": None})
+        )
+        pipeline.to(dtype=torch.float16).save_pretrained(WEIGHTS / folder.name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="+", choices=["vae", "sd15", "sdxl", "install"])
+    parser.add_argument("--work_dir", type=Path, default=Path("outputs/tiny"))
+    parser.add_argument("--vae_steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--num_pictures", type=int, default=40000)
+    parser.add_argument("--num_threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(args.num_threads)
+    for part in args.parts:
+        if part == "vae":
+            train_vae(args.work_dir, args.vae_steps, args.seed)
+        elif part == "install":
+            install(args.work_dir)
+        else:
+            train_pipeline(part, args.work_dir, args.steps, args.seed, args.num_pictures)
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,7 @@ __version__ = "0.1.0.dev0"
 
 # Module -> its public names. To publish a name, add it here.
 _EXPORTS = {
-    "backbones": ["load_pipeline"],
+    "backbones": ["SD15", "SDXL", "ModelSource", "load_pipeline"],
     "builder": ["CRAFTDatasetBuilder"],
     "cli": ["run_script", "write_run_json"],
     "composite": ["composite_reward", "normalization_constants"],
@@ -35,6 +35,9 @@ _EXPORTS = {
     "rewards": ["load_reward", "register_reward"],
     "scoring": ["parse_reward_weights", "score_candidates"],
     "tiny.scorer": ["exact_score"],
+    "training": ["TrainingRun", "create_accelerator"],
+    "training_args": ["add_training_arguments", "check_training_arguments"],
+    "training_encoding": ["prepare_training_data"],
     "workdir": ["WorkDir", "atomic_write_bytes", "atomic_write_json", "fingerprint"],
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}

@@ -144,6 +144,19 @@ class Backbone:
         name, revision, variant, cache_dir, _ = source
         return load_pipeline(name, revision, variant, torch.float32, device, cache_dir, **components)
 
+    def tokenize(self, components: Components, prompts: Sequence[str]) -> list[torch.Tensor]:
+        """Token ids (B, tokens) for each text encoder, cut or padded to the length it was trained with."""
+        return [
+            tokenizer(
+                list(prompts),
+                padding="max_length",
+                max_length=tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="pt",
+            ).input_ids
+            for tokenizer in components.tokenizers
+        ]
+
     @torch.no_grad()
     def encode_prompts(self, components: Components, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Text conditioning, one row a prompt, as the pipeline itself computes it.
@@ -153,16 +166,12 @@ class Backbone:
             last encoder's projection `text_embeds` (B, projection); float32.
         """
         hidden, pooled = [], None
-        for tokenizer, text_encoder in zip(components.tokenizers, components.text_encoders, strict=True):
-            length = tokenizer.model_max_length
-            tokens = tokenizer(
-                list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-            )
-            output = text_encoder(tokens.input_ids.to(text_encoder.device), output_hidden_states=True)
+        tokens = self.tokenize(components, prompts)
+        for ids, text_encoder in zip(tokens, components.text_encoders, strict=True):
+            output = text_encoder(ids.to(text_encoder.device), output_hidden_states=True)
             pooled = output[0]
-            hidden.append(
-                output.last_hidden_state if self.hidden_state == -1 else output.hidden_states[self.hidden_state]
-            )
+            last = self.hidden_state == -1
+            hidden.append(output.last_hidden_state if last else output.hidden_states[self.hidden_state])
         conditioning = {"encoder_hidden_states": torch.cat(hidden, dim=-1).float()}
         if self.sizes_and_pooled:
             conditioning["text_embeds"] = pooled.float()

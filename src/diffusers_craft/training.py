@@ -1,0 +1,324 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""The parts of a training run around its loop; the loop itself, and with it the loss, stands in the script.
+
+run = TrainingRun(args, accelerator, backbone, source, components, data)
+for step in run.steps():
+    for batch in run.micro_batches(step):
+        prediction = backbone.predict(run.unet, batch.noisy_latents, batch.timesteps, batch.conditioning)
+        run.backward(craft_loss(prediction, batch.target, batch.advantages), prediction, batch)
+    run.finish_step()
+run.finish()
+"""
+
+import contextlib
+import logging
+import math
+from argparse import Namespace
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from tqdm.auto import tqdm
+
+from .backbones import Backbone, Components, ModelSource
+from .cli import write_run_json
+from .objectives.craft import denoising_errors
+from .records import derive_seed
+from .training_data import TrainingData, shuffled_rows
+from .training_state import MetricLog, find_checkpoint, keep_unet_in_checkpoints, load_checkpoint, save_checkpoint
+
+
+logger = logging.getLogger(__name__)
+
+VALIDATION_INFERENCE_STEPS = 25
+
+
+class MicroBatch(NamedTuple):
+    """What one forward and backward pass sees: B rows of this process."""
+
+    noisy_latents: torch.Tensor  # (B, C, h, w) x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise
+    timesteps: torch.Tensor  # (B,) int64
+    conditioning: dict[str, torch.Tensor]  # name -> (B, ...)
+    target: torch.Tensor  # (B, C, h, w) noise, velocity or sample, as the model predicts
+    advantages: torch.Tensor  # (B,)
+    latents: torch.Tensor  # (B, C, h, w) x_0
+    noise: torch.Tensor  # (B, C, h, w)
+
+
+def create_accelerator(args: Namespace) -> Accelerator:
+    """Accelerate's environment with the flags' precision and tracker; only the main process logs.
+
+    Raises:
+        ValueError: if `--report_to` names a tracker that is not installed.
+    """
+    tracker = args.report_to or ("tensorboard" if find_spec("tensorboard") else "none")
+    if tracker != "none" and find_spec(tracker) is None:
+        fix = f"`pip install {tracker}` or --report_to none"
+        raise ValueError(f"--report_to: expected an installed tracker, found {tracker}, which is not ({fix})")
+    output_dir = Path(args.output_dir)
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision,
+        log_with=None if tracker == "none" else tracker,
+        project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir / args.logging_dir)),
+        step_scheduler_with_optimizer=False,  # the schedule counts optimizer steps, whatever the processes
+    )
+    if not accelerator.is_local_main_process:
+        logging.getLogger("diffusers_craft").setLevel(logging.ERROR)
+        transformers.utils.logging.set_verbosity_error()
+        diffusers.utils.logging.set_verbosity_error()
+    torch.backends.cuda.matmul.allow_tf32 = args.allow_tf32
+    return accelerator
+
+
+class TrainingRun:
+    """Full fine-tuning of a UNet: optimizer, schedule, EMA, checkpoints, metrics, validation and the final pipeline.
+
+    Args:
+        args (`argparse.Namespace`): flags of `add_training_arguments`.
+        accelerator (`Accelerator`): from `create_accelerator`.
+        backbone (`Backbone`): family of the UNet.
+        source (`ModelSource`): where the base pipeline comes from.
+        components (`Components`): the UNet to train; VAE and text encoders are dropped.
+        data (`TrainingData`): encoded rows.
+    """
+
+    def __init__(
+        self,
+        args: Namespace,
+        accelerator: Accelerator,
+        backbone: Backbone,
+        source: ModelSource,
+        components: Components,
+        data: TrainingData,
+    ) -> None:
+        self.args, self.accelerator, self.backbone, self.source = args, accelerator, backbone, source
+        components.free_encoders()
+        self.noise_scheduler = components.noise_scheduler
+        self.prediction_type = args.prediction_type or self.noise_scheduler.config.prediction_type
+        precisions = {"fp16": torch.float16, "bf16": torch.bfloat16}
+        self.data = data.to(accelerator.device, precisions.get(accelerator.mixed_precision, torch.float32))
+        self.batch_size = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+        self.max_train_steps = _train_steps(args, len(data), self.batch_size)
+        self._prepare_model(components.unet)
+        keep_unet_in_checkpoints(accelerator, self.ema)
+        self.step, history = self._resume()
+        self.log = MetricLog(accelerator, history, check_gradients=accelerator.mixed_precision != "fp16")
+        self._sums = torch.zeros(5, device=accelerator.device)
+        if accelerator.log_with:
+            config = {name: value for name, value in vars(args).items() if isinstance(value, (int, float, str))}
+            accelerator.init_trackers("diffusers-craft", config=config)
+        self._announce()
+        self.progress = tqdm(
+            total=self.max_train_steps,
+            initial=self.step,
+            desc="Steps",
+            disable=not accelerator.is_local_main_process,
+        )
+
+    def steps(self) -> Iterator[int]:
+        """The optimizer steps that are left, counted from 0."""
+        yield from range(self.step, self.max_train_steps)
+
+    def micro_batches(self, step: int) -> Iterator[MicroBatch]:
+        """This process's share of a global batch; gradients are exchanged after the last piece only."""
+        args, size = self.args, self.args.train_batch_size
+        rows = shuffled_rows(len(self.data), step, self.batch_size, args.seed)
+        num_timesteps = self.noise_scheduler.config.num_train_timesteps
+        for micro_step in range(args.gradient_accumulation_steps):
+            start = (micro_step * self.accelerator.num_processes + self.accelerator.process_index) * size
+            slots = range(start, start + size)
+            draw = self.data.draw(
+                step, slots, rows[slots.start : slots.stop], args.seed, num_timesteps, args.caption_dropout
+            )
+            batch = MicroBatch(
+                noisy_latents=self.noise_scheduler.add_noise(draw.latents, draw.noise, draw.timesteps),
+                timesteps=draw.timesteps,
+                conditioning=draw.conditioning,
+                target=self._target(draw.latents, draw.noise, draw.timesteps),
+                advantages=draw.advantages,
+                latents=draw.latents,
+                noise=draw.noise,
+            )
+            is_last = micro_step == args.gradient_accumulation_steps - 1
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.unet):
+                yield batch
+
+    def backward(self, loss: torch.Tensor, prediction: torch.Tensor, batch: MicroBatch) -> None:
+        """Adds the gradient of a micro-batch; `loss` is a mean over its rows, the step's loss one over all rows."""
+        self.accelerator.backward(loss / self.args.gradient_accumulation_steps)
+        errors = denoising_errors(prediction.detach(), batch.target)
+        good, bad = (batch.advantages > 0).float(), (batch.advantages < 0).float()
+        parts = [loss.detach().float() * len(errors), good @ errors, good.sum(), bad @ errors, bad.sum()]
+        self._sums += torch.stack(parts)
+
+    def finish_step(self) -> None:
+        """Clips, steps, averages, logs; checkpoints and draws validation images where they are due."""
+        grad_norm = self.accelerator.clip_grad_norm_(self.unet.parameters(), self.args.max_grad_norm)
+        learning_rate = self.lr_scheduler.get_last_lr()[0]
+        self.optimizer.step()
+        self.lr_scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.step(self.unet.parameters())
+        self.step += 1
+        entry = self.log.push(self.step, learning_rate, self._metrics(grad_norm))
+        self.progress.update()
+        if entry:
+            self.progress.set_postfix(step_loss=entry["train_loss"], lr=learning_rate, refresh=False)
+        if self.step % self.args.checkpointing_steps == 0:
+            self.log.flush()  # nothing that is not finite gets saved
+            state = {"history": self.log.history}
+            save_checkpoint(
+                self.accelerator, self.args.output_dir, self.step, state, self.args.checkpoints_total_limit
+            )
+        if self._validation_is_due():
+            self.validate()
+
+    def validate(self) -> None:
+        """Draws `--validation_prompt`, always from the same noise; weights and random state stay as they are."""
+        if not self.accelerator.is_main_process:
+            return
+        unet = self.accelerator.unwrap_model(self.unet)
+        if self.ema is not None:
+            self.ema.store(unet.parameters())
+            self.ema.copy_to(unet.parameters())
+        pipeline = self._pipeline(unet, self.accelerator.device)
+        self._draw(pipeline)
+        if self.ema is not None:
+            self.ema.restore(unet.parameters())
+
+    def finish(self) -> None:
+        """Saves the whole pipeline, and beside it `craft_run.json` with options, versions and the loss history."""
+        self.log.flush()
+        self.progress.close()
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            unet = self.accelerator.unwrap_model(self.unet, keep_fp32_wrapper=False)
+            if self.ema is not None:
+                self.ema.copy_to(unet.parameters())
+            pipeline = self._pipeline(unet, self.accelerator.device)
+            pipeline.save_pretrained(self.args.output_dir)
+            if self.args.validation_prompt is not None:
+                self._draw(pipeline)
+            options = vars(self.args) | {"max_train_steps": self.max_train_steps}
+            results = {"num_rows": len(self.data), "global_batch_size": self.batch_size}
+            results |= {"num_processes": self.accelerator.num_processes, "loss_history": self.log.history}
+            write_run_json(Path(self.args.output_dir) / "craft_run.json", options, **results)
+            logger.info("Saved the pipeline in %s", self.args.output_dir)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+
+    def _prepare_model(self, unet: UNet2DConditionModel) -> None:
+        args = self.args
+        unet.requires_grad_(True).train()
+        if args.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        scale = self.batch_size if args.scale_lr else 1
+        optimizer = torch.optim.AdamW(
+            unet.to(self.accelerator.device).parameters(),
+            lr=args.learning_rate * scale,
+            betas=(args.adam_beta1, args.adam_beta2),
+            weight_decay=args.adam_weight_decay,
+            eps=args.adam_epsilon,
+            fused=True,
+        )
+        lr_scheduler = get_scheduler(
+            args.lr_scheduler,
+            optimizer=optimizer,
+            num_warmup_steps=args.lr_warmup_steps,
+            num_training_steps=self.max_train_steps,
+        )
+        self.ema: EMAModel | None = None
+        if args.use_ema:
+            self.ema = EMAModel(
+                unet.parameters(), foreach=True, model_cls=UNet2DConditionModel, model_config=unet.config
+            )
+            self.ema.to(self.accelerator.device)
+        self.unet, self.optimizer, self.lr_scheduler = self.accelerator.prepare(unet, optimizer, lr_scheduler)
+
+    def _resume(self) -> tuple[int, list[dict]]:
+        if self.args.resume_from_checkpoint is None:
+            return 0, []
+        path = find_checkpoint(self.args.resume_from_checkpoint, self.args.output_dir)
+        if path is None:
+            return 0, []
+        state = load_checkpoint(self.accelerator, path)
+        logger.info("Resuming from %s after step %d", path, state["step"])
+        return state["step"], state["history"]
+
+    def _target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        if self.prediction_type == "epsilon":
+            return noise
+        if self.prediction_type == "v_prediction":
+            return self.noise_scheduler.get_velocity(latents, noise, timesteps)
+        return latents
+
+    def _metrics(self, grad_norm: torch.Tensor) -> dict[str, torch.Tensor]:
+        loss, good, num_good, bad, num_bad = self.accelerator.reduce(self._sums, reduction="sum").unbind()
+        self._sums = torch.zeros_like(self._sums)
+        return {
+            "train_loss": loss / self.batch_size,
+            "error_positive": good / num_good,  # not finite, and left out, where there is no such row
+            "error_negative": bad / num_bad,
+            "share_negative": num_bad / self.batch_size,
+            "grad_norm": torch.as_tensor(grad_norm, device=loss.device),
+        }
+
+    def _validation_is_due(self) -> bool:
+        if self.args.validation_prompt is None or self.step == self.max_train_steps:
+            return False  # the last one is drawn when the pipeline is saved
+        period = self.args.validation_epochs * len(self.data)
+        return self.step * self.batch_size // period > (self.step - 1) * self.batch_size // period
+
+    def _pipeline(self, unet: UNet2DConditionModel, device: torch.device) -> DiffusionPipeline:
+        pipeline = self.backbone.pipeline(self.source, unet=unet, device=device)
+        if self.args.prediction_type is not None:
+            config = pipeline.scheduler.config
+            pipeline.scheduler = type(pipeline.scheduler).from_config(config, prediction_type=self.prediction_type)
+        return pipeline
+
+    def _draw(self, pipeline: DiffusionPipeline) -> None:
+        args, folder = self.args, Path(self.args.output_dir) / "validation" / f"step-{self.step:06d}"
+        seeds = [derive_seed(args.seed, "validation", index) for index in range(args.num_validation_images)]
+        pipeline.set_progress_bar_config(disable=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        images = []
+        for index, seed in enumerate(seeds):
+            images += pipeline(
+                args.validation_prompt,
+                height=args.resolution,
+                width=args.resolution,
+                num_inference_steps=VALIDATION_INFERENCE_STEPS,
+                generator=torch.Generator().manual_seed(seed),
+            ).images
+            images[-1].save(folder / f"{index}.png")
+        pixels = np.stack([np.asarray(image) for image in images])  # (N, H, W, 3)
+        for tracker in self.accelerator.trackers:
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({"validation": pixels}, step=self.step, **layout)
+
+    def _announce(self) -> None:
+        args, negative = self.args, int((self.data.advantages < 0).sum())
+        logger.info("***** Running training *****")
+        logger.info("  Rows = %d, of which %d with a negative advantage", len(self.data), negative)
+        logger.info("  Batch = %d a process and pass, %d in total", args.train_batch_size, self.batch_size)
+        epochs = self.max_train_steps * self.batch_size / len(self.data)
+        logger.info("  Optimizer steps = %d (%.1f passes over the data)", self.max_train_steps, epochs)
+
+
+def _train_steps(args: Namespace, num_rows: int, batch_size: int) -> int:
+    if args.max_train_steps is not None:
+        return args.max_train_steps
+    if args.num_train_epochs is not None:
+        return math.ceil(args.num_train_epochs * num_rows / batch_size)
+    return args.default_train_steps

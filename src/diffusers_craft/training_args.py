@@ -1,0 +1,161 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""The flags that all training scripts share: diffusers' names, with CRAFT's recipe for 100 images as defaults."""
+
+import argparse
+
+
+def add_training_arguments(parser: argparse.ArgumentParser, resolution: int, max_train_steps: int) -> None:
+    """Declares the flags that all training scripts share.
+
+    Args:
+        parser (`argparse.ArgumentParser`): receives the flags.
+        resolution (`int`): default of `--resolution`, pixels.
+        max_train_steps (`int`): optimizer steps where neither `--max_train_steps` nor `--num_train_epochs` is given.
+    """
+    _add_model_arguments(parser)
+    _add_data_arguments(parser, resolution)
+    _add_objective_arguments(parser)
+    _add_run_arguments(parser, max_train_steps)
+    _add_optimizer_arguments(parser)
+    _add_checkpoint_arguments(parser)
+    _add_logging_arguments(parser)
+
+
+def check_training_arguments(args: argparse.Namespace) -> None:
+    """Raises a `ValueError` for flags that contradict each other or lie outside their range."""
+    if (args.dataset_name is None) == (args.train_data_dir is None):
+        given = "neither" if args.dataset_name is None else "both"
+        raise ValueError(f"--dataset_name, --train_data_dir: expected exactly one of the two, found {given}")
+    if args.use_generated_latents and args.random_flip:
+        raise ValueError("--random_flip: expected no flips with --use_generated_latents, which are not images")
+    positive = ["train_batch_size", "gradient_accumulation_steps", "max_train_steps", "num_train_epochs", "resolution"]
+    positive += ["max_train_samples", "checkpointing_steps", "checkpoints_total_limit", "validation_epochs"]
+    for name in positive:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name}: expected at least 1, found {value}")
+    if not 0.0 <= args.caption_dropout <= 1.0:
+        raise ValueError(f"--caption_dropout: expected a probability in [0, 1], found {args.caption_dropout}")
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--pretrained_model_name_or_path",
+        required=True,
+        help="Hub id or folder of a diffusers pipeline, or the name of an embedded one (tiny-sd15, tiny-sdxl).",
+    )
+    group.add_argument("--revision", help="Branch, tag or commit of the model on the Hub.")
+    group.add_argument("--variant", help="Variant of the model files, e.g. fp16.")
+    group.add_argument("--cache_dir", help="Where downloads and encoded datasets are kept; default: HF_HOME.")
+
+
+def _add_data_arguments(parser: argparse.ArgumentParser, resolution: int) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset_name", help="Hub id, or the folder that build_craft_dataset.py wrote.")
+    group.add_argument("--dataset_config_name", help="Configuration of the dataset, if it has several.")
+    group.add_argument("--train_data_dir", help="Folder of images with a metadata.jsonl (datasets' imagefolder).")
+    group.add_argument("--image_column", default="image")
+    group.add_argument("--caption_column", default="prompt", help="The text that training conditions on.")
+    group.add_argument(
+        "--advantage_column", default="advantage", help="Weight of a row; a dataset without it trains as SFT."
+    )
+    group.add_argument("--latent_column", default="latent", help="Scaled latents, see --use_generated_latents.")
+    group.add_argument(
+        "--use_generated_latents",
+        action="store_true",
+        help="Train on the latents that the base model generated instead of encoding the images again.",
+    )
+    group.add_argument("--max_train_samples", type=int, help="Train on a random subset of this many rows.")
+    group.add_argument("--resolution", type=int, default=resolution, help="Side of the training images, pixels.")
+    group.add_argument("--center_crop", action="store_true", help="Crop the centre; the default is a random place.")
+    group.add_argument(
+        "--random_flip", action="store_true", help="Flip every other draw (no good for texts or sides)."
+    )
+
+
+def _add_objective_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("objective")
+    group.add_argument(
+        "--loss", choices=["craft", "sft"], default="craft", help="sft is craft with every advantage set to 1."
+    )
+    group.add_argument(
+        "--advantage_clip_min",
+        type=float,
+        help="Lower bound of the advantages; 0 unlearns nothing. The default keeps negative ones, as the paper does.",
+    )
+    group.add_argument(
+        "--caption_dropout", type=float, default=0.0, help="Probability of training a draw on the empty caption."
+    )
+    group.add_argument(
+        "--prediction_type",
+        choices=["epsilon", "v_prediction", "sample"],
+        help="What the UNet predicts; the default is what the model's scheduler says.",
+    )
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser, max_train_steps: int) -> None:
+    group = parser.add_argument_group("run")
+    group.add_argument("--output_dir", default="craft-model", help="Receives the pipeline, checkpoints and logs.")
+    group.add_argument("--seed", type=int, default=0, help="All randomness derives from it and the step.")
+    group.add_argument("--train_batch_size", type=int, default=16, help="Images a process and forward pass.")
+    group.add_argument(
+        "--gradient_accumulation_steps",
+        type=int,
+        default=8,
+        help="Passes an optimizer step; the recipe wants train_batch_size * this * processes = 128.",
+    )
+    group.add_argument("--num_train_epochs", type=int, help="Train this many passes over the data instead.")
+    group.add_argument(
+        "--max_train_steps", type=int, help=f"Optimizer steps; the recipe's default is {max_train_steps}."
+    )
+    group.add_argument("--gradient_checkpointing", action="store_true", help="Less memory for a third more work.")
+    group.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="Default: accelerate's setting.")
+    group.add_argument("--allow_tf32", action="store_true", help="TF32 matrix products on Ampere and later.")
+    parser.set_defaults(default_train_steps=max_train_steps)
+
+
+def _add_optimizer_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("optimizer")
+    group.add_argument("--learning_rate", type=float, default=5e-5)
+    group.add_argument(
+        "--scale_lr", action="store_true", help="Multiply the rate by batch size, accumulation and processes."
+    )
+    group.add_argument(
+        "--lr_scheduler",
+        default="constant",
+        choices=["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"],
+    )
+    group.add_argument("--lr_warmup_steps", type=int, default=0, help="Optimizer steps.")
+    group.add_argument("--adam_beta1", type=float, default=0.9)
+    group.add_argument("--adam_beta2", type=float, default=0.999)
+    group.add_argument("--adam_weight_decay", type=float, default=1e-2)
+    group.add_argument("--adam_epsilon", type=float, default=1e-8)
+    group.add_argument("--max_grad_norm", type=float, default=1.0)
+    group.add_argument(
+        "--use_ema",
+        action="store_true",
+        help="Save averaged weights. The decay of step s is (1 + s) / (10 + s): in 200 steps never above 0.957.",
+    )
+
+
+def _add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("checkpoints")
+    group.add_argument("--checkpointing_steps", type=int, default=500, help="Optimizer steps between checkpoints.")
+    group.add_argument("--checkpoints_total_limit", type=int, help="Keep only this many, the latest ones.")
+    group.add_argument(
+        "--resume_from_checkpoint", help="A checkpoint's path, or `latest` for the newest one in --output_dir."
+    )
+
+
+def _add_logging_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("logging and validation")
+    group.add_argument("--logging_dir", default="logs", help="Inside --output_dir.")
+    group.add_argument(
+        "--report_to",
+        choices=["tensorboard", "wandb", "none"],
+        help="Experiment tracker; the default is tensorboard if it is installed.",
+    )
+    group.add_argument("--validation_prompt", help="Draw this prompt now and then.")
+    group.add_argument("--num_validation_images", type=int, default=4)
+    group.add_argument("--validation_epochs", type=int, default=50, help="Passes over the data between drawings.")

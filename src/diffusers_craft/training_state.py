@@ -1,0 +1,159 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""What a training run keeps besides its weights: checkpoints that appear whole, and metrics that never stall the device."""
+
+import json
+import logging
+import math
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import UNet2DConditionModel
+from diffusers.training_utils import EMAModel
+
+from .workdir import atomic_write_json
+
+
+logger = logging.getLogger(__name__)
+
+_STATE_FILE = "training_state.json"
+
+
+def list_checkpoints(output_dir: str | Path) -> list[Path]:
+    """The finished checkpoints of a run, oldest first."""
+    found = {
+        int(match[1]): path
+        for path in Path(output_dir).glob("checkpoint-*")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / _STATE_FILE).is_file()
+    }
+    return [found[step] for step in sorted(found)]
+
+
+def find_checkpoint(resume_from: str, output_dir: str | Path) -> Path | None:
+    """The checkpoint that `--resume_from_checkpoint` means; `None` for `latest` in a folder that has none yet.
+
+    Raises:
+        ValueError: if a path is given and holds no finished checkpoint.
+    """
+    if resume_from == "latest":
+        checkpoints = list_checkpoints(output_dir)
+        if not checkpoints:
+            logger.warning("--resume_from_checkpoint: no checkpoint in %s, starting a new run.", output_dir)
+        return checkpoints[-1] if checkpoints else None
+    given = Path(resume_from)
+    for path in (given, Path(output_dir) / given.name):  # diffusers takes the name alone, too
+        if (path / _STATE_FILE).is_file():
+            return path
+    raise ValueError(
+        f"--resume_from_checkpoint: expected `latest` or the folder of a finished checkpoint, found {resume_from!r}"
+    )
+
+
+def save_checkpoint(
+    accelerator: Accelerator, output_dir: str | Path, step: int, state: dict, total_limit: int | None
+) -> Path:
+    """Writes `checkpoint-{step}` under a temporary name, renames it, then drops the oldest ones above the limit.
+
+    Args:
+        accelerator (`Accelerator`): holds model, optimizer and schedule; all processes call this function.
+        output_dir (`str` or `Path`): the run's folder.
+        step (`int`): finished optimizer steps.
+        state (`dict`): what else the run must remember, as JSON.
+        total_limit (`int`, *optional*): checkpoints to keep.
+    """
+    final = Path(output_dir) / f"checkpoint-{step}"
+    temporary = final.with_name(f".{final.name}.tmp")
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)  # of a killed run
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(temporary))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        atomic_write_json(temporary / _STATE_FILE, state | {"step": step})
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        for old in list_checkpoints(output_dir)[: -total_limit if total_limit else 0]:
+            shutil.rmtree(old)
+        logger.info("Saved %s", final)
+    accelerator.wait_for_everyone()
+    return final
+
+
+def load_checkpoint(accelerator: Accelerator, path: Path) -> dict:
+    """Restores model, optimizer, schedule and EMA; returns what `save_checkpoint` was given as `state`, and `step`."""
+    accelerator.load_state(str(path))
+    return json.loads((path / _STATE_FILE).read_text(encoding="utf-8"))
+
+
+def keep_unet_in_checkpoints(accelerator: Accelerator, ema: EMAModel | None) -> None:
+    """Makes `save_state` write `unet/` and `unet_ema/` as diffusers folders, and `load_state` read them."""
+
+    def save(models: list, weights: list, folder: str) -> None:
+        if accelerator.is_main_process:
+            for model in models:
+                accelerator.unwrap_model(model).save_pretrained(Path(folder) / "unet")
+            if ema is not None:
+                ema.save_pretrained(Path(folder) / "unet_ema")
+        weights.clear()  # tells accelerate that they are saved
+
+    def load(models: list, folder: str) -> None:
+        while models:  # an emptied list tells accelerate that they are loaded
+            loaded = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+            accelerator.unwrap_model(models.pop()).load_state_dict(loaded.state_dict())
+        if ema is not None:
+            if not (Path(folder) / "unet_ema").is_dir():
+                raise ValueError(f"--use_ema: expected a checkpoint with unet_ema/, found none in {folder}")
+            ema.load_state_dict(EMAModel.from_pretrained(Path(folder) / "unet_ema", UNet2DConditionModel).state_dict())
+            ema.to(accelerator.device)
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
+
+
+class MetricLog:
+    """A run's metrics, one dict a step; values are read from the device one step late, so that nothing waits for it.
+
+    Args:
+        accelerator (`Accelerator`): its trackers receive every entry.
+        history (`list[dict]`): entries of the steps before a resume.
+        check_gradients (`bool`): whether a gradient norm that is not finite is an error (a loss scaler skips those).
+    """
+
+    def __init__(self, accelerator: Accelerator, history: list[dict], check_gradients: bool = True) -> None:
+        self.accelerator = accelerator
+        self.history = list(history)
+        self.check_gradients = check_gradients
+        self._pending: tuple[int, float, list[str], torch.Tensor] | None = None
+
+    def push(self, step: int, learning_rate: float, metrics: dict[str, torch.Tensor]) -> dict:
+        """Takes scalar tensors of a step (from 1) and returns the entry of the step before (empty at first)."""
+        entry = self.flush()
+        self._pending = (
+            step,
+            learning_rate,
+            list(metrics),
+            torch.stack([value.float() for value in metrics.values()]),
+        )
+        return entry
+
+    def flush(self) -> dict:
+        """Reads what is pending and returns the latest entry.
+
+        Raises:
+            ValueError: if the loss or the gradient is not finite.
+        """
+        if self._pending is not None:
+            step, learning_rate, names, tensor = self._pending
+            self._pending = None
+            values = dict(zip(names, tensor.tolist(), strict=True))
+            checked = ("train_loss", "grad_norm") if self.check_gradients else ("train_loss",)
+            wrong = [f"{name} is {values[name]}" for name in checked if not math.isfinite(values[name])]
+            if wrong:
+                advice = "earlier checkpoints are kept; try a lower --learning_rate or --advantage_clip_min 0"
+                raise ValueError(f"step {step}: {' and '.join(wrong)}; {advice}")
+            finite = {name: value for name, value in values.items() if math.isfinite(value)}  # no rows of that sign
+            self.accelerator.log(finite | {"lr": learning_rate}, step=step)
+            self.history.append({"step": step, "lr": learning_rate} | finite)
+        return self.history[-1] if self.history else {}

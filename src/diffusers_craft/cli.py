@@ -5,7 +5,7 @@ import importlib.metadata
 import platform
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -68,3 +68,26 @@ def write_run_json(path: str | Path, options: Namespace | Mapping[str, Any], **r
     public = {name: value for name, value in named.items() if not name.endswith(_SECRET_ENDINGS)}
     content = {"options": public, "seed": public.get("seed"), "versions": versions(), **results}
     atomic_write_json(Path(path), content)
+
+
+def parse_pairs(flag: str, texts: Sequence[str], names: Collection[str]) -> dict[str, str]:
+    """Reads what a repeatable flag collected, `NAME=VALUE` each.
+
+    Args:
+        flag (`str`): the flag, for error texts, e.g. `"--reward_checkpoint"`.
+        texts (`Sequence[str]`): what the user wrote.
+        names (`Collection[str]`): the names that may be given, each once.
+
+    Returns:
+        `dict[str, str]`: name to value.
+
+    Raises:
+        ValueError: if a text is no pair, or its name is unknown or repeated.
+    """
+    pairs: dict[str, str] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not value or name not in names or name in pairs:
+            raise ValueError(f"{flag}: expected NAME=VALUE, with a NAME of {', '.join(names)} once, found {text!r}")
+        pairs[name] = value
+    return pairs

@@ -1,0 +1,221 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""The work folder survives SIGKILL at any moment, is shared by ranks, and refuses other options by name."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from diffusers_craft.workdir import WorkDir, atomic_write_bytes, atomic_write_json, fingerprint
+
+
+NUM_ROWS, ROWS_PER_SHARD = 50, 4
+OPTIONS = {"guidance_scale": 3.0, "prompts": "abc", "sampler": {"eta": 0.0, "steps": [1, 2]}}
+
+# Writes all missing shards of the folder in argv[1], for rank argv[2] of argv[3], as a stage of a build does.
+WRITER = f"""
+import random
+import sys
+import pyarrow as pa
+from diffusers_craft.workdir import WorkDir
+
+rank, world = map(int, sys.argv[2:])
+stage = WorkDir(sys.argv[1]).stage("candidates", {OPTIONS!r}, {NUM_ROWS}, {ROWS_PER_SHARD})
+for shard in stage.missing()[rank::world]:
+    rows = list(stage.rows(shard))
+    # Big enough that a kill often hits the middle of a write.
+    stage.write(shard, pa.table({{"row": rows, "data": [random.Random(row).randbytes(500_000) for row in rows]}}))
+if world == 1:
+    stage.mark_complete()
+"""
+
+
+def start_writer(folder: Path, rank: int = 0, world: int = 1) -> subprocess.Popen:
+    command = [sys.executable, "-c", WRITER, str(folder), str(rank), str(world)]
+    return subprocess.Popen(command)
+
+
+def open_stage(folder: Path, **changes):
+    return WorkDir(folder).stage("candidates", {**OPTIONS, **changes}, NUM_ROWS, ROWS_PER_SHARD)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def finish(process: subprocess.Popen) -> None:
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    finish(start_writer(folder))
+    return contents(folder)
+
+
+def kill_in_the_middle(process: subprocess.Popen, folder: Path, delay: float) -> None:
+    """SIGKILL `delay` seconds after the first temporary file of a shard is seen."""
+    while process.poll() is None and not list(folder.rglob("*.parquet*.tmp")):
+        time.sleep(0.0005)
+    time.sleep(delay)
+    process.kill()
+    process.communicate()
+
+
+def test_killed_writer_leaves_only_whole_shards(tmp_path, undisturbed):
+    rng = random.Random(0)
+    num_leftovers, progress = 0, set()
+    for _ in range(7):
+        process = start_writer(tmp_path)
+        kill_in_the_middle(process, tmp_path, rng.uniform(0, 0.01))
+        if process.returncode == 0:
+            break
+        for name, data in contents(tmp_path).items():
+            if not name.endswith(".tmp"):
+                assert data == undisturbed[name]
+        num_leftovers += len(list(tmp_path.rglob("*.tmp")))
+        progress.add(len(open_stage(tmp_path).missing()))
+        assert not list(tmp_path.rglob("*.tmp")), "left over by a dead process"
+    assert num_leftovers and len(progress) > 1, "no kill fell into a write"
+    finish(start_writer(tmp_path))
+    assert contents(tmp_path) == undisturbed
+    assert open_stage(tmp_path).read(["row"])["row"].to_pylist() == list(range(NUM_ROWS))
+
+
+def test_kill_between_write_and_rename(tmp_path, monkeypatch):
+    """A temporary file is never taken for the file, and the old content stays until the rename."""
+    path = tmp_path / "results.json"
+    atomic_write_json(path, {"n": 1})
+
+    def die(source, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        atomic_write_json(path, {"n": 2})
+    assert json.loads(path.read_text()) == {"n": 1}
+
+
+def test_ranks_share_a_folder(tmp_path, undisturbed):
+    writers = [start_writer(tmp_path, rank, 3) for rank in range(3)]
+    for writer in writers:
+        finish(writer)
+    stage = open_stage(tmp_path)
+    # A rank that starts late sees fewer missing shards, so the split may leave some: never a wrong one.
+    for shard in stage.missing():
+        assert not stage.is_done(shard)
+    finish(start_writer(tmp_path))
+    assert contents(tmp_path) == undisturbed
+
+
+def test_temporary_files_of_living_processes_stay(tmp_path):
+    stage = open_stage(tmp_path)
+    host = os.uname().nodename
+    alive = stage.path / f"part-00000.parquet.{host}.{os.getpid()}.tmp"
+    elsewhere = stage.path / "part-00001.parquet.other.host.1.tmp"
+    old = stage.path / "part-00002.parquet.other.host.1.tmp"
+    foreign = stage.path / "notes.tmp"
+    for file in (alive, elsewhere, old, foreign):
+        file.write_bytes(b"")
+    os.utime(old, (0, 0))
+    open_stage(tmp_path)
+    assert [file.exists() for file in (alive, elsewhere, old, foreign)] == [True, True, False, True]
+
+
+def test_other_options_are_refused_by_name(tmp_path):
+    open_stage(tmp_path)
+    with pytest.raises(ValueError) as error:
+        open_stage(tmp_path, guidance_scale=5.0)
+    assert str(error.value) == (
+        f"work folder {tmp_path}: stage 'candidates' was built with other options: --guidance_scale (3.0 there, 5.0 now);"
+        " use another --output_dir or remove it"
+    )
+    with pytest.raises(ValueError) as error:
+        WorkDir(tmp_path).stage(
+            "candidates", {"prompts": "abd", "sampler": {"eta": 0, "steps": (1, 3)}, "new": None}, 9, 4
+        )
+    for part in (
+        '--prompts ("abc" there, "abd" now)',
+        "--sampler.steps ([1, 2] there, [1, 3] now)",
+        "--new (absent there, null now)",
+        "--guidance_scale (3.0 there, absent now)",
+        "number of rows (50 there, 9 now)",
+    ):
+        assert part in str(error.value)
+    assert "eta" not in str(error.value)
+
+
+def test_same_options_in_another_order_or_container_reopen(tmp_path):
+    open_stage(tmp_path)
+    options = {"sampler": {"steps": (1, 2), "eta": 0.0}, "prompts": "abc", "guidance_scale": 3.0}
+    assert WorkDir(str(tmp_path)).stage("candidates", options, NUM_ROWS, ROWS_PER_SHARD).missing()
+
+
+def test_a_begun_stage_keeps_its_shard_size(tmp_path):
+    open_stage(tmp_path)
+    stage = WorkDir(tmp_path).stage("candidates", OPTIONS, NUM_ROWS, 7)
+    assert (stage.rows_per_shard, stage.num_shards) == (4, 13)
+
+
+def test_shards_cover_the_rows_once(tmp_path):
+    for num_rows, size in [(1, 1), (3, 5), (8, 4), (9, 4)]:
+        stage = WorkDir(tmp_path / f"{num_rows}").stage("scores/pickscore", {}, num_rows, size)
+        assert [row for shard in range(stage.num_shards) for row in stage.rows(shard)] == list(range(num_rows))
+        assert stage.missing() == list(range(stage.num_shards))
+
+
+def test_writing_and_reading(tmp_path):
+    stage = WorkDir(tmp_path).stage("scores/pickscore", {}, 5, 2)
+    table = pa.table({"row": list(range(5)), "score": [0.5, float("nan"), 2.0, 3.0, 4.0]})
+    with pytest.raises(RuntimeError, match="expected the rows 0 to 1 in order"):
+        stage.write(0, table.slice(1, 2))
+    with pytest.raises(RuntimeError, match="expected the rows 4 to 4 in order"):
+        stage.write(2, table)
+    for shard in (2, 0):
+        stage.write(shard, table.slice(stage.rows(shard).start, len(stage.rows(shard))))
+    assert stage.missing() == [1]
+    for step in (stage.read, stage.mark_complete):
+        with pytest.raises(ValueError, match=r"scores/pickscore: 1 of 3 shards are missing; run the stage again"):
+            step()
+    stage.write(1, table.slice(2, 2))
+    assert not stage.is_complete
+    stage.mark_complete()
+    assert stage.is_complete
+    assert str(stage.read().to_pylist()) == str(table.to_pylist())
+    assert stage.read(["score"]).column_names == ["score"]
+    assert stage.read_shard(1)["row"].to_pylist() == [2, 3]
+    stage.shard_path(1).unlink()
+    assert not stage.is_complete
+
+
+def test_damaged_shard_is_named(tmp_path):
+    stage = WorkDir(tmp_path).stage("refined", {}, 1, 1)
+    stage.shard_path(0).write_bytes(b"not parquet")
+    with pytest.raises(ValueError, match="part-00000.parquet: expected a Parquet file, found .*; remove it"):
+        stage.read()
+
+
+def test_output_folder_that_is_a_file(tmp_path):
+    file = tmp_path / "out"
+    file.write_text("")
+    for path in (file, file / "below"):
+        with pytest.raises(ValueError, match="--output_dir: expected a folder, found the file"):
+            WorkDir(path)
+
+
+def test_json_is_strict_and_fingerprints_see_changes(tmp_path):
+    with pytest.raises(ValueError):
+        atomic_write_json(tmp_path / "a.json", {"mean": float("nan")})
+    assert not list(tmp_path.iterdir())
+    atomic_write_bytes(tmp_path / "new" / "b.bin", b"x")
+    assert (tmp_path / "new" / "b.bin").read_bytes() == b"x"
+    assert fingerprint(["a", "b"]) == fingerprint(("a", "b")) != fingerprint(["ab"])
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})

@@ -4,6 +4,7 @@
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ OPTIONS = {"guidance_scale": 3.0, "prompts": "abc", "sampler": {"eta": 0.0, "ste
 # Writes all missing shards of the folder in argv[1], for rank argv[2] of argv[3], as a stage of a build does.
 WRITER = f"""
 import random
+import socket
 import sys
 import pyarrow as pa
 from diffusers_craft.workdir import WorkDir
@@ -118,7 +120,7 @@ def test_ranks_share_a_folder(tmp_path, undisturbed):
 
 def test_temporary_files_of_living_processes_stay(tmp_path):
     stage = open_stage(tmp_path)
-    host = os.uname().nodename
+    host = socket.gethostname()
     alive = stage.path / f"part-00000.parquet.{host}.{os.getpid()}.tmp"
     elsewhere = stage.path / "part-00001.parquet.other.host.1.tmp"
     old = stage.path / "part-00002.parquet.other.host.1.tmp"

@@ -14,7 +14,7 @@ from .records import derive_seed
 
 logger = logging.getLogger(__name__)
 
-MAX_WORDS = 60  # the text encoders of SD1.5 and SDXL read 77 tokens
+MAX_WORDS = 60  # CLIP text encoders read 77 tokens
 RETRY_SECONDS = 1.0  # wait before the second try; doubles with each further one
 
 INSTRUCTION = f"""You rewrite prompts for a text-to-image model. Reply with one rewritten prompt and nothing else.

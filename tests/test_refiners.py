@@ -1,0 +1,149 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Refiners by name, the template's distinct variants, and the refined stage: layout, resume, failures."""
+
+import logging
+
+import pytest
+
+from diffusers_craft.records import REFINED_SCHEMA
+from diffusers_craft.refiners import MODIFIERS, IdentityRefiner, TemplateRefiner, load_refiner, refine_prompts
+from diffusers_craft.tiny.world import QUALITY_WORDS
+from diffusers_craft.workdir import WorkDir
+
+
+PROMPTS = [f"a red circle {i}" for i in range(7)]
+
+
+def open_stage(folder, num_refinements=3, num_seeds=2, rows_per_shard=14, prompts=PROMPTS):
+    num_rows = len(prompts) * (1 + num_refinements * num_seeds)
+    return WorkDir(folder).stage("refined", {"refiner": "test"}, num_rows, rows_per_shard)
+
+
+def test_template_asks_in_the_tiny_worlds_words():
+    assert set(MODIFIERS) == set(QUALITY_WORDS)
+
+
+@pytest.mark.parametrize("n", [1, 4, 162])
+def test_template_variants_are_distinct_sets_of_words(n):
+    texts = TemplateRefiner().refine("a star", n, seed=3)
+    sets = set()
+    for text in texts:
+        prompt, *words = text.split(", ")
+        assert prompt == "a star" and 1 <= len(words) <= 4 and set(words) <= set(MODIFIERS)
+        sets.add(frozenset(words))
+    assert len(sets) == len(texts) == n
+    assert TemplateRefiner().refine("a star", n, seed=3) == texts != TemplateRefiner().refine("a star", n, seed=4)
+
+
+def test_template_limit():
+    with pytest.raises(ValueError, match="--num_refinements: expected at most 162 with --refiner template, found 163"):
+        TemplateRefiner().refine("a star", 163, seed=0)
+
+
+def test_load_refiner():
+    assert isinstance(load_refiner("template", model=None, base_url=None), TemplateRefiner)
+    assert isinstance(load_refiner("none"), IdentityRefiner)
+    refiner = load_refiner("openai", model="qwen", base_url="http://localhost:1/v1", temperature=None)
+    assert refiner.options["refiner_model"] == "qwen" and refiner.temperature == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "text"),
+    [
+        ("gpt", {}, "--refiner: expected one of openai, transformers, template, none, found 'gpt'"),
+        ("openai", {}, "--refiner_model: expected the name of a model with --refiner openai, found none"),
+        ("template", {"model": "x"}, "--refiner_model: expected no such option with --refiner template, found one"),
+        (
+            "transformers",
+            {"model": "x", "base_url": "y"},
+            "--refiner_base_url: expected no such option with --refiner transformers, found one",
+        ),
+    ],
+)
+def test_load_refiner_errors(name, options, text):
+    with pytest.raises(ValueError) as error:
+        load_refiner(name, **options)
+    assert str(error.value) == text
+
+
+@pytest.mark.parametrize("rows_per_shard", [1, 5, 14, 100])
+def test_layout_of_rows(tmp_path, rows_per_shard):
+    stage = open_stage(tmp_path, rows_per_shard=rows_per_shard)
+    table = refine_prompts(PROMPTS, TemplateRefiner(), 3, 2, 0, stage, progress=False)
+    assert table.schema.equals(REFINED_SCHEMA) and stage.is_complete
+    rows = table.to_pylist()
+    assert [row["row"] for row in rows] == list(range(49))
+    for row in rows:
+        assert (row["group"], row["variant"]) == divmod(row["row"], 7)
+        assert row["prompt"] == PROMPTS[row["group"]] and row["refiner"] == "template"
+        assert row["refined"] == (row["variant"] > 0) == (row["refined_prompt"] != row["prompt"])
+    for group in range(7):
+        texts = [row["refined_prompt"] for row in rows if row["group"] == group and row["variant"] > 0]
+        assert texts[0::2] == texts[1::2] and len(set(texts)) == 3
+    suffixes = {row["refined_prompt"].removeprefix(row["prompt"]) for row in rows if row["variant"] == 1}
+    assert len(suffixes) > 1, "prompts draw their words independently"
+
+
+def test_identity_marks_nothing_and_warns_of_nothing(tmp_path, caplog):
+    table = refine_prompts(PROMPTS, IdentityRefiner(), 1, 4, 0, open_stage(tmp_path, 1, 4), progress=False)
+    assert table["refined_prompt"].to_pylist() == table["prompt"].to_pylist()
+    assert not any(table["refined"].to_pylist()) and not caplog.records
+
+
+class FlakyRefiner:
+    """Fails for every other prompt; dies when asked for the prompt `fatal`."""
+
+    name = "flaky"
+    options = {}
+
+    def __init__(self, fatal=None):
+        self.fatal = fatal
+        self.asked = []
+
+    def refine(self, prompt, n, seed):
+        self.asked.append(prompt)
+        if prompt == self.fatal:
+            raise KeyboardInterrupt
+        return [prompt if prompt in PROMPTS[::2] else f"{prompt} {seed} {k}" for k in range(n)]
+
+
+def test_interrupted_refinement_goes_on_where_it_was(tmp_path):
+    undisturbed = refine_prompts(PROMPTS, FlakyRefiner(), 3, 2, 0, open_stage(tmp_path / "a"), progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        refine_prompts(PROMPTS, FlakyRefiner(PROMPTS[4]), 3, 2, 0, open_stage(tmp_path / "b"), progress=False)
+    again = FlakyRefiner()
+    table = refine_prompts(PROMPTS, again, 3, 2, 0, open_stage(tmp_path / "b"), progress=False)
+    assert again.asked == PROMPTS[4:] and table.equals(undisturbed)
+    for shard in range(4):
+        files = [open_stage(tmp_path / folder).shard_path(shard).read_bytes() for folder in "ab"]
+        assert files[0] == files[1]
+    done = FlakyRefiner()
+    assert refine_prompts(PROMPTS, done, 3, 2, 0, open_stage(tmp_path / "b"), progress=False).equals(undisturbed)
+    assert not done.asked
+
+
+def test_failures_are_marked_and_counted_once(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        table = refine_prompts(PROMPTS, FlakyRefiner(), 3, 2, 0, open_stage(tmp_path), progress=False)
+    for row in table.to_pylist():
+        assert row["refined"] == (row["variant"] > 0 and row["group"] % 2 == 1)
+    assert [record.getMessage() for record in caplog.records] == [
+        "refiner 'flaky' gave nothing new for 24 of 42 candidates: they keep the original prompt (marked refined=False)"
+    ]
+
+
+@pytest.mark.parametrize("texts", [["one"], ["one", "two", ""], ["one", "two", None]])
+def test_refiner_that_breaks_its_promise(tmp_path, texts):
+    class Broken:
+        def refine(self, prompt, n, seed):
+            return texts
+
+    with pytest.raises(ValueError, match="refiner 'Broken': expected 3 texts for the prompt 'a red circle 0', found"):
+        refine_prompts(PROMPTS, Broken(), 3, 2, 0, open_stage(tmp_path), progress=False)
+
+
+def test_counts_and_stage_size(tmp_path):
+    with pytest.raises(ValueError, match="--num_refinements, --num_seeds: expected at least 1 each, found 0 and 2"):
+        refine_prompts(PROMPTS, TemplateRefiner(), 0, 2, 0, open_stage(tmp_path), progress=False)
+    with pytest.raises(RuntimeError, match="expected a stage of 35 rows, found 49"):
+        refine_prompts(PROMPTS, TemplateRefiner(), 2, 2, 0, open_stage(tmp_path), progress=False)

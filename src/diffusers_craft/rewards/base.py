@@ -1,0 +1,101 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""What every reward model is: prompts and images in, one raw score a pair out; batching, checks and precision."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+class Reward(ABC):
+    """A reward model. Making one resolves its checkpoint files; the weights are loaded by the first `score`.
+
+    Subclasses set `name` and `unit`, resolve their files in `__init__`, and implement `_load` and `_score`.
+
+    Args:
+        device (`str` or `torch.device`, *optional*): defaults to a GPU if there is one.
+        dtype (`torch.dtype`, *optional*): precision of the towers. Defaults to float16 autocast on a GPU and float32
+            on a CPU; normalisation, dot products and heads are float32 always.
+        batch_size (`int`, defaults to 16): images per forward pass.
+    """
+
+    name: str
+    unit: str  # convention of the raw score, e.g. "cosine, no logit scale"
+
+    def __init__(
+        self, device: str | torch.device | None = None, dtype: torch.dtype | None = None, batch_size: int = 16
+    ):
+        if batch_size < 1:
+            raise ValueError(f"batch_size of reward {self.name}: expected at least 1, found {batch_size}")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.dtype = dtype or (torch.float16 if self.device.type == "cuda" else torch.float32)
+        self.batch_size = batch_size
+
+    @property
+    @abstractmethod
+    def checkpoint(self) -> dict[str, str]:
+        """Where the weights come from and which version they are: `{"checkpoint": ..., "revision": ...}`."""
+
+    @property
+    def source(self) -> dict[str, str]:
+        """What determines a score besides prompt and image: checkpoint, revision, unit and precision."""
+        return {**self.checkpoint, "unit": self.unit, "dtype": str(self.dtype).removeprefix("torch.")}
+
+    @abstractmethod
+    def _load(self) -> Any:
+        """The model with everything it needs, on `self.device`."""
+
+    @abstractmethod
+    def _score(self, prompts: list[str], images: list[Image.Image]) -> torch.Tensor:
+        """Raw scores of B pairs: (B,) float32 on any device."""
+
+    @cached_property
+    def model(self) -> Any:
+        """The loaded model; the first access reads the weights."""
+        return self._load()
+
+    def release(self) -> None:
+        """Frees the weights; the next `score` loads them again."""
+        self.__dict__.pop("model", None)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _autocast(self) -> torch.autocast:
+        """The precision of the towers."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
+        """Scores each image against the prompt of the same index.
+
+        Args:
+            prompts (`Sequence[str]`): B prompts; repeated ones are encoded once.
+            images (`Sequence[PIL.Image.Image]`): B images of any mode and size.
+
+        Returns:
+            `np.ndarray`: (B,) float32 raw scores, higher is better; see `source["unit"]`.
+
+        Raises:
+            ValueError: if the lengths differ, or a prompt or image is of another type.
+        """
+        if isinstance(prompts, str):
+            raise ValueError(f"prompts of reward {self.name}: expected a list of texts, found one text")
+        prompts, images = list(prompts), list(images)
+        if len(prompts) != len(images):
+            raise ValueError(
+                f"images of reward {self.name}: expected one for each of {len(prompts)} prompts, found {len(images)}"
+            )
+        for kind, values, wanted in (("prompts", prompts, str), ("images", images, Image.Image)):
+            wrong = next((i for i, value in enumerate(values) if not isinstance(value, wanted)), None)
+            if wrong is not None:
+                raise ValueError(
+                    f"{kind} of reward {self.name}: expected {wanted.__module__}.{wanted.__name__}, "
+                    f"found {type(values[wrong]).__name__} at index {wrong}"
+                )
+        if not images:
+            return np.zeros(0, dtype=np.float32)
+        with torch.inference_mode():
+            return self._score(prompts, images).float().cpu().numpy()

@@ -1,0 +1,82 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""HPS v2.1 (arXiv 2306.09341): an open_clip ViT-H-14 fine-tuned on human choices; the score is the bare cosine."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from open_clip import get_model_config
+from open_clip.model import CLIP
+from open_clip.tokenizer import SimpleTokenizer
+from PIL import Image
+
+from .features import (
+    PromptImageReward,
+    describe_checkpoint,
+    find_checkpoint,
+    fit_and_pad,
+    load_tensors,
+    normalize_pixels,
+)
+
+
+FILENAME = "HPS_v2.1_compressed.pt"
+VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
+
+
+class LoadedHPS(NamedTuple):
+    clip: CLIP
+    tokenizer: SimpleTokenizer
+    image_size: int  # pixels
+
+
+class HPSReward(PromptImageReward):
+    """HPS v2.1's official score; papers print it times 100.
+
+    Args:
+        checkpoint (`str`, defaults to `"xswu/HPSv2"`): a Hub id, the file `HPS_v2.1_compressed.pt`, or a folder that
+            holds it. A model of another size keeps `open_clip_config.json` (`{"model_cfg": ...}`) and, for another
+            vocabulary, `bpe_simple_vocab_16e6.txt.gz` beside it.
+    """
+
+    name = "hps_v2.1"
+    unit = "cosine, no logit scale"
+
+    def __init__(self, checkpoint: str | None = None, **options):
+        super().__init__(**options)
+        self._asked = checkpoint or "xswu/HPSv2"
+        self._path = find_checkpoint(self.name, self._asked, FILENAME, "1.97 GB")
+
+    @cached_property
+    def checkpoint(self) -> dict[str, str]:
+        return describe_checkpoint(self._asked, self._path)
+
+    def _config(self) -> dict:
+        config = self._path.parent / "open_clip_config.json"
+        return json.loads(config.read_text())["model_cfg"] if config.exists() else get_model_config("ViT-H-14")
+
+    def _load(self) -> LoadedHPS:
+        config = self._config()
+        state = load_tensors(self.name, self._path)
+        clip = CLIP(**config)
+        try:
+            clip.load_state_dict(state["state_dict"])
+        except (KeyError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise ValueError(
+                f"--reward_checkpoint {self.name}: expected HPS v2.1's state dict in {self._path}, found another ({reason})"
+            ) from None
+        vocabulary = {"bpe_path": str(path)} if (path := Path(self._path.parent / VOCABULARY)).exists() else {}
+        tokenizer = SimpleTokenizer(context_length=config["text_cfg"]["context_length"], **vocabulary)
+        return LoadedHPS(clip.eval().to(self.device), tokenizer, config["vision_cfg"]["image_size"])
+
+    def encode_images(self, images: list[Image.Image]) -> torch.Tensor:
+        pixels = torch.stack([fit_and_pad(image, self.model.image_size) for image in images])
+        with self._autocast():
+            return self.model.clip.encode_image(normalize_pixels(pixels).to(self.device))
+
+    def encode_prompts(self, prompts: list[str]) -> torch.Tensor:
+        with self._autocast():
+            return self.model.clip.encode_text(self.model.tokenizer(prompts).to(self.device))

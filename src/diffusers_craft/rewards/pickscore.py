@@ -1,0 +1,75 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""PickScore (arXiv 2305.01569): transformers' CLIP-H fine-tuned on Pick-a-Pic; the score is the scaled cosine."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
+
+from .features import ClipProcessor, PromptImageReward, describe_checkpoint, find_checkpoint, pooled
+
+
+PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # whose tokenizer and preprocessing PickScore uses
+
+
+class LoadedPickScore(NamedTuple):
+    clip: CLIPModel
+    tokenizer: PreTrainedTokenizerBase
+    processor: ClipProcessor
+
+
+class PickScoreReward(PromptImageReward):
+    """PickScore as its README computes it. Others publish the bare cosine, or divide by 26.
+
+    Args:
+        checkpoint (`str`, defaults to `"yuvalkirstain/PickScore_v1"`): a Hub id or a folder with a `CLIPModel`; its own
+            tokenizer and `preprocessor_config.json` are used if it has them.
+    """
+
+    name = "pickscore"
+    unit = "logit_scale.exp() * cosine"
+
+    def __init__(self, checkpoint: str | None = None, **options):
+        super().__init__(**options)
+        self._asked = checkpoint or "yuvalkirstain/PickScore_v1"
+        self._path = find_checkpoint(self.name, self._asked, None, "3.94 GB")
+        if not (self._path / "config.json").exists():
+            raise ValueError(
+                f"--reward_checkpoint {self.name}: expected a CLIPModel folder, found no {self._path}/config.json"
+            )
+
+    @cached_property
+    def checkpoint(self) -> dict[str, str]:
+        return describe_checkpoint(self._asked, self._path)
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        own = (Path(self._path) / "vocab.json").exists() or (Path(self._path) / "tokenizer.json").exists()
+        try:
+            return AutoTokenizer.from_pretrained(self._path if own else PROCESSOR)
+        except OSError:
+            raise ValueError(
+                f"reward {self.name}: needs the tokenizer of {PROCESSOR} (3 MB) from huggingface.co, which is not in the "
+                f"cache and could not be downloaded; or put its files into {self._path}"
+            ) from None
+
+    def _load(self) -> LoadedPickScore:
+        tokenizer = self._tokenizer()
+        clip = CLIPModel.from_pretrained(self._path).float().eval().to(self.device)
+        return LoadedPickScore(clip, tokenizer, ClipProcessor.from_folder(self._path))
+
+    def _scale(self) -> torch.Tensor:
+        return self.model.clip.logit_scale.float().exp()
+
+    def encode_images(self, images: list[Image.Image]) -> torch.Tensor:
+        with self._autocast():
+            return pooled(self.model.clip.get_image_features(self.model.processor(images).to(self.device)))
+
+    def encode_prompts(self, prompts: list[str]) -> torch.Tensor:
+        length = self.model.clip.config.text_config.max_position_embeddings
+        tokens = self.model.tokenizer(prompts, padding=True, truncation=True, max_length=length, return_tensors="pt")
+        tokens = tokens.to(self.device)
+        with self._autocast():
+            return pooled(self.model.clip.get_text_features(tokens.input_ids, attention_mask=tokens.attention_mask))

@@ -39,7 +39,7 @@ check_min_version("0.34.0")
 
 def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_training_arguments(parser, resolution=SD15.resolution, max_train_steps=SD15.max_train_steps)
+    add_training_arguments(parser, SD15)
     return parser.parse_args(input_args)
 
 

@@ -39,7 +39,7 @@ check_min_version("0.34.0")
 
 def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_training_arguments(parser, resolution=SDXL.resolution, max_train_steps=SDXL.max_train_steps)
+    add_training_arguments(parser, SDXL)
     parser.add_argument("--pretrained_vae_model_name_or_path", help="Another VAE, e.g. madebyollin/sdxl-vae-fp16-fix.")
     return parser.parse_args(input_args)
 

@@ -13,6 +13,7 @@ run.finish()
 import contextlib
 import logging
 import math
+import os
 from argparse import Namespace
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -66,12 +67,16 @@ def create_accelerator(args: Namespace) -> Accelerator:
         fix = f"`pip install {tracker}` or --report_to none"
         raise ValueError(f"--report_to: expected an installed tracker, found {tracker}, which is not ({fix})")
     output_dir = Path(args.output_dir)
+    without_gpu = not (torch.cuda.is_available() or torch.xpu.is_available())
+    several_on_cpus = without_gpu and int(os.environ.get("WORLD_SIZE", 1)) > 1
     accelerator = Accelerator(
+        cpu=several_on_cpus,  # else accelerate overlooks what torchrun starts without a GPU
         mixed_precision=args.mixed_precision,
         log_with=None if tracker == "none" else tracker,
         project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir / args.logging_dir)),
         step_scheduler_with_optimizer=False,  # the schedule counts optimizer steps, whatever the processes
     )
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # it reports every file of a checkpoint
     if not accelerator.is_local_main_process:
         logging.getLogger("diffusers_craft").setLevel(logging.ERROR)
         transformers.utils.logging.set_verbosity_error()
@@ -108,7 +113,7 @@ class TrainingRun:
         precisions = {"fp16": torch.float16, "bf16": torch.bfloat16}
         self.data = data.to(accelerator.device, precisions.get(accelerator.mixed_precision, torch.float32))
         self.batch_size = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
-        self.max_train_steps = _train_steps(args, len(data), self.batch_size)
+        self.max_train_steps = _train_steps(args, len(data), self.batch_size, backbone.max_train_steps)
         self._prepare_model(components.unet)
         keep_unet_in_checkpoints(accelerator, self.ema)
         self.step, history = self._resume()
@@ -211,6 +216,7 @@ class TrainingRun:
             if self.args.validation_prompt is not None:
                 self._draw(pipeline)
             options = vars(self.args) | {"max_train_steps": self.max_train_steps}
+            options |= {"mixed_precision": self.accelerator.mixed_precision}
             results = {"num_rows": len(self.data), "global_batch_size": self.batch_size}
             results |= {"num_processes": self.accelerator.num_processes, "loss_history": self.log.history}
             write_run_json(Path(self.args.output_dir) / "craft_run.json", options, **results)
@@ -316,9 +322,9 @@ class TrainingRun:
         logger.info("  Optimizer steps = %d (%.1f passes over the data)", self.max_train_steps, epochs)
 
 
-def _train_steps(args: Namespace, num_rows: int, batch_size: int) -> int:
+def _train_steps(args: Namespace, num_rows: int, batch_size: int, default: int) -> int:
     if args.max_train_steps is not None:
         return args.max_train_steps
     if args.num_train_epochs is not None:
         return math.ceil(args.num_train_epochs * num_rows / batch_size)
-    return args.default_train_steps
+    return default

@@ -2,20 +2,24 @@
 """The flags that all training scripts share: diffusers' names, with CRAFT's recipe for 100 images as defaults."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 
-def add_training_arguments(parser: argparse.ArgumentParser, resolution: int, max_train_steps: int) -> None:
+if TYPE_CHECKING:
+    from .backbones import Backbone
+
+
+def add_training_arguments(parser: argparse.ArgumentParser, backbone: "Backbone") -> None:
     """Declares the flags that all training scripts share.
 
     Args:
         parser (`argparse.ArgumentParser`): receives the flags.
-        resolution (`int`): default of `--resolution`, pixels.
-        max_train_steps (`int`): optimizer steps where neither `--max_train_steps` nor `--num_train_epochs` is given.
+        backbone (`Backbone`): its recipe gives resolution and steps.
     """
     _add_model_arguments(parser)
-    _add_data_arguments(parser, resolution)
+    _add_data_arguments(parser, backbone.resolution)
     _add_objective_arguments(parser)
-    _add_run_arguments(parser, max_train_steps)
+    _add_run_arguments(parser, backbone.max_train_steps)
     _add_optimizer_arguments(parser)
     _add_checkpoint_arguments(parser)
     _add_logging_arguments(parser)
@@ -112,7 +116,6 @@ def _add_run_arguments(parser: argparse.ArgumentParser, max_train_steps: int) ->
     group.add_argument("--gradient_checkpointing", action="store_true", help="Less memory for a third more work.")
     group.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="Default: accelerate's setting.")
     group.add_argument("--allow_tf32", action="store_true", help="TF32 matrix products on Ampere and later.")
-    parser.set_defaults(default_train_steps=max_train_steps)
 
 
 def _add_optimizer_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,173 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Encoding of datasets: against the VAE itself, and what makes the cache hit or miss."""
+
+from argparse import ArgumentParser, Namespace
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as PILImage
+
+from diffusers_craft.backbones import SD15, SDXL, ModelSource
+from diffusers_craft.training_args import add_training_arguments
+from diffusers_craft.training_encoding import crop_image, prepare_training_data
+
+
+@pytest.fixture
+def components(random_sd15):
+    return SD15.load(ModelSource(str(random_sd15)))
+
+
+@pytest.fixture
+def make_args(tmp_path):
+    def make(*flags: str) -> Namespace:
+        parser = ArgumentParser()
+        add_training_arguments(parser, SD15)
+        common = ["--pretrained_model_name_or_path=x", "--dataset_name=x", "--resolution=64"]
+        return parser.parse_args([*common, f"--cache_dir={tmp_path}", *flags])
+
+    return make
+
+
+def _dataset(images: list[PILImage.Image], **columns: list) -> Dataset:
+    defaults = {"prompt": [f"thing {row % 3}" for row in range(len(images))]}
+    defaults["advantage"] = [float(row) - 1.5 for row in range(len(images))]
+    return Dataset.from_dict({"image": images, **defaults, **columns}).cast_column("image", Image())
+
+
+def test_latents_are_the_scaled_posterior(components, make_args, make_images):
+    images = make_images(3)
+    data = prepare_training_data(_dataset(images), SD15, components, make_args("--random_flip"))
+    assert data.latents.shape == data.latent_stds.shape == (2, 3, 4, 8, 8)
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        for view, latents in zip((pixels, pixels.flip(3)), data.latents, strict=True):
+            posterior = components.vae.encode(view).latent_dist
+            torch.testing.assert_close(latents, posterior.mean * 0.18215)
+    assert data.advantages.tolist() == [-1.5, -0.5, 0.5]
+
+
+def test_every_caption_is_encoded_once_and_the_empty_one_is_last(components, make_args, make_images):
+    data = prepare_training_data(_dataset(make_images(5)), SD15, components, make_args())
+    expected = SD15.encode_prompts(components, ["thing 0", "thing 1", "thing 2", ""])["encoder_hidden_states"]
+    torch.testing.assert_close(data.prompts["encoder_hidden_states"], expected)
+    assert data.prompt_rows.tolist() == [0, 1, 2, 0, 1]
+
+
+def test_training_conditions_on_the_original_prompt(components, make_args, make_images):
+    images = make_images(2)
+    dataset = _dataset(images, prompt=["a", "b"], refined_prompt=["a, sharp", "b, vivid"])
+    data = prepare_training_data(dataset, SD15, components, make_args())
+    expected = SD15.encode_prompts(components, ["a", "b"])["encoder_hidden_states"]
+    torch.testing.assert_close(data.prompts["encoder_hidden_states"][data.prompt_rows], expected)
+
+
+def test_cache_is_used_for_the_same_data_and_only_for_it(components, make_args, make_images, monkeypatch):
+    encodings = []
+    encode = components.vae.encode
+    monkeypatch.setattr(components.vae, "encode", lambda pixels: encodings.append(len(pixels)) or encode(pixels))
+    images = make_images(4)
+
+    def prepare(*flags: str, images: list = images, **columns: list) -> bool:
+        """Whether this call had to encode."""
+        before = len(encodings)
+        prepare.data = prepare_training_data(_dataset(images, **columns), SD15, components, make_args(*flags))
+        return len(encodings) > before
+
+    assert prepare()
+    first = prepare.data
+    assert not prepare("--learning_rate=1", "--loss=sft", "--max_train_steps=3", advantage=[9.0] * 4)
+    assert torch.equal(first.latents, prepare.data.latents) and torch.equal(
+        first.latent_stds, prepare.data.latent_stds
+    )
+    assert prepare("--random_flip")
+    assert prepare("--center_crop")
+    assert prepare("--resolution=32")
+    assert prepare(prompt=["other"] * 4)
+    assert prepare(images=make_images(4, seed=1))
+    assert prepare(images=images[::-1])
+    with torch.no_grad():
+        components.vae.encoder.conv_in.weight += 1e-3
+    assert prepare()
+
+
+def test_sizes_are_true_and_float32(random_sdxl, make_args, make_images):
+    components = SDXL.load(ModelSource(str(random_sdxl)))
+    images = [make_images(1)[0].resize((128, 96)), make_images(1)[0].resize((64, 200))]
+    data = prepare_training_data(_dataset(images), SDXL, components, make_args("--center_crop"))
+    assert data.sizes["time_ids"].dtype == torch.float32
+    # 128x96 (w, h) scales to 85x64: left = 21 // 2; 64x200 stays: top = 136 // 2
+    assert data.sizes["time_ids"].tolist() == [[96, 128, 0, 10, 64, 64], [200, 64, 68, 0, 64, 64]]
+
+
+def test_crops_lie_inside_the_image_and_vary_with_the_seed():
+    width, height = 120, 90
+    gradient = np.zeros((height, width, 3), dtype=np.uint8)
+    gradient[..., 0] = np.arange(width)
+    gradient[..., 1] = np.arange(height)[:, None]
+    corners = set()
+    for seed in range(50):
+        pixels, original, (top, left) = crop_image(PILImage.fromarray(gradient), 90, False, seed * 7919)
+        assert pixels.shape == (90, 90, 3) and original == (90, 120)
+        assert pixels[0, 0].tolist() == [left, top, 0]
+        corners.add((top, left))
+    assert {top for top, _ in corners} == {0} and len(corners) > 15
+    assert crop_image(PILImage.new("L", (30, 60)), 64, True, 0)[0].shape == (64, 64, 3)
+
+
+def test_generated_latents_are_taken_as_they_are(components, make_args, make_images):
+    latents = np.random.default_rng(0).normal(size=(3, 4, 8, 8)).astype(np.float16)
+    dataset = _dataset(make_images(3), latent=list(latents))
+    data = prepare_training_data(dataset, SD15, components, make_args("--use_generated_latents"))
+    assert data.latent_stds is None
+    np.testing.assert_array_equal(data.latents[0].numpy(), latents.astype(np.float32))
+    with pytest.raises(ValueError, match=r"expected shape \(4, 4, 4\) at --resolution 32, found \(4, 8, 8\) in row 0"):
+        prepare_training_data(dataset, SD15, components, make_args("--use_generated_latents", "--resolution=32"))
+
+
+def test_weights(components, make_args, make_images, caplog):
+    dataset = _dataset(make_images(3))
+
+    def weights(*flags: str, dataset: Dataset = dataset) -> list[float]:
+        return prepare_training_data(dataset, SD15, components, make_args(*flags)).advantages.tolist()
+
+    assert weights() == [-1.5, -0.5, 0.5]
+    assert weights("--advantage_clip_min=-1") == [-1.0, -0.5, 0.5]
+    assert weights("--loss=sft") == [1.0, 1.0, 1.0]
+    assert not caplog.records
+    assert weights(dataset=dataset.remove_columns("advantage")) == [1.0, 1.0, 1.0]
+    assert "no column 'advantage': training as SFT" in caplog.text
+
+
+def test_max_train_samples_keeps_rows_together(components, make_args, make_images):
+    dataset = _dataset(make_images(6), prompt=[f"thing {row}" for row in range(6)])
+    data = prepare_training_data(dataset, SD15, components, make_args("--max_train_samples=2"))
+    assert len(data) == len(data.advantages) == 2
+    rows = [int(advantage + 1.5) for advantage in data.advantages.tolist()]
+    expected = SD15.encode_prompts(components, [f"thing {row}" for row in rows])["encoder_hidden_states"]
+    torch.testing.assert_close(data.prompts["encoder_hidden_states"][data.prompt_rows], expected)
+
+
+@pytest.mark.parametrize(
+    ("flags", "columns", "message"),
+    [
+        (["--caption_column=text"], {}, r"--caption_column: expected one of the dataset's columns \(image, prompt,"),
+        (["--image_column=picture"], {}, "--image_column: expected .* found 'picture'"),
+        (["--use_generated_latents"], {}, "--latent_column: expected .* found 'latent'"),
+        ([], {"prompt": ["a", None]}, "--caption_column: expected text in column 'prompt', found None in row 1"),
+        ([], {"advantage": [1.0, float("nan")]}, "--advantage_column: expected finite numbers, found nan in row 1"),
+        ([], {"advantage": [0.0, 0.0]}, "--advantage_column: expected a row that is not 0, found 2 zeros"),
+        (["--resolution=60"], {}, "--resolution: expected a multiple of 8 for this VAE, found 60"),
+    ],
+)
+def test_errors_name_flag_and_row(components, make_args, make_images, flags, columns, message):
+    with pytest.raises(ValueError, match=message):
+        prepare_training_data(_dataset(make_images(2), **columns), SD15, components, make_args(*flags))
+
+
+def test_an_empty_dataset_is_refused(components, make_args):
+    features = Features({"image": Image(), "prompt": Value("string"), "advantage": Value("float32")})
+    empty = Dataset.from_dict({"image": [], "prompt": [], "advantage": []}, features=features)
+    with pytest.raises(ValueError, match="--dataset_name: expected at least one row, found none"):
+        prepare_training_data(empty, SD15, components, make_args())

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -184,13 +185,15 @@ def find_problem(image: Image.Image) -> str | None:
 
 @contextmanager
 def _silent(pipeline: DiffusionPipeline) -> Iterator[None]:
-    """Hides the pipeline's bar of denoising steps, and puts the caller's setting back."""
-    before = getattr(pipeline, "_progress_bar_config", None)
+    """Hides what the pipeline would show for every batch, and puts the caller's settings back."""
+    bar, verbosity = getattr(pipeline, "_progress_bar_config", {}), diffusers_logging.get_verbosity()
     pipeline.set_progress_bar_config(disable=True)
+    diffusers_logging.set_verbosity_error()
     try:
         yield
     finally:
-        pipeline._progress_bar_config = before if before is not None else {}
+        pipeline._progress_bar_config = bar
+        diffusers_logging.set_verbosity(verbosity)
 
 
 def encode_png(image: Image.Image) -> bytes:

@@ -1,0 +1,356 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""The builder: original prompts are scored, finished stages are never repeated, bad options are refused at once."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from build_driver import REWARDS, BrightnessReward
+from datasets import Dataset
+
+import diffusers_craft.builder as builder_module
+from diffusers_craft.backbones import load_pipeline
+from diffusers_craft.builder import CRAFTDatasetBuilder, format_funnel
+from diffusers_craft.dataset import load_craft_dataset
+from diffusers_craft.filtering import composite_reward, crf_filter, group_advantages
+from diffusers_craft.generation import GenerationSettings
+from diffusers_craft.workdir import WorkDir
+
+
+PROMPTS = [f"prompt number {i}" for i in range(12)]
+WEIGHTS = {"hps_v2.1": 0.4, "pickscore": 0.4, "aesthetic": 0.2}
+SETTINGS = GenerationSettings(num_inference_steps=1, guidance_scale=2.0, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def pipeline(random_sd15: Path):
+    return load_pipeline(str(random_sd15), device="cpu")
+
+
+def make_builder(pipeline, folder: Path | None, **options: Any) -> CRAFTDatasetBuilder:
+    models = {name: BrightnessReward(name) for name in options.get("rewards", WEIGHTS)}
+    defaults = {"rewards": WEIGHTS, "settings": SETTINGS, "num_samples": 4, "reward_models": models, "seed": 3}
+    return CRAFTDatasetBuilder(pipeline, output_dir=folder, **{**defaults, **options})
+
+
+@pytest.fixture(scope="module")
+def built(pipeline, tmp_path_factory: pytest.TempPathFactory):
+    """A finished build: (builder, dataset, folder). Tests must not change its folder's stages."""
+    folder = tmp_path_factory.mktemp("built")
+    builder = make_builder(pipeline, folder)
+    return builder, builder.build(PROMPTS), folder
+
+
+def stored_pool(folder: Path) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Raw scores, groups and variants of a work folder, read without the builder."""
+    stages = {}
+    for name in ("candidates", *(f"scores/{reward}" for reward in REWARDS)):
+        record = json.loads((folder / name / "options.json").read_text())
+        stages[name] = WorkDir(folder).stage(name, record["options"], record["num_rows"], record["rows_per_shard"])
+    table = stages["candidates"].read(["group", "variant"])
+    rewards = {reward: stages[f"scores/{reward}"].read()["score"].to_numpy() for reward in REWARDS}
+    return rewards, table["group"].to_numpy(), table["variant"].to_numpy()
+
+
+def test_dataset_agrees_with_the_stored_scores(built) -> None:
+    _, dataset, folder = built
+    rewards, groups, variants = stored_pool(folder)
+    composite = composite_reward(rewards, WEIGHTS)
+    advantages = group_advantages(composite, groups, variants)
+    assert len(dataset) == 4 and len(set(dataset["group"])) == 4
+    assert dataset["reward"][:] == sorted(dataset["reward"], reverse=True)
+    for row in dataset.remove_columns("image"):
+        index = row["group"] * 5 + row["variant"]
+        assert row["variant"] >= 1 and row["prompt"] == PROMPTS[row["group"]]
+        assert row["refined_prompt"].startswith(row["prompt"] + ", ")
+        assert row["advantage"] == pytest.approx(advantages[index], rel=1e-6)
+        assert row["reward"] == pytest.approx(composite[index], rel=1e-6)
+        assert all(row[name] == rewards[name][index] for name in REWARDS)
+    kept = crf_filter(rewards, groups, variants, "hpa")
+    assert all(kept[row["group"] * 5 + row["variant"]] for row in dataset)
+
+
+def test_every_image_is_scored_against_its_original_prompt(built) -> None:
+    builder, _, _ = built
+    for model in builder.reward_models.values():
+        assert model.prompts == [prompt for prompt in PROMPTS for _ in range(5)]
+
+
+def test_folder_holds_dataset_report_and_records(built) -> None:
+    _, dataset, folder = built
+    loaded = load_craft_dataset(folder)
+    assert loaded.features == dataset.features
+    assert [row["image"].tobytes() for row in loaded] == [row["image"].tobytes() for row in dataset]
+    assert {path.name for path in (folder / "report").iterdir()} >= {"report.html", "funnel.png", "rewards.png"}
+    constants = json.loads((folder / "normalization.json").read_text())
+    assert constants["normalization"] == "zscore"
+    assert constants["rewards"]["pickscore"]["count"] == 60
+    assert constants["rewards"]["pickscore"]["source"] == {"checkpoint": "brightness"}
+    record = json.loads((folder / "craft_build.json").read_text())
+    assert record["seed"] == 3 and record["options"]["filter_rule"] == "hpa"
+    assert record["options"]["guidance_scale"] == 2.0 and record["composite_weights"] == pytest.approx(WEIGHTS)
+    assert record["funnel"]["candidates"] == 60 and record["funnel"]["selected"] == 4
+
+
+def forbid_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise AssertionError("a finished stage was repeated")
+
+    for name in ("refine_prompts", "generate_candidates", "score_candidates"):
+        monkeypatch.setattr(builder_module, name, refuse)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"filter_rule": "a"},
+        {"filter_rule": ["pickscore"], "num_samples": 3},
+        {"filter_rule": "none", "reward_normalization": "rank"},
+        {"rewards": {"hps_v2.1": 0.0, "pickscore": 0.0, "aesthetic": 1.0}},
+        {"selection": "low", "reward_normalization": "minmax"},
+        {"selection": "random", "num_samples": 2},
+        {"selection": "all", "max_per_prompt": 0},
+    ],
+)
+def test_selecting_anew_repeats_nothing(pipeline, built, monkeypatch, change: dict[str, Any]) -> None:
+    _, _, folder = built
+    forbid_work(monkeypatch)
+    builder = make_builder(pipeline, folder, **change)
+    dataset = builder.build(PROMPTS)
+    rewards, groups, variants = stored_pool(folder)
+    kept = crf_filter(rewards, groups, variants, change.get("filter_rule", "hpa"))
+    assert all(kept[row["group"] * 5 + row["variant"]] for row in dataset.remove_columns("image"))
+    wanted = (kept & (variants > 0)).sum() if change.get("selection") == "all" else change.get("num_samples", 4)
+    assert len(dataset) == wanted == len(load_craft_dataset(folder)) == builder.funnel["selected"]
+
+
+def test_composite_uses_the_rule_s_rewards_only(pipeline, built) -> None:
+    _, _, folder = built
+    dataset = make_builder(pipeline, folder, filter_rule="pa").build(PROMPTS)
+    rewards, _, _ = stored_pool(folder)
+    expected = composite_reward(rewards, {"pickscore": 2 / 3, "aesthetic": 1 / 3})
+    row = dataset.remove_columns("image")[0]
+    assert row["reward"] == pytest.approx(expected[row["group"] * 5 + row["variant"]], rel=1e-6)
+
+
+def test_another_batch_size_is_no_other_option(pipeline, built, monkeypatch) -> None:
+    """A user who ran out of memory goes on with a smaller batch."""
+    forbid_work(monkeypatch)
+    settings = GenerationSettings(num_inference_steps=1, guidance_scale=2.0, batch_size=1)
+    make_builder(pipeline, built[2], settings=settings).build(PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("change", "stage", "difference"),
+    [
+        (
+            {"settings": GenerationSettings(num_inference_steps=1, guidance_scale=5.0)},
+            "candidates",
+            "--guidance_scale (2.0 there, 5.0 now)",
+        ),
+        ({"save_latents": True}, "candidates", "--save_latents (false there, true now)"),
+        ({"refiner": None}, "refined", '--refiner ("template" there, "none" now)'),
+        ({"seed": 4}, "refined", "--seed (3 there, 4 now)"),
+        (
+            {"reward_models": {name: BrightnessReward(name, "other") for name in REWARDS}},
+            "scores/hps_v2.1",
+            '--reward hps_v2.1.checkpoint ("brightness" there, "other" now)',
+        ),
+    ],
+)
+def test_a_folder_with_other_options_is_refused(
+    pipeline, built, monkeypatch, change: dict[str, Any], stage: str, difference: str
+) -> None:
+    _, _, folder = built
+    forbid_work(monkeypatch)
+    with pytest.raises(ValueError) as error:
+        make_builder(pipeline, folder, **change).build(PROMPTS)
+    assert str(error.value) == (
+        f"work folder {folder}: stage '{stage}' was built with other options: {difference};"
+        " use another --output_dir or remove it"
+    )
+
+
+def test_other_prompts_are_refused(pipeline, built) -> None:
+    with pytest.raises(ValueError, match=r"--prompts \(\"12 prompts, hash .* there, \"11 prompts, hash .* now\)"):
+        make_builder(pipeline, built[2]).build(PROMPTS[1:])
+
+
+def test_a_reward_added_later_is_scored_alone(pipeline, tmp_path: Path, monkeypatch) -> None:
+    two = {"pickscore": 1.0, "aesthetic": 1.0}
+    make_builder(pipeline, tmp_path, rewards=two, filter_rule="pa", num_samples=1).build(PROMPTS[:4])
+    monkeypatch.setattr(builder_module, "generate_candidates", None)
+    builder = make_builder(pipeline, tmp_path, num_samples=1, filter_rule="none")
+    builder.build(PROMPTS[:4])
+    counts = {name: model.num_images for name, model in builder.reward_models.items()}
+    assert counts == {"hps_v2.1": 20, "pickscore": 0, "aesthetic": 0}
+
+
+def test_invalid_images_are_never_scored_nor_selected(pipeline, tmp_path: Path, monkeypatch) -> None:
+    calls = iter(range(10**6))
+    monkeypatch.setattr("diffusers_craft.generation.find_problem", lambda image: "black" if next(calls) % 3 else None)
+    builder = make_builder(pipeline, tmp_path, filter_rule="none", selection="all", max_per_prompt=0)
+    dataset = builder.build(PROMPTS)
+    assert builder.funnel["valid"] == 20 == builder.reward_models["pickscore"].num_images
+    assert all((row["group"] * 5 + row["variant"]) % 3 == 0 for row in dataset.remove_columns("image"))
+    assert np.isfinite(dataset["advantage"]).all() and len(dataset) > 5
+
+
+def test_a_reward_of_nan_is_named_and_costs_no_finished_work(pipeline, tmp_path: Path, monkeypatch) -> None:
+    class Broken(BrightnessReward):
+        def score(self, prompts, images):
+            return super().score(prompts, images) * np.nan
+
+    models = {name: BrightnessReward(name) for name in REWARDS} | {"aesthetic": Broken("aesthetic")}
+    with pytest.raises(ValueError, match=r"reward aesthetic: .* found nan for row 0 \('prompt number 0'\)"):
+        make_builder(pipeline, tmp_path, reward_models=models).build(PROMPTS)
+    builder = make_builder(pipeline, tmp_path)
+    monkeypatch.setattr(builder_module, "generate_candidates", None)
+    assert len(builder.build(PROMPTS)) == 4
+    assert builder.reward_models["pickscore"].num_images == 0 and builder.reward_models["aesthetic"].num_images == 60
+
+
+def test_no_refinement_varies_seeds_only(pipeline, tmp_path: Path) -> None:
+    builder = make_builder(
+        pipeline, tmp_path, refiner=None, num_refinements=1, num_seeds=3, filter_rule="none", save_latents=True
+    )
+    dataset = builder.build(PROMPTS[:5])
+    assert dataset["prompt"][:] == dataset["refined_prompt"][:] and len(set(dataset["seed"])) == 4
+    assert np.shape(dataset["latent"][0]) == (4, 8, 8)
+
+
+def test_without_output_dir_the_dataset_lives_in_memory(pipeline) -> None:
+    builder = make_builder(pipeline, None, num_samples=1, filter_rule="none")
+    dataset = builder.build(PROMPTS[:2])
+    builder._temporary.cleanup()
+    assert dataset[0]["image"].size == (64, 64)
+
+
+class FixedRefiner:
+    name = "fixed"
+    options = {"words": "in oil"}
+
+    def refine(self, prompt: str, n: int, seed: int) -> list[str]:
+        return [f"{prompt} in oil {i}" for i in range(n)]
+
+
+def test_a_refiner_of_one_s_own(pipeline, tmp_path: Path) -> None:
+    builder = make_builder(pipeline, tmp_path, refiner=FixedRefiner(), filter_rule="none", num_samples=2)
+    assert all(" in oil " in text for text in builder.build(PROMPTS[:2])["refined_prompt"])
+    record = json.loads((tmp_path / "refined" / "options.json").read_text())
+    assert record["options"]["refiner"] == "fixed" and record["options"]["words"] == "in oil"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"filter_rule": "xyz"}, "--filter_rule: expected one of h, p, a, ha, pa, hpa, none or"),
+        (
+            {"rewards": {"pickscore": 1.0}, "filter_rule": "ha"},
+            "--rewards: expected a weight above 0 for a reward of --filter_rule (hps_v2.1, aesthetic), found none",
+        ),
+        (
+            {"rewards": {"pickscore": 1.0}, "filter_rule": "pa"},
+            "--filter_rule: expected one of h, p, a, ha, pa, hpa, none or scored rewards (pickscore), found rule 'pa',"
+            " which needs 'aesthetic'",
+        ),
+        ({"rewards": {"pickscore": -1.0}}, "--rewards: expected weights of at least 0, found pickscore=-1"),
+        ({"reward_normalization": "max"}, "--reward_normalization: expected one of zscore, minmax, rank, found 'max'"),
+        ({"selection": "best"}, "--selection: expected one of top, random, low, all, found 'best'"),
+        ({"max_per_prompt": -1}, "--max_per_prompt: expected at least 0 (0 is no limit), found -1"),
+        ({"num_refinements": 0}, "--num_refinements, --num_seeds: expected at least 1 each, found 0 and 1"),
+        ({"refiner": "poet"}, "--refiner: expected one of openai, transformers, template, none, found 'poet'"),
+        (
+            {"reward_checkpoints": {"mps": "x"}},
+            "--reward_checkpoint: expected names of hps_v2.1, pickscore, aesthetic, found 'mps'",
+        ),
+        (
+            {"settings": GenerationSettings(resolution=33)},
+            "--resolution: expected a multiple of 8 pixels, found 33",
+        ),
+    ],
+)
+def test_options_that_cannot_work_are_refused_before_anything_is_made(
+    pipeline, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError) as error:
+        make_builder(pipeline, tmp_path, **options)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "prompts", "message"),
+    [
+        ({}, [], "--prompts: expected at least one prompt, found none"),
+        (
+            {"num_samples": 13},
+            PROMPTS,
+            "--num_samples: expected at most 12 (12 prompts, 1 images of a prompt), found 13",
+        ),
+        (
+            {"num_samples": 49, "max_per_prompt": 0},
+            PROMPTS,
+            "--num_samples: expected at most 48 (12 prompts, 4 images of a prompt), found 49",
+        ),
+    ],
+)
+def test_sizes_that_cannot_work_are_refused_before_anything_is_made(
+    pipeline, tmp_path: Path, options: dict[str, Any], prompts: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError) as error:
+        make_builder(pipeline, tmp_path, **options).build(prompts)
+    assert str(error.value) == message and list(tmp_path.iterdir()) == []
+
+
+def test_more_samples_than_the_filter_kept(pipeline, built) -> None:
+    builder, _, folder = built
+    kept = builder.funnel["kept_groups"]
+    assert kept < 12, "the fixture's filter must drop a group"
+    with pytest.raises(ValueError) as error:
+        make_builder(pipeline, folder, num_samples=12).build(PROMPTS)
+    message = f"--num_samples: expected at most {kept} (what the filter kept, --max_per_prompt 1), found 12"
+    assert str(error.value) == message
+
+
+def test_a_tiny_base_brings_its_rewards(pipeline, tmp_path: Path, monkeypatch, caplog) -> None:
+    loaded = {}
+
+    def load(name: str, checkpoint: str | None, **options: Any) -> BrightnessReward:
+        loaded[name] = checkpoint
+        return BrightnessReward(name, checkpoint)
+
+    monkeypatch.setattr(builder_module, "is_tiny", lambda name: True)
+    monkeypatch.setattr(builder_module, "reward_checkpoint", lambda name: f"/tiny/{name}")
+    monkeypatch.setattr(builder_module, "load_reward", load)
+    with caplog.at_level("INFO", "diffusers_craft"):
+        make_builder(pipeline, tmp_path, reward_models={}, reward_checkpoints={"pickscore": "mine"})
+    assert loaded == {"hps_v2.1": "/tiny/hps_v2.1", "pickscore": "mine", "aesthetic": "/tiny/aesthetic"}
+    assert caplog.messages == [
+        "The base is a tiny model: scoring with the embedded checkpoints of hps_v2.1, aesthetic"
+    ]
+
+
+def test_other_bases_use_the_official_rewards(pipeline, tmp_path: Path, monkeypatch) -> None:
+    loaded = []
+    monkeypatch.setattr(builder_module, "load_reward", lambda name, checkpoint, **_: loaded.append((name, checkpoint)))
+    make_builder(pipeline, tmp_path, reward_models={})
+    assert loaded == [(name, None) for name in WEIGHTS]
+
+
+def test_push_to_hub_publishes_the_selected_set(built, pipeline, monkeypatch) -> None:
+    pushed = {}
+    monkeypatch.setattr(Dataset, "push_to_hub", lambda self, repo, **options: pushed.update(options, rows=len(self)))
+    built[0].push_to_hub("org/craft", private=True)
+    assert pushed == {"private": True, "token": None, "revision": None, "rows": 4}
+    with pytest.raises(ValueError, match=r"push_to_hub: expected a dataset, found none; call build\(prompts\) first"):
+        make_builder(pipeline, None).push_to_hub("org/craft")
+
+
+def test_format_funnel(built) -> None:
+    lines = format_funnel(built[0].funnel).splitlines()
+    assert lines[0] == "Funnel"
+    assert lines[1].split() == ["prompts", "12"] and lines[3].split() == ["candidate", "images", "60"]
+    assert any(line.startswith("  share of negative advantages") and line.endswith("%") for line in lines)

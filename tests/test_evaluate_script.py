@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,13 +66,13 @@ def tuned(random_sd15, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def arguments(random_sd15, tuned, tmp_path):
-    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+@pytest.fixture(scope="module")
+def arguments(random_sd15, tuned, tmp_path_factory):
+    prompts = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
     models = ["--base", f"base={random_sd15}", "--tuned", str(tuned), f"same={random_sd15}"]
-    rest = ["--prompts", tmp_path / "prompts.txt", "--rewards", "brightness", "--output_dir", tmp_path / "out"]
     numbers = ["--num_inference_steps", 2, "--guidance_scale", 2, "--batch_size", 2, "--seed", 3]
-    return [str(argument) for argument in (*models, *rest, *numbers)]
+    return [str(argument) for argument in (*models, "--prompts", prompts, "--rewards", "brightness", *numbers)]
 
 
 @pytest.fixture
@@ -80,15 +81,30 @@ def run(script, arguments, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "ROWS_PER_SHARD", 2)
 
     def _run(*extra: str) -> Path:
-        script.main(script.parse_args([*arguments, *extra]))
+        script.main(script.parse_args([*arguments, "--output_dir", str(tmp_path / "out"), *extra]))
         return tmp_path / "out"
 
     return _run
 
 
-def test_results_table_and_grid(run, capsys):
-    folder = run()
-    results = json.loads((folder / "results.json").read_text())
+@pytest.fixture(scope="module")
+def finished_once(script, arguments, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "ROWS_PER_SHARD", 2)
+        patch.setitem(registry._FACTORIES, "brightness", Brightness)
+        script.main(script.parse_args([*arguments, "--output_dir", str(folder)]))
+    return folder
+
+
+@pytest.fixture
+def finished(finished_once, tmp_path):
+    """A copy of a run's output where `run` finds it."""
+    return Path(shutil.copytree(finished_once, tmp_path / "out"))
+
+
+def test_results_table_and_grid(finished):
+    results = json.loads((finished / "results.json").read_text())
     rows = {row["model"]: row for row in results["rows"]}
     assert list(rows) == ["base", "craft", "same"]
     assert all(row["metric"] == "brightness" and row["n"] == 5 for row in rows.values())
@@ -101,16 +117,14 @@ def test_results_table_and_grid(run, capsys):
     assert settings["metrics"] == {"brightness": {"unit": "grey level, 0 to 255"}}
     assert settings["models"]["craft"]["guidance_scale"] == 2
     assert settings["models"]["craft"]["scheduler"]["class"] == "DDIMScheduler"
-    with Image.open(folder / "grid.png") as grid:
+    with Image.open(finished / "grid.png") as grid:
         assert grid.width > 4 * 192 and grid.height > 5 * 192
-    printed = capsys.readouterr().out
-    assert "| craft" in printed and "Win rate against base" in printed
-    assert "| craft" in (folder / "table.md").read_text()
-    assert json.loads((folder / "craft_evaluate.json").read_text())["versions"]["diffusers"]
+    assert "| craft" in (finished / "table.md").read_text()
+    assert json.loads((finished / "craft_evaluate.json").read_text())["versions"]["diffusers"]
 
 
-def test_scores_are_those_of_the_stored_images(run):
-    folder = run()
+def test_scores_are_those_of_the_stored_images(finished):
+    folder = finished
     stage = diffusers_craft.WorkDir(folder)
     options = json.loads((folder / "images" / "craft" / "options.json").read_text())["options"]
     table = stage.stage("images/craft", options, 5, 2).read()
@@ -125,8 +139,8 @@ def test_scores_are_those_of_the_stored_images(run):
     assert row["mean"] == pytest.approx(Brightness().score([], images).mean(), rel=1e-6)
 
 
-def test_second_run_makes_nothing_and_ends_alike(run, script, monkeypatch):
-    folder = run()
+def test_second_run_makes_nothing_and_ends_alike(run, finished, script, monkeypatch, capsys):
+    folder = finished
     before = {name: (folder / name).read_bytes() for name in ("results.json", "table.md", "grid.png")}
 
     def refuse(*_, **__):
@@ -136,10 +150,12 @@ def test_second_run_makes_nothing_and_ends_alike(run, script, monkeypatch):
     monkeypatch.setattr(script, "score_candidates", refuse)
     run()
     assert before == {name: (folder / name).read_bytes() for name in before}
+    printed = capsys.readouterr().out
+    assert "| craft" in printed and "Win rate against base" in printed
 
 
-def test_interrupted_run_makes_only_what_is_missing(run):
-    folder = run()
+def test_interrupted_run_makes_only_what_is_missing(run, finished):
+    folder = finished
     before = (folder / "results.json").read_bytes()
     lost = [
         folder / "images" / "craft" / "part-00001.parquet",
@@ -156,14 +172,12 @@ def test_interrupted_run_makes_only_what_is_missing(run):
     assert kept.stat().st_mtime_ns == written
 
 
-def test_another_setting_is_refused_by_name(run):
-    run()
+def test_another_setting_is_refused_by_name(run, finished):
     with pytest.raises(ValueError, match=r"stage 'images/base' .* --guidance_scale \(2.0 there, 5.0 now\)"):
         run("--guidance_scale", "5")
 
 
-def test_a_retrained_model_under_the_same_name_is_refused(run, random_sd15):
-    run()
+def test_a_retrained_model_under_the_same_name_is_refused(run, finished, random_sd15):
     with pytest.raises(ValueError, match="stage 'images/craft' .* --pretrained_model_name_or_path"):
         run("--tuned", f"craft={random_sd15}")
 

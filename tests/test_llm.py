@@ -146,7 +146,8 @@ def test_refused_key_or_model_stops_with_one_line(serve, monkeypatch, status):
     with pytest.raises(ValueError) as error:
         refiner.refine("x", 1, seed=0)
     assert str(error.value) == (
-        f"--refiner openai: expected {server.url} to serve 'm' with the key of OPENAI_API_KEY, found HTTP status {status}"
+        f"--refiner openai: expected {server.url} to serve 'm' with the key of OPENAI_API_KEY,"
+        f" found HTTP status {status}"
     )
 
 

@@ -128,7 +128,7 @@ def test_failures_are_marked_and_counted_once(tmp_path, caplog):
     for row in table.to_pylist():
         assert row["refined"] == (row["variant"] > 0 and row["group"] % 2 == 1)
     assert [record.getMessage() for record in caplog.records] == [
-        "refiner 'flaky' gave nothing new for 24 of 42 candidates: they keep the original prompt (marked refined=False)"
+        "refiner 'flaky' gave nothing new for 24 of 42 candidates: they keep the original prompt (refined=False)"
     ]
 
 

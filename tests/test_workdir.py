@@ -3,11 +3,10 @@
 
 import json
 import os
-import random
+import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,27 +19,36 @@ NUM_ROWS, ROWS_PER_SHARD = 50, 4
 OPTIONS = {"guidance_scale": 3.0, "prompts": "abc", "sampler": {"eta": 0.0, "steps": [1, 2]}}
 
 # Writes all missing shards of the folder in argv[1], for rank argv[2] of argv[3], as a stage of a build does.
+# Kills itself before call number argv[4] of those that make files durable.
 WRITER = f"""
-import random
-import socket
+import os
+import signal
 import sys
 import pyarrow as pa
 from diffusers_craft.workdir import WorkDir
 
-rank, world = map(int, sys.argv[2:])
+rank, world, die_at = map(int, sys.argv[2:])
+calls = iter(range(10**6))
+
+def dying(call):
+    def wrapper(*arguments):
+        if next(calls) == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*arguments)
+    return wrapper
+
+os.fsync, os.replace = dying(os.fsync), dying(os.replace)
 stage = WorkDir(sys.argv[1]).stage("candidates", {OPTIONS!r}, {NUM_ROWS}, {ROWS_PER_SHARD})
-for shard in stage.missing()[rank::world]:
+for shard in [shard for shard in stage.missing() if shard % world == rank]:
     rows = list(stage.rows(shard))
-    # Big enough that a kill often hits the middle of a write.
-    stage.write(shard, pa.table({{"row": rows, "data": [random.Random(row).randbytes(500_000) for row in rows]}}))
+    stage.write(shard, pa.table({{"row": rows, "data": [row.to_bytes(4, "big") * 9 for row in rows]}}))
 if world == 1:
     stage.mark_complete()
 """
 
 
-def start_writer(folder: Path, rank: int = 0, world: int = 1) -> subprocess.Popen:
-    command = [sys.executable, "-c", WRITER, str(folder), str(rank), str(world)]
-    return subprocess.Popen(command)
+def start_writer(folder: Path, rank: int = 0, world: int = 1, die_at: int = -1) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", WRITER, *map(str, (folder, rank, world, die_at))])
 
 
 def open_stage(folder: Path, **changes):
@@ -52,7 +60,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def finish(process: subprocess.Popen) -> None:
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert process.returncode == 0
 
 
@@ -63,30 +71,20 @@ def undisturbed(tmp_path_factory) -> dict[str, bytes]:
     return contents(folder)
 
 
-def kill_in_the_middle(process: subprocess.Popen, folder: Path, delay: float) -> None:
-    """SIGKILL `delay` seconds after the first temporary file of a shard is seen."""
-    while process.poll() is None and not list(folder.rglob("*.parquet*.tmp")):
-        time.sleep(0.0005)
-    time.sleep(delay)
-    process.kill()
-    process.communicate()
-
-
 def test_killed_writer_leaves_only_whole_shards(tmp_path, undisturbed):
-    rng = random.Random(0)
-    num_leftovers, progress = 0, set()
-    for _ in range(7):
-        process = start_writer(tmp_path)
-        kill_in_the_middle(process, tmp_path, rng.uniform(0, 0.01))
-        if process.returncode == 0:
-            break
+    """Dies before each of the calls that make a file durable: flush, rename, flush of the folder."""
+    num_leftovers = 0
+    for point in (0, 1, 2, 0, 1, 2, 7):  # three calls a file
+        writer = start_writer(tmp_path, die_at=point)
+        writer.communicate(timeout=120)
+        assert writer.returncode == -signal.SIGKILL
+        num_leftovers += len(list(tmp_path.rglob("*.tmp")))
         for name, data in contents(tmp_path).items():
             if not name.endswith(".tmp"):
                 assert data == undisturbed[name]
-        num_leftovers += len(list(tmp_path.rglob("*.tmp")))
-        progress.add(len(open_stage(tmp_path).missing()))
+        assert not open_stage(tmp_path).is_complete
         assert not list(tmp_path.rglob("*.tmp")), "left over by a dead process"
-    assert num_leftovers and len(progress) > 1, "no kill fell into a write"
+    assert num_leftovers == 5 and len(open_stage(tmp_path).missing()) == 9
     finish(start_writer(tmp_path))
     assert contents(tmp_path) == undisturbed
     assert open_stage(tmp_path).read(["row"])["row"].to_pylist() == list(range(NUM_ROWS))
@@ -111,10 +109,8 @@ def test_ranks_share_a_folder(tmp_path, undisturbed):
     for writer in writers:
         finish(writer)
     stage = open_stage(tmp_path)
-    # A rank that starts late sees fewer missing shards, so the split may leave some: never a wrong one.
-    for shard in stage.missing():
-        assert not stage.is_done(shard)
-    finish(start_writer(tmp_path))
+    assert not stage.missing() and not list(tmp_path.rglob("*.tmp"))
+    stage.mark_complete()
     assert contents(tmp_path) == undisturbed
 
 
@@ -137,8 +133,8 @@ def test_other_options_are_refused_by_name(tmp_path):
     with pytest.raises(ValueError) as error:
         open_stage(tmp_path, guidance_scale=5.0)
     assert str(error.value) == (
-        f"work folder {tmp_path}: stage 'candidates' was built with other options: --guidance_scale (3.0 there, 5.0 now);"
-        " use another --output_dir or remove it"
+        f"work folder {tmp_path}: stage 'candidates' was built with other options: --guidance_scale (3.0 there, 5.0"
+        " now); use another --output_dir or remove it"
     )
     with pytest.raises(ValueError) as error:
         WorkDir(tmp_path).stage(

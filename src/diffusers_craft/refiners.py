@@ -201,7 +201,7 @@ def _warn_of_failures(table: pa.Table, refiner: PromptRefiner) -> None:
     if failed:
         total = pc.sum(asked).as_py()
         logger.warning(
-            "refiner %r gave nothing new for %d of %d candidates: they keep the original prompt (marked refined=False)",
+            "refiner %r gave nothing new for %d of %d candidates: they keep the original prompt (refined=False)",
             _name(refiner),
             failed,
             total,

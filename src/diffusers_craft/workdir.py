@@ -198,7 +198,7 @@ class Stage:
         return self.shard_path(shard).exists()
 
     def missing(self) -> list[int]:
-        """Shards still to be made; ranks take `stage.missing()[rank::world]`, listed before any of them writes."""
+        """Shards still to be made; of several ranks, each takes those with `shard % world == rank`."""
         return [shard for shard in range(self.num_shards) if not self.is_done(shard)]
 
     def write(self, shard: int, table: pa.Table) -> None:

@@ -97,7 +97,7 @@ def cosines(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return (l2_normalize(first) * l2_normalize(second)).sum(-1)
 
 
-def pooled(output: torch.Tensor | Any) -> torch.Tensor:
+def feature_tensor(output: torch.Tensor | Any) -> torch.Tensor:
     """The embedding that `CLIPModel.get_*_features` returns: a tensor, or since transformers 5 inside an output object."""
     return output if isinstance(output, torch.Tensor) else output.pooler_output
 

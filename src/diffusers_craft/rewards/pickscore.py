@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 
-from .features import ClipProcessor, PromptImageReward, describe_checkpoint, find_checkpoint, pooled
+from .features import ClipProcessor, PromptImageReward, describe_checkpoint, feature_tensor, find_checkpoint
 
 
 PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # whose tokenizer and preprocessing PickScore uses
@@ -65,11 +65,13 @@ class PickScoreReward(PromptImageReward):
 
     def encode_images(self, images: list[Image.Image]) -> torch.Tensor:
         with self._autocast():
-            return pooled(self.model.clip.get_image_features(self.model.processor(images).to(self.device)))
+            return feature_tensor(self.model.clip.get_image_features(self.model.processor(images).to(self.device)))
 
     def encode_prompts(self, prompts: list[str]) -> torch.Tensor:
         length = self.model.clip.config.text_config.max_position_embeddings
         tokens = self.model.tokenizer(prompts, padding=True, truncation=True, max_length=length, return_tensors="pt")
         tokens = tokens.to(self.device)
         with self._autocast():
-            return pooled(self.model.clip.get_text_features(tokens.input_ids, attention_mask=tokens.attention_mask))
+            return feature_tensor(
+                self.model.clip.get_text_features(tokens.input_ids, attention_mask=tokens.attention_mask)
+            )

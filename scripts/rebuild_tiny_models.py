@@ -1,7 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Trains the embedded pipelines `tiny-sd15` and `tiny-sdxl` from nothing: VAE, then text encoder and UNet together.
 
-    python scripts/rebuild_tiny_models.py vae sd15 sdxl [--steps N] [--work_dir outputs/tiny]
+    python scripts/rebuild_tiny_models.py vae decoder sd15 sdxl install [--steps N] [--work_dir outputs/tiny]
 
 Each part takes the better part of an hour on one CPU core. `tiny/rebuild_rewards.py` does the same for the reward models.
 """
@@ -31,6 +31,7 @@ from diffusers_craft.tiny.world import IMAGE_SIZE, enrich, is_held_out, sample_c
 P_RICH = 0.45  # share of training captions with words of quality; their pictures are clean
 P_FLAWED = 0.5  # share of flawed pictures under plain captions
 P_UNCONDITIONAL = 0.1
+BATCH_SIZE = 48
 LATENT_CHANNELS = 4
 TIME_IDS = [IMAGE_SIZE, IMAGE_SIZE, 0, 0, IMAGE_SIZE, IMAGE_SIZE]
 
@@ -58,8 +59,15 @@ def learning_rate(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.l
     )
 
 
+def weighted_l1(reconstruction: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Mean absolute error in which foreground pixels count six-fold, else colours and shapes are learnt last."""
+    ground = torch.cat([x[:, :, 0], x[:, :, -1]], -1).median(-1).values[:, :, None, None]
+    weight = 1 + 5 * ((x - ground).norm(dim=1, keepdim=True) > 0.4).float()
+    return ((reconstruction.float() - x).abs() * weight).mean()
+
+
 def train_vae(work_dir: Path, steps: int, seed: int) -> None:
-    """A small KL autoencoder, 64 px to 8 x 8 latents; foreground pixels count six-fold, else colours are learnt last."""
+    """A small KL autoencoder, 64 px to 8 x 8 latents."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     pictures = to_tensor(np.stack([sample_pair(rng)[1] for _ in range(12000)]))
@@ -77,12 +85,10 @@ def train_vae(work_dir: Path, steps: int, seed: int) -> None:
     start = time.time()
     for step in range(steps):
         x = pictures[torch.randint(len(pictures), (16,))]
-        ground = torch.cat([x[:, :, 0], x[:, :, -1]], -1).median(-1).values[:, :, None, None]
-        weight = 1 + 5 * ((x - ground).norm(dim=1, keepdim=True) > 0.4).float()
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(x).latent_dist
             reconstruction = vae.decode(posterior.sample()).sample
-        loss = ((reconstruction.float() - x).abs() * weight).mean() + 1e-5 * posterior.kl().float().mean() / 256
+        loss = weighted_l1(reconstruction, x) + 1e-5 * posterior.kl().float().mean() / 256
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -94,6 +100,37 @@ def train_vae(work_dir: Path, steps: int, seed: int) -> None:
         latents = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in pictures[:2048].split(256)])
     vae.register_to_config(scaling_factor=float(1 / latents.std()))
     vae.save_pretrained(work_dir / "vae")
+
+
+def polish_decoder(work_dir: Path, steps: int, seed: int) -> None:
+    """Goes on training the decoder alone, on slightly noisy latents: sharper shapes in the same latent space."""
+    torch.manual_seed(seed)
+    vae = AutoencoderKL.from_pretrained(work_dir / "vae")
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    rng = np.random.default_rng([seed, 1])
+    pictures = to_tensor(np.stack([sample_pair(rng)[1] for _ in range(20000)]))
+    with torch.no_grad():
+        latents = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in pictures.split(256)])
+    parameters = [p for p in vae.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0, betas=(0.9, 0.98))
+    schedule = learning_rate(optimizer, steps)
+    start = time.time()
+    for step in range(steps):
+        rows = torch.randint(len(latents), (16,))
+        x, z = pictures[rows], latents[rows]
+        z = z + 0.05 * torch.rand(16, 1, 1, 1) / vae.config.scaling_factor * torch.randn_like(z)
+        with torch.autocast("cpu", torch.bfloat16):
+            reconstruction = vae.decode(z).sample
+        loss = weighted_l1(reconstruction, x)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0 or step == steps - 1:
+            print(f"decoder step {step} loss {loss.item():.4f} seconds {time.time() - start:.0f}", flush=True)
+    vae.save_pretrained(work_dir / "vae_polished")
 
 
 def text_config(hidden: int, layers: int, projection: int, tokenizer) -> CLIPTextConfig:
@@ -199,7 +236,7 @@ def train_pipeline(kind: str, work_dir: Path, steps: int, seed: int, n_pictures:
     ema = EMAModel(modules.parameters(), decay=0.999)
     start, losses = time.time(), []
     for step in range(steps):
-        rows = torch.randint(len(latents), (64,))
+        rows = torch.randint(len(latents), (BATCH_SIZE,))
         x0 = latents[rows]
         texts = ["" if torch.rand(()) < P_UNCONDITIONAL else captions[i] for i in rows.tolist()]
         noise = torch.randn_like(x0)
@@ -216,7 +253,9 @@ def train_pipeline(kind: str, work_dir: Path, steps: int, seed: int, n_pictures:
         ema.step(modules.parameters())
         losses.append(loss.item())
         if step % 100 == 0 or step == steps - 1:
-            print(f"{kind} step {step} loss {np.mean(losses[-100:]):.4f} seconds {time.time() - start:.0f}", flush=True)
+            print(
+                f"{kind} step {step} loss {np.mean(losses[-100:]):.4f} seconds {time.time() - start:.0f}", flush=True
+            )
         if (step + 1) % 500 == 0 or step == steps - 1:
             ema.store(modules.parameters())
             ema.copy_to(modules.parameters())
@@ -231,15 +270,16 @@ def install(work_dir: Path) -> None:
         pipeline = (StableDiffusionXLPipeline if xl else StableDiffusionPipeline).from_pretrained(
             folder, **({} if xl else {"safety_checker": None})
         )
+        pipeline.vae = AutoencoderKL.from_pretrained(work_dir / "vae_polished")
         pipeline.to(dtype=torch.float16).save_pretrained(WEIGHTS / folder.name)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="+", choices=["vae", "sd15", "sdxl", "install"])
+    parser.add_argument("parts", nargs="+", choices=["vae", "decoder", "sd15", "sdxl", "install"])
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/tiny"))
     parser.add_argument("--vae_steps", type=int, default=4000)
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=6500)
     parser.add_argument("--num_pictures", type=int, default=40000)
     parser.add_argument("--num_threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -248,6 +288,8 @@ def main() -> None:
     for part in args.parts:
         if part == "vae":
             train_vae(args.work_dir, args.vae_steps, args.seed)
+        elif part == "decoder":
+            polish_decoder(args.work_dir, args.vae_steps, args.seed)
         elif part == "install":
             install(args.work_dir)
         else:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # CRAFT from prompts to a comparison, every stage, on the embedded tiny world: no GPU, no network, minutes.
-# The stages for real models are the same; see run_sd15.sh and run_sdxl.sh.
+# The stages for a real model are the same; see README.md.
 #
 #   MODEL=tiny-sdxl SEED=1 OUT=outputs/other bash examples/craft/run_tiny.sh
 set -euo pipefail

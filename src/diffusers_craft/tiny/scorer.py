@@ -85,7 +85,7 @@ def _stands(first: Object, second: Object, relation: str) -> bool:
     """GenEval's position rule: the normalised offset between the centres reaches 0.5 along the relation's axis."""
     offset = np.array([first.x - second.x, first.y - second.y])
     dx, dy = offset / max(float(np.linalg.norm(offset)), 1e-6)
-    return {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[relation] > 0.5
+    return bool({"left of": -dx, "right of": dx, "above": -dy, "below": dy}[relation] > 0.5)
 
 
 def scene_shows(scene: Scene, caption: Caption) -> bool:

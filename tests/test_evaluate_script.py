@@ -4,9 +4,8 @@
 import importlib.util
 import io
 import json
-import os
+import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -244,15 +243,24 @@ def test_names_of_models(script, tmp_path, monkeypatch):
             script.parse_models(text, [])
 
 
-def test_user_errors_end_in_one_line_and_exit_code_2(tmp_path):
-    source = str(Path(diffusers_craft.__file__).parents[1])
-    command = [sys.executable, str(SCRIPT), "--base", "tiny-sd15", "--prompts", "missing.txt", "--output_dir", "out"]
-    environment = {**os.environ, "PYTHONPATH": source}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1 and "--prompts" in errors[0] and "missing.txt" in errors[0]
-    assert "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--prompts", "missing.txt"], ["--prompts", "missing.txt"]),
+        (["--prompts", "prompts.txt", "--rewards", "beauty"], ["--rewards: expected one of", "'beauty'"]),
+        (["--prompts", "prompts.txt", "--tuned", "x/craft", "y/craft"], ["--tuned", "'craft' twice"]),
+        (["--prompts", "prompts.txt", "--num_prompts", "2"], ["--num_prompts: expected 1 to 1", "found 2"]),
+    ],
+)
+def test_user_errors_end_in_one_line_and_exit_code_2(flags, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("a cat")
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--base", "tiny-sd15", "--output_dir", "out", *flags])
+    with pytest.raises(SystemExit) as exit_info:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert exit_info.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ") and all(word in line for word in words)
     assert not (tmp_path / "out").exists()
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Win rates and intervals against brute force, missing scores, alarms on pictures made to raise them, written files."""
+"""Win rates and intervals against brute force, missing scores, alarms on pictures made for them, written files."""
 
 import itertools
 import json

@@ -1,13 +1,16 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Runs build_craft_dataset.py with rewards that need no weights; as a program, may kill itself at a chosen file.
+"""Runs build_craft_dataset.py with rewards that need no weights, in processes that end as `kill -9` would end them.
 
-python build_driver.py KILL_AT ARGUMENTS...   SIGKILL at the moment when a file or folder KILL_AT would get its name
+As a program it reads rounds of runs as JSON from stdin and prints their exit codes. A round's runs go side by side, each
+in a forked process of its own, which saves the imports: `{"args": [...], "kill_at": "", "environment": {}}`.
 """
 
 import importlib.util
+import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -63,10 +66,36 @@ def kill_at(suffix: str) -> None:
         setattr(os, function, patched)
 
 
-if __name__ == "__main__":
-    from diffusers_craft import register_reward, run_script
+def fork_run(script: ModuleType, args: list[str], kill_at_file: str, environment: dict[str, str]) -> int:
+    """Starts a run in a forked process and returns its process id; the run's stdout goes to stderr."""
+    process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        os.dup2(2, 1)
+        os.environ.update(environment)
+        kill_at(kill_at_file)
+        script.main(script.parse_args(args))
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def main() -> None:
+    import diffusers_craft.builder  # noqa: F401  imported once, before the processes part
+    from diffusers_craft import register_reward
 
     register_brightness_rewards(register_reward)
     script = load_script()
-    kill_at(sys.argv[1])
-    run_script(script.main, script.parse_args(sys.argv[2:]))
+    codes = []
+    for runs in json.load(sys.stdin):
+        started = [fork_run(script, run["args"], run["kill_at"], run["environment"]) for run in runs]
+        codes.append([os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in started])
+    print(json.dumps(codes))
+
+
+if __name__ == "__main__":
+    main()

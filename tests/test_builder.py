@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from build_driver import REWARDS, BrightnessReward
 from datasets import Dataset
@@ -27,6 +28,12 @@ SETTINGS = GenerationSettings(num_inference_steps=1, guidance_scale=2.0, batch_s
 @pytest.fixture(scope="module")
 def pipeline(random_sd15: Path):
     return load_pipeline(str(random_sd15), device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts take seconds; the module's `built` is made before this and has its report."""
+    monkeypatch.setattr(builder_module, "write_build_report", lambda *args: None)
 
 
 def make_builder(pipeline, folder: Path | None, **options: Any) -> CRAFTDatasetBuilder:
@@ -210,6 +217,19 @@ def test_a_reward_of_nan_is_named_and_costs_no_finished_work(pipeline, tmp_path:
     monkeypatch.setattr(builder_module, "generate_candidates", None)
     assert len(builder.build(PROMPTS)) == 4
     assert builder.reward_models["pickscore"].num_images == 0 and builder.reward_models["aesthetic"].num_images == 60
+
+
+def test_ranks_share_the_missing_shards(pipeline, tmp_path: Path, monkeypatch) -> None:
+    """Each shard has one owner, whatever the others have written in the meantime."""
+    stage = WorkDir(tmp_path).stage("scores", {}, 7, 1)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    owned = []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        shards = make_builder(pipeline, tmp_path)._own_shards(stage)
+        owned.append(shards)
+        stage.write(shards[0], pa.table({"row": [shards[0]], "score": [0.0]}))
+    assert owned == [[0, 3, 6], [1, 4], [2, 5]]
 
 
 def test_no_refinement_varies_seeds_only(pipeline, tmp_path: Path) -> None:

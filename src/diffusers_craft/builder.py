@@ -35,7 +35,7 @@ from .report import FUNNEL_LABELS, write_build_report
 from .rewards import load_reward
 from .scoring import score_candidates
 from .tiny import is_tiny, reward_checkpoint
-from .workdir import Stage, WorkDir, atomic_write_json, fingerprint
+from .workdir import Stage, WorkDir, atomic_write_json, fingerprint, remove_leftovers
 
 
 logger = logging.getLogger(__name__)
@@ -253,6 +253,8 @@ class CRAFTDatasetBuilder:
         self.dataset = assemble_dataset(chosen, picked, composite[rows], advantages[rows])
         if self._rank == 0:
             folder = Path(self.output_dir)
+            for place in (folder, folder / "report"):
+                remove_leftovers(place)
             save_dataset(self.dataset, folder)
             prompts, refined_prompts = (self.dataset[name][:] for name in ("prompt", "refined_prompt"))
             write_build_report(

@@ -162,12 +162,14 @@ def decode_latents(pipeline: DiffusionPipeline, latents: torch.Tensor) -> tuple[
         mean, std = (torch.tensor(x, device=scaled.device).view(1, -1, 1, 1) for x in (mean, std))
         scaled = scaled * std + mean
     pixels_per_image = scaled.shape[-2] * scaled.shape[-1] * pipeline.vae_scale_factor**2
-    vae.to(torch.float32)
+    chunks = scaled.split(max(1, MAX_DECODE_PIXELS // pixels_per_image))
+    if dtype != torch.float32:
+        vae.to(torch.float32)
     try:
-        chunks = scaled.split(max(1, MAX_DECODE_PIXELS // pixels_per_image))
         decoded = torch.cat([vae.decode(chunk, return_dict=False)[0] for chunk in chunks])
     finally:
-        vae.to(dtype)
+        if dtype != torch.float32:
+            vae.to(dtype)
     finite = decoded.isfinite().flatten(1).all(1) & latents.isfinite().flatten(1).all(1)
     images = pipeline.image_processor.postprocess(torch.nan_to_num(decoded), output_type="pil")
     return images, finite.tolist()

@@ -78,7 +78,7 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def _remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Removes temporary files whose writer is dead; those of living ranks stay."""
     for temporary in folder.glob("*.tmp"):
         *_, pid, _ = temporary.name.split(".")
@@ -164,7 +164,7 @@ class WorkDir:
                 f"work folder {self.path}: stage {name!r} was built with other options: {', '.join(found)};"
                 " use another --output_dir or remove it"
             )
-        _remove_leftovers(folder)
+        remove_leftovers(folder)
         return Stage(folder, num_rows, there["rows_per_shard"])
 
 
@@ -226,7 +226,7 @@ class Stage:
     def mark_complete(self) -> None:
         """Marks the stage as done; with several ranks, one of them calls it after all have finished."""
         self._require_all()
-        _remove_leftovers(self.path)
+        remove_leftovers(self.path)
         atomic_write_json(self.path / COMPLETE_FILE, {"num_rows": self.num_rows, "num_shards": self.num_shards})
 
     def read_shard(self, shard: int, columns: list[str] | None = None) -> pa.Table:

@@ -121,14 +121,13 @@ def test_accumulation_does_not_change_the_run(train):
         torch.testing.assert_close(value, _weights(parts)[name], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
-def test_two_processes_give_the_curve_of_one(train, arguments, tmp_path, family):
+def test_two_processes_give_the_curve_of_one(train, arguments, tmp_path):
     common = ["--max_train_steps=5", "--use_ema", "--caption_dropout=0.3", "--checkpointing_steps=2"]
-    one = train(family, "one", *common, "--train_batch_size=16", "--gradient_accumulation_steps=1")
+    one = train("sdxl", "one", *common, "--train_batch_size=16", "--gradient_accumulation_steps=1")
     two = [*common, "--train_batch_size=4", "--gradient_accumulation_steps=2"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    script = ROOT / "examples" / "craft" / f"train_craft_{family}.py"
-    command = [*launcher, str(script), *arguments(family, "two", *two)]
+    script = ROOT / "examples" / "craft" / "train_craft_sdxl.py"
+    command = [*launcher, str(script), *arguments("sdxl", "two", *two)]
     done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     run = _run_json(tmp_path / "two")
@@ -150,6 +149,18 @@ def test_resume_is_exact_in_the_middle_of_a_pass(train, tmp_path):
     for kind in ("unet", "unet_ema"):
         assert _same(_weights(whole / "checkpoint-6", kind), _weights(resumed / "checkpoint-6", kind))
     assert not _same(_weights(whole / "checkpoint-6"), _weights(whole / "checkpoint-6", "unet_ema"))
+
+
+def test_a_new_run_among_old_checkpoints_is_refused_and_a_changed_one_warned_about(train, caplog):
+    common = ["--train_batch_size=4", "--gradient_accumulation_steps=1", "--checkpointing_steps=1"]
+    train("sd15", "out", *common, "--max_train_steps=1")
+    with pytest.raises(
+        ValueError, match="--output_dir: expected a folder without checkpoints, .* found checkpoint-1 in"
+    ):
+        train("sd15", "out", *common, "--max_train_steps=2")
+    folder = train("sd15", "out", *common, "--max_train_steps=2", "--seed=5", "--resume_from_checkpoint=latest")
+    assert "seed of the checkpoint is 0, now 5: not the same run." in caplog.text
+    assert [entry["step"] for entry in _run_json(folder)["loss_history"]] == [1, 2]
 
 
 def test_a_killed_run_resumes_to_the_same_weights(train, arguments, tmp_path):
@@ -225,6 +236,17 @@ def test_a_run_that_diverges_stops_and_keeps_its_checkpoint(train, tmp_path, mon
     assert not (tmp_path / "out" / "model_index.json").exists()
 
 
+def test_bfloat16_and_checkpointing_train_and_a_tracker_records(train):
+    common = ["--train_batch_size=4", "--gradient_accumulation_steps=2", "--max_train_steps=2", "--use_ema"]
+    plain = train("sdxl", "plain", *common)
+    flags = ["--mixed_precision=bf16", "--gradient_checkpointing", "--report_to=tensorboard"]
+    flags += ["--validation_prompt=a thing", "--num_validation_images=2", "--validation_epochs=1"]
+    mixed = train("sdxl", "mixed", *common, *flags)
+    assert _losses(mixed) == pytest.approx(_losses(plain), abs=0.02) and _losses(mixed) != _losses(plain)
+    assert all(value.dtype == torch.float32 for value in _weights(mixed).values())
+    assert list((mixed / "logs").rglob("events.out.tfevents.*"))
+
+
 def test_velocity_prediction_is_trained_and_recorded(train):
     common = ["--train_batch_size=4", "--gradient_accumulation_steps=1", "--max_train_steps=1"]
     folder = train("sd15", "v", *common, "--prediction_type=v_prediction")
@@ -248,14 +270,14 @@ def test_an_image_folder_trains_as_sft(train, make_images, tmp_path, random_sd15
     assert _run_json(tmp_path / "out")["num_rows"] == 3
 
 
-def test_user_errors_are_one_line_and_exit_code_2(arguments):
-    script = ROOT / "examples" / "craft" / "train_craft_sd15.py"
-    command = [sys.executable, str(script), *arguments("sd15", "out", "--caption_column=text")]
-    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
+def test_user_errors_are_one_line_and_exit_code_2(arguments, capsys):
+    script = _script("sd15")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(SystemExit) as exit_:
+        script.run_script(script.main, script.parse_args(arguments("sd15", "out", "--caption_column=text")))
+    assert exit_.value.code == 2
     expected = "error: --caption_column: expected one of the dataset's columns (image, prompt, reward, advantage)"
-    assert [line for line in done.stderr.splitlines() if line.startswith("error")][0].startswith(expected)
+    assert capsys.readouterr().err.splitlines()[-1] == f"{expected}, found 'text'"
 
 
 @pytest.mark.parametrize(

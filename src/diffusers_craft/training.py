@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import diffusers
-import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
@@ -34,14 +33,19 @@ from tqdm.auto import tqdm
 from .backbones import Backbone, Components, ModelSource
 from .cli import write_run_json
 from .objectives.craft import denoising_errors
-from .records import derive_seed
 from .training_data import TrainingData, shuffled_rows
-from .training_state import MetricLog, find_checkpoint, keep_unet_in_checkpoints, load_checkpoint, save_checkpoint
+from .training_state import (
+    MetricLog,
+    find_checkpoint,
+    keep_unet_in_checkpoints,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
+from .training_validation import draw_validation_images
 
 
 logger = logging.getLogger(__name__)
-
-VALIDATION_INFERENCE_STEPS = 25
 
 
 class MicroBatch(NamedTuple):
@@ -182,7 +186,7 @@ class TrainingRun:
             self.progress.set_postfix(step_loss=entry["train_loss"], lr=learning_rate, refresh=False)
         if self.step % self.args.checkpointing_steps == 0:
             self.log.flush()  # nothing that is not finite gets saved
-            state = {"history": self.log.history}
+            state = self._identity() | {"history": self.log.history}
             save_checkpoint(
                 self.accelerator, self.args.output_dir, self.step, state, self.args.checkpoints_total_limit
             )
@@ -198,7 +202,7 @@ class TrainingRun:
             self.ema.store(unet.parameters())
             self.ema.copy_to(unet.parameters())
         pipeline = self._pipeline(unet, self.accelerator.device)
-        self._draw(pipeline)
+        draw_validation_images(pipeline, self.accelerator, self.args, self.step)
         if self.ema is not None:
             self.ema.restore(unet.parameters())
 
@@ -214,10 +218,10 @@ class TrainingRun:
             pipeline = self._pipeline(unet, self.accelerator.device)
             pipeline.save_pretrained(self.args.output_dir)
             if self.args.validation_prompt is not None:
-                self._draw(pipeline)
+                draw_validation_images(pipeline, self.accelerator, self.args, self.step)
             options = vars(self.args) | {"max_train_steps": self.max_train_steps}
             options |= {"mixed_precision": self.accelerator.mixed_precision}
-            results = {"num_rows": len(self.data), "global_batch_size": self.batch_size}
+            results = {key: value for key, value in self._identity().items() if key != "seed"}
             results |= {"num_processes": self.accelerator.num_processes, "loss_history": self.log.history}
             write_run_json(Path(self.args.output_dir) / "craft_run.json", options, **results)
             logger.info("Saved the pipeline in %s", self.args.output_dir)
@@ -253,14 +257,25 @@ class TrainingRun:
         self.unet, self.optimizer, self.lr_scheduler = self.accelerator.prepare(unet, optimizer, lr_scheduler)
 
     def _resume(self) -> tuple[int, list[dict]]:
-        if self.args.resume_from_checkpoint is None:
+        args = self.args
+        if args.resume_from_checkpoint is None:
+            if earlier := list_checkpoints(args.output_dir):
+                wanted = "expected a folder without checkpoints, or --resume_from_checkpoint"
+                raise ValueError(f"--output_dir: {wanted}, found {earlier[-1].name} in {args.output_dir}")
             return 0, []
-        path = find_checkpoint(self.args.resume_from_checkpoint, self.args.output_dir)
+        path = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
         if path is None:
             return 0, []
         state = load_checkpoint(self.accelerator, path)
         logger.info("Resuming from %s after step %d", path, state["step"])
+        for name, value in self._identity().items():
+            if state[name] != value:
+                logger.warning("%s of the checkpoint is %s, now %s: not the same run.", name, state[name], value)
         return state["step"], state["history"]
+
+    def _identity(self) -> dict[str, int]:
+        """What has to stay the same for a resumed run to equal an undisturbed one, besides the optimizer's flags."""
+        return {"seed": self.args.seed, "num_rows": len(self.data), "global_batch_size": self.batch_size}
 
     def _target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         if self.prediction_type == "epsilon":
@@ -292,26 +307,6 @@ class TrainingRun:
             config = pipeline.scheduler.config
             pipeline.scheduler = type(pipeline.scheduler).from_config(config, prediction_type=self.prediction_type)
         return pipeline
-
-    def _draw(self, pipeline: DiffusionPipeline) -> None:
-        args, folder = self.args, Path(self.args.output_dir) / "validation" / f"step-{self.step:06d}"
-        seeds = [derive_seed(args.seed, "validation", index) for index in range(args.num_validation_images)]
-        pipeline.set_progress_bar_config(disable=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        images = []
-        for index, seed in enumerate(seeds):
-            images += pipeline(
-                args.validation_prompt,
-                height=args.resolution,
-                width=args.resolution,
-                num_inference_steps=VALIDATION_INFERENCE_STEPS,
-                generator=torch.Generator().manual_seed(seed),
-            ).images
-            images[-1].save(folder / f"{index}.png")
-        pixels = np.stack([np.asarray(image) for image in images])  # (N, H, W, 3)
-        for tracker in self.accelerator.trackers:
-            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            tracker.log_images({"validation": pixels}, step=self.step, **layout)
 
     def _announce(self) -> None:
         args, negative = self.args, int((self.data.advantages < 0).sum())

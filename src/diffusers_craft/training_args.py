@@ -33,7 +33,13 @@ def check_training_arguments(args: argparse.Namespace) -> None:
     if args.use_generated_latents and args.random_flip:
         raise ValueError("--random_flip: expected no flips with --use_generated_latents, which are not images")
     positive = ["train_batch_size", "gradient_accumulation_steps", "max_train_steps", "num_train_epochs", "resolution"]
-    positive += ["max_train_samples", "checkpointing_steps", "checkpoints_total_limit", "validation_epochs"]
+    positive += [
+        "max_train_samples",
+        "num_validation_images",
+        "checkpointing_steps",
+        "checkpoints_total_limit",
+        "validation_epochs",
+    ]
     for name in positive:
         value = getattr(args, name)
         if value is not None and value < 1:

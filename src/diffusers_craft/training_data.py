@@ -79,24 +79,25 @@ class TrainingData:
             caption_dropout (`float`): probability of the empty caption.
         """
         draws = 1 if self.latent_stds is None else 2  # the posterior's sample needs noise of its own
-        noise = torch.empty(len(slots), draws, *self.latents.shape[2:])
+        device, pinned = self.latents.device, self.latents.is_cuda  # a copy from pinned memory does not wait
+        noise = torch.empty(len(slots), draws, *self.latents.shape[2:], pin_memory=pinned)
         uniform = torch.empty(len(slots), 3, dtype=torch.float64)
         generator = torch.Generator()
         for i, slot in enumerate(slots):
             generator.manual_seed(derive_seed(seed, "draw", step, slot))
             uniform[i].uniform_(generator=generator)
             noise[i].normal_(generator=generator)
-        device = self.latents.device
-        timesteps = (uniform[:, 0] * num_timesteps).long().to(device)
-        flips = (uniform[:, 1] * self.latents.shape[0]).long().to(device)
-        dropped = (uniform[:, 2] < caption_dropout).to(device)
-        noise, rows = noise.to(device, non_blocking=True), rows.to(device)
+        noise = noise.to(device, non_blocking=True)
+        flips = (uniform[:, 1] * self.latents.shape[0]).long()
+        dropped = (uniform[:, 2] < caption_dropout).long()
+        indices = torch.stack([rows, (uniform[:, 0] * num_timesteps).long(), flips, dropped])
+        rows, timesteps, flips, dropped = indices.to(device).unbind()
 
         latents = self.latents[flips, rows]
         if self.latent_stds is not None:
             latents = latents + self.latent_stds[flips, rows] * noise[:, 1]
         empty = self.prompts["encoder_hidden_states"].shape[0] - 1
-        prompt_rows = self.prompt_rows[rows].masked_fill(dropped, empty)
+        prompt_rows = self.prompt_rows[rows].masked_fill(dropped.bool(), empty)
         conditioning = {name: value[prompt_rows] for name, value in self.prompts.items()}
         conditioning |= {name: value[rows] for name, value in self.sizes.items()}
         return Draw(latents, noise[:, 0], timesteps, conditioning, self.advantages[rows])

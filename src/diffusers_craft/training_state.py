@@ -66,7 +66,8 @@ def save_checkpoint(
     final = Path(output_dir) / f"checkpoint-{step}"
     temporary = final.with_name(f".{final.name}.tmp")
     if accelerator.is_main_process:
-        shutil.rmtree(temporary, ignore_errors=True)  # of a killed run
+        for leftover in Path(output_dir).glob(".checkpoint-*.tmp"):  # of a killed run
+            shutil.rmtree(leftover)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(temporary))
     accelerator.wait_for_everyone()
@@ -125,17 +126,16 @@ class MetricLog:
         self.accelerator = accelerator
         self.history = list(history)
         self.check_gradients = check_gradients
-        self._pending: tuple[int, float, list[str], torch.Tensor] | None = None
+        self._pending: tuple[int, float, list[str], torch.Tensor, torch.cuda.Event | None] | None = None
 
     def push(self, step: int, learning_rate: float, metrics: dict[str, torch.Tensor]) -> dict:
         """Takes scalar tensors of a step (from 1) and returns the entry of the step before (empty at first)."""
         entry = self.flush()
-        self._pending = (
-            step,
-            learning_rate,
-            list(metrics),
-            torch.stack([value.float() for value in metrics.values()]),
-        )
+        values, copied = torch.stack([value.float() for value in metrics.values()]), None
+        if values.is_cuda:  # reading it later must not wait for the steps that are queued by then
+            values, copied = values.to("cpu", non_blocking=True), torch.cuda.Event()
+            copied.record()
+        self._pending = (step, learning_rate, list(metrics), values, copied)
         return entry
 
     def flush(self) -> dict:
@@ -145,8 +145,10 @@ class MetricLog:
             ValueError: if the loss or the gradient is not finite.
         """
         if self._pending is not None:
-            step, learning_rate, names, tensor = self._pending
+            step, learning_rate, names, tensor, copied = self._pending
             self._pending = None
+            if copied is not None:
+                copied.synchronize()
             values = dict(zip(names, tensor.tolist(), strict=True))
             checked = ("train_loss", "grad_norm") if self.check_gradients else ("train_loss",)
             wrong = [f"{name} is {values[name]}" for name in checked if not math.isfinite(values[name])]

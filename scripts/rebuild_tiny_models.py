@@ -25,23 +25,41 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from diffusers_craft.tiny import WEIGHTS
 from diffusers_craft.tiny.lexicon import MAX_TOKENS, build_tokenizer
-from diffusers_craft.tiny.world import IMAGE_SIZE, enrich, is_held_out, sample_caption, sample_picture
+from diffusers_craft.tiny.world import (
+    BACKGROUNDS,
+    COLORS,
+    IMAGE_SIZE,
+    RELATIONS,
+    SHAPES,
+    Caption,
+    enrich,
+    is_held_out,
+    parse_caption,
+    sample_caption,
+    sample_picture,
+)
 
 
 P_RICH = 0.45  # share of training captions with words of quality; their pictures are clean
 P_FLAWED = 0.5  # share of flawed pictures under plain captions
 P_UNCONDITIONAL = 0.1
 BATCH_SIZE = 48
+TEXT_STEPS = 300
 LATENT_CHANNELS = 4
 TIME_IDS = [IMAGE_SIZE, IMAGE_SIZE, 0, 0, IMAGE_SIZE, IMAGE_SIZE]
 
 
-def sample_pair(rng: np.random.Generator) -> tuple[str, np.ndarray]:
-    """A caption of the training split and its (64, 64, 3) uint8 picture, in the mix that the world consists of."""
+def sample_training_caption(rng: np.random.Generator) -> tuple[Caption, bool]:
+    """A caption of the training split, and whether it comes with words of quality."""
     caption = sample_caption(rng)
     while is_held_out(caption):
         caption = sample_caption(rng)
-    rich = rng.random() < P_RICH
+    return caption, rng.random() < P_RICH
+
+
+def sample_pair(rng: np.random.Generator) -> tuple[str, np.ndarray]:
+    """A caption of the training split and its (64, 64, 3) uint8 picture, in the mix that the world consists of."""
+    caption, rich = sample_training_caption(rng)
     picture = sample_picture(caption, rng, flawed=not rich and rng.random() < P_FLAWED)
     return enrich(str(caption), rng) if rich else str(caption), np.asarray(picture)
 
@@ -149,6 +167,62 @@ def text_config(hidden: int, layers: int, projection: int, tokenizer) -> CLIPTex
     )
 
 
+def describe(caption: str) -> list[int]:
+    """What a caption says as class numbers; see `NUM_CLASSES`."""
+    meaning = parse_caption(caption)
+    first, second = meaning.groups[0], meaning.groups[-1] if len(meaning.groups) == 2 else None
+    colors, backgrounds = [None, *COLORS], [None, *BACKGROUNDS]
+    return [
+        first.count - 1,
+        SHAPES.index(first.shape),
+        colors.index(first.color),
+        SHAPES.index(second.shape) + 1 if second else 0,
+        colors.index(second.color) if second else 0,
+        RELATIONS.index(meaning.relation) + 1 if meaning.relation else 0,
+        backgrounds.index(meaning.background),
+        int("," in caption),
+    ]
+
+
+NUM_CLASSES = [4, len(SHAPES), len(COLORS) + 1, len(SHAPES) + 1, len(COLORS) + 1, len(RELATIONS) + 1, 4, 2]
+
+
+def pretrain_text_encoder(encoder: torch.nn.Module, tokenizer, hidden_state: int, steps: int, seed: int) -> None:
+    """Teaches a text encoder what captions say, as CLIP's was taught before Stable Diffusion: far faster than jointly.
+
+    The states after the end of the text answer for the whole caption, and so does the pooled state if there is one.
+    """
+    torch.manual_seed(seed)
+    rng = np.random.default_rng([seed, 2])
+    head = torch.nn.Linear(encoder.config.hidden_size, sum(NUM_CLASSES))
+    pooled_head = torch.nn.Linear(encoder.config.projection_dim, sum(NUM_CLASSES))
+    parameters = [*encoder.parameters(), *head.parameters(), *pooled_head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = learning_rate(optimizer, steps)
+    for step in range(steps):
+        pairs = [sample_training_caption(rng) for _ in range(128)]
+        captions = [enrich(str(caption), rng) if rich else str(caption) for caption, rich in pairs]
+        labels = torch.tensor([describe(caption) for caption in captions])
+        ids = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
+        ended = ids.eq(tokenizer.eos_token_id)  # the end and the padding, which repeats it
+        output = encoder(ids, output_hidden_states=True)
+        states = output.last_hidden_state if hidden_state == -1 else output.hidden_states[hidden_state]
+        logits = head(states[ended]).split(NUM_CLASSES, -1)
+        rows = torch.arange(len(ids))[:, None].expand_as(ids)[ended]
+        losses = [F.cross_entropy(x, labels[rows, i]) for i, x in enumerate(logits)]
+        if hasattr(output, "text_embeds"):
+            pooled = pooled_head(output.text_embeds).split(NUM_CLASSES, -1)
+            losses += [F.cross_entropy(x, labels[:, i]) for i, x in enumerate(pooled)]
+        optimizer.zero_grad()
+        sum(losses).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0 or step == steps - 1:
+            right = torch.stack([x.argmax(-1) == labels[rows, i] for i, x in enumerate(logits)]).all(0)
+            print(f"text step {step} captions read whole {right.float().mean():.3f}", flush=True)
+
+
 def new_pipeline(kind: str, vae: AutoencoderKL, work_dir: Path):
     """An untrained pipeline of `kind` sd15 or sdxl around a trained VAE."""
     tokenizer = build_tokenizer(work_dir / "tokenizer")
@@ -194,15 +268,27 @@ def new_pipeline(kind: str, vae: AutoencoderKL, work_dir: Path):
     )  # fmt: skip
 
 
-def conditioning(pipeline, captions: list[str]) -> dict:
-    """Keyword arguments of the UNet for B captions, differentiable down to the text encoders."""
-    if isinstance(pipeline, StableDiffusionPipeline):
-        return {"encoder_hidden_states": pipeline.encode_prompt(captions, "cpu", 1, False)[0]}
-    embeds, _, pooled, _ = pipeline.encode_prompt(
-        captions, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
-    )
-    time_ids = torch.tensor([TIME_IDS], dtype=torch.float32).repeat(len(captions), 1)
-    return {"encoder_hidden_states": embeds, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": time_ids}}
+@torch.no_grad()
+def conditioning(pipeline, captions: list[str]) -> dict[str, torch.Tensor]:
+    """Name -> (n, ...) conditioning of n captions."""
+    parts = []
+    for start in range(0, len(captions), 500):
+        chunk = captions[start : start + 500]
+        if isinstance(pipeline, StableDiffusionPipeline):
+            parts.append({"encoder_hidden_states": pipeline.encode_prompt(chunk, "cpu", 1, False)[0]})
+        else:
+            embeds, _, pooled, _ = pipeline.encode_prompt(chunk, device="cpu", do_classifier_free_guidance=False)
+            parts.append({"encoder_hidden_states": embeds, "text_embeds": pooled})
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def predict(pipeline, noisy: torch.Tensor, timesteps: torch.Tensor, condition: dict[str, torch.Tensor]) -> torch.Tensor:
+    """(B, C, h, w) noise that the UNet sees."""
+    added = None
+    if "text_embeds" in condition:
+        time_ids = torch.tensor([TIME_IDS], dtype=torch.float32).repeat(len(noisy), 1)
+        added = {"text_embeds": condition["text_embeds"], "time_ids": time_ids}
+    return pipeline.unet(noisy, timesteps, condition["encoder_hidden_states"], added_cond_kwargs=added).sample
 
 
 @torch.no_grad()
@@ -220,47 +306,59 @@ def encode_pictures(vae: AutoencoderKL, n: int, seed: int) -> tuple[list[str], t
     return captions, torch.cat(latents)
 
 
+def loss_weight(snr: torch.Tensor) -> torch.Tensor:
+    """(B,) weights of the noise-prediction error: as of a velocity, at most 4 per squared error of the picture.
+
+    Captions matter where noise hides the picture, and there the plain loss is small: it hardly learns to read.
+    """
+    return ((snr + 1).clamp(max=4) / snr).clamp(max=20)
+
+
 def train_pipeline(kind: str, work_dir: Path, steps: int, seed: int, n_pictures: int) -> None:
-    """Trains text encoder(s) and UNet jointly on the denoising loss, and saves the averaged weights."""
-    torch.manual_seed(seed)
+    """Teaches the text encoder(s) to read, then the UNet to draw, and saves the averaged weights."""
     vae = AutoencoderKL.from_pretrained(work_dir / "vae").eval()
     captions, latents = encode_pictures(vae, n_pictures, seed)
+    torch.manual_seed(seed)
     pipeline = new_pipeline(kind, vae, work_dir)
-    modules = torch.nn.ModuleList(
-        [m for m in (pipeline.unet, pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)) if m is not None]
-    )
-    modules.train().requires_grad_(True)
-    print(f"{kind}: {sum(p.numel() for p in modules.parameters()) / 1e6:.2f} M trained parameters", flush=True)
-    optimizer = torch.optim.AdamW(modules.parameters(), lr=1e-3, weight_decay=0.01, betas=(0.9, 0.99))
+    for encoder in (pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)):
+        if encoder is not None:
+            pretrain_text_encoder(encoder, pipeline.tokenizer, -1 if kind == "sd15" else -2, TEXT_STEPS, seed)
+            encoder.eval().requires_grad_(False)
+    distinct = ["", *dict.fromkeys(captions)]
+    row_of = {caption: row for row, caption in enumerate(distinct)}
+    conditions = conditioning(pipeline, distinct)
+    caption_rows = torch.tensor([row_of[caption] for caption in captions])
+
+    torch.manual_seed(seed)
+    unet = pipeline.unet.train()
+    print(f"{kind}: UNet of {sum(p.numel() for p in unet.parameters()) / 1e6:.2f} M parameters", flush=True)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3, weight_decay=0.01, betas=(0.9, 0.99))
     schedule = learning_rate(optimizer, steps)
-    ema = EMAModel(modules.parameters(), decay=0.999)
+    ema = EMAModel(unet.parameters(), decay=0.999)
     start, losses = time.time(), []
     for step in range(steps):
         rows = torch.randint(len(latents), (BATCH_SIZE,))
-        x0 = latents[rows]
-        texts = ["" if torch.rand(()) < P_UNCONDITIONAL else captions[i] for i in rows.tolist()]
-        noise = torch.randn_like(x0)
-        timesteps = torch.randint(pipeline.scheduler.config.num_train_timesteps, (len(rows),))
-        noisy = pipeline.scheduler.add_noise(x0, noise, timesteps)
-        prediction = pipeline.unet(noisy, timesteps, **conditioning(pipeline, texts)).sample
-        snr = compute_snr(pipeline.scheduler, timesteps)
-        loss = (F.mse_loss(prediction, noise, reduction="none").mean((1, 2, 3)) * snr.clamp(max=5) / snr).mean()
+        x0, noise = latents[rows], torch.randn(BATCH_SIZE, *latents.shape[1:])
+        dropped = torch.rand(BATCH_SIZE) < P_UNCONDITIONAL
+        condition = {name: value[caption_rows[rows].masked_fill(dropped, 0)] for name, value in conditions.items()}
+        timesteps = torch.randint(pipeline.scheduler.config.num_train_timesteps, (BATCH_SIZE,))
+        prediction = predict(pipeline, pipeline.scheduler.add_noise(x0, noise, timesteps), timesteps, condition)
+        weight = loss_weight(compute_snr(pipeline.scheduler, timesteps))
+        loss = (F.mse_loss(prediction, noise, reduction="none").mean((1, 2, 3)) * weight).mean()
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        ema.step(modules.parameters())
+        ema.step(unet.parameters())
         losses.append(loss.item())
         if step % 100 == 0 or step == steps - 1:
-            print(
-                f"{kind} step {step} loss {np.mean(losses[-100:]):.4f} seconds {time.time() - start:.0f}", flush=True
-            )
+            print(f"{kind} step {step} loss {np.mean(losses[-100:]):.4f} seconds {time.time() - start:.0f}", flush=True)
         if (step + 1) % 500 == 0 or step == steps - 1:
-            ema.store(modules.parameters())
-            ema.copy_to(modules.parameters())
+            ema.store(unet.parameters())
+            ema.copy_to(unet.parameters())
             pipeline.save_pretrained(work_dir / f"tiny-{kind}")
-            ema.restore(modules.parameters())
+            ema.restore(unet.parameters())
 
 
 def install(work_dir: Path) -> None:

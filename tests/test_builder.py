@@ -12,6 +12,7 @@ from build_driver import REWARDS, BrightnessReward
 from datasets import Dataset
 
 import diffusers_craft.builder as builder_module
+from diffusers_craft import tiny
 from diffusers_craft.backbones import load_pipeline
 from diffusers_craft.builder import CRAFTDatasetBuilder, format_funnel
 from diffusers_craft.dataset import load_craft_dataset
@@ -342,8 +343,8 @@ def test_a_tiny_base_brings_its_rewards(pipeline, tmp_path: Path, monkeypatch, c
         loaded[name] = checkpoint
         return BrightnessReward(name, checkpoint)
 
-    monkeypatch.setattr(builder_module, "is_tiny", lambda name: True)
-    monkeypatch.setattr(builder_module, "reward_checkpoint", lambda name: f"/tiny/{name}")
+    monkeypatch.setattr(tiny, "is_tiny", lambda name: True)
+    monkeypatch.setattr(tiny, "reward_checkpoint", lambda name: f"/tiny/{name}")
     monkeypatch.setattr(builder_module, "load_reward", load)
     with caplog.at_level("INFO", "diffusers_craft"):
         make_builder(pipeline, tmp_path, reward_models={}, reward_checkpoints={"pickscore": "mine"})

@@ -34,6 +34,7 @@ from diffusers_craft import (
     Stage,
     WorkDir,
     derive_seed,
+    embedded_rewards,
     evaluation_rows,
     exact_score,
     find_alarms,
@@ -50,7 +51,6 @@ from diffusers_craft import (
     parse_caption,
     parse_pairs,
     parse_reward_weights,
-    reward_checkpoint,
     run_script,
     score_candidates,
     summarize,
@@ -195,13 +195,10 @@ def load_metrics(args: argparse.Namespace, base: str, prompts: list[str]) -> dic
     """Metric name to model. Finds all checkpoints now, before hours of generation; weights are read on first use."""
     names = list(parse_reward_weights(args.rewards))
     checkpoints = parse_pairs("--reward_checkpoint", args.reward_checkpoint, names)
+    checkpoints |= embedded_rewards(base, [name for name in names if name not in checkpoints])
     metrics: dict[str, Any] = {}
-    if is_tiny(base):
-        embedded = {name: path for name in names if (path := reward_checkpoint(name))}
-        checkpoints = {**embedded, **checkpoints}
-        logger.info("The base is a tiny model: its own checkpoints of %s, unless given", ", ".join(embedded))
-        if shows_captions(prompts):
-            metrics["exact"] = ExactMetric()
+    if is_tiny(base) and shows_captions(prompts):
+        metrics["exact"] = ExactMetric()
     for name in names:
         metrics[name] = load_reward(name, checkpoints.get(name), device=args.device, batch_size=args.reward_batch_size)
     return metrics

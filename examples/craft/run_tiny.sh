@@ -28,13 +28,13 @@ for loss in craft sft; do
   "$PYTHON" "$TRAIN" \
     --pretrained_model_name_or_path "$MODEL" \
     --dataset_name "$OUT/dataset" --loss $loss \
-    --resolution 64 --train_batch_size 64 --max_train_steps 150 --learning_rate 1e-4 \
+    --resolution 64 --train_batch_size 64 --gradient_accumulation_steps 1 --max_train_steps 150 --learning_rate 1e-4 \
     --seed "$SEED" --output_dir "$OUT/$loss"
 done
 
 # pipelines -> table, grid; the prompts are in no training set
 "$PYTHON" examples/craft/evaluate_craft.py \
-  --base "$MODEL" --tuned "$OUT/sft" "$OUT/craft" \
+  --base base="$MODEL" --tuned "$OUT/sft" "$OUT/craft" \
   --prompts tiny-heldout --num_prompts 300 \
   --rewards hps_v2.1 pickscore aesthetic \
   --num_inference_steps 16 --guidance_scale 3 --batch_size 32 \

@@ -44,7 +44,7 @@ _EXPORTS = {
     "report": ["write_build_report"],
     "rewards": ["load_reward", "register_reward"],
     "scoring": ["parse_reward_weights", "score_candidates"],
-    "tiny": ["is_tiny", "reward_checkpoint"],
+    "tiny": ["embedded_rewards", "is_tiny"],
     "tiny.scorer": ["exact_score"],
     "tiny.world": ["parse_caption"],
     "training": ["TrainingRun", "create_accelerator"],

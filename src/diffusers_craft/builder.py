@@ -34,7 +34,7 @@ from .refiners import PromptRefiner, load_refiner, refine_prompts
 from .report import FUNNEL_LABELS, write_build_report
 from .rewards import load_reward
 from .scoring import score_candidates
-from .tiny import is_tiny, reward_checkpoint
+from .tiny import embedded_rewards
 from .workdir import Stage, WorkDir, atomic_write_json, fingerprint, remove_leftovers
 
 
@@ -184,13 +184,8 @@ class CRAFTDatasetBuilder:
 
     def _load_rewards(self) -> dict[str, Any]:
         """The reward models by name; those of the library read their weights when they first score."""
-        embedded = {}
-        if is_tiny(str(self.pipeline.name_or_path)):
-            named = {*self.reward_models, *self.reward_checkpoints}
-            embedded = {name: reward_checkpoint(name) for name in self.rewards if name not in named}
-            embedded = {name: path for name, path in embedded.items() if path}
-        if embedded:
-            logger.info("The base is a tiny model: scoring with the embedded checkpoints of %s", ", ".join(embedded))
+        open_names = [n for n in self.rewards if n not in self.reward_models and n not in self.reward_checkpoints]
+        embedded = embedded_rewards(str(self.pipeline.name_or_path), open_names)
         checkpoints = {**embedded, **self.reward_checkpoints}
         device = self.pipeline.device
         return {

@@ -32,7 +32,7 @@ from .world import (
 KINDS = [(shape, color) for shape in SHAPES for color in COLORS]  # 30 kinds of objects
 MAX_OBJECTS = 4
 OBJECT_FEATURES = len(KINDS) + 3  # one-hot kind, x, y and radius in units of the picture
-PATCH = 8  # pixels; side of the cells whose content the vision towers learn to name
+PATCH = 16  # pixels; side of the patches of the vision towers, about the size of an object, so that they learn quickly
 DIRECTIONS = {"left of": (-1.0, 0.0), "right of": (1.0, 0.0), "above": (0.0, -1.0), "below": (0.0, 1.0)}
 
 
@@ -210,11 +210,11 @@ def malform(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def patch_kinds(scenes: SceneTensors) -> torch.Tensor:
-    """What stands at the centre of each 8 x 8 pixel patch, 0 for the ground or 1 + index of the kind: (N, 64) int64."""
+    """What stands at the centre of each patch, 0 for the ground or 1 + index of the kind: (N, 16) int64."""
     side = IMAGE_SIZE // PATCH
     centers = (torch.arange(side) + 0.5) / side
     grid = torch.stack(torch.meshgrid(centers, centers, indexing="xy"), -1).view(1, 1, -1, 2)
     places, radii = scenes.objects[..., None, -3:-1], scenes.objects[..., -1:]  # (N, 4, 1, 2), (N, 4, 1)
-    inside = (places - grid).norm(dim=-1) < 0.8 * radii  # (N, 4, 64)
+    inside = (places - grid).norm(dim=-1) < 0.8 * radii  # (N, 4, 16)
     label = (scenes.objects[..., : len(KINDS)].argmax(-1) + 1)[..., None]
     return (inside * label).amax(1)

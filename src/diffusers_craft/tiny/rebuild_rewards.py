@@ -32,9 +32,9 @@ AESTHETIC_RANGE = (7.0, 4.0)  # score of a clean picture and of a thoroughly fla
 POOL_ROWS, POOL_SEED = 30_000, 7
 
 RECIPES = {
-    "hps_v2.1": Recipe(seed=11, vision_width=80, vision_layers=4),
-    "pickscore": Recipe(seed=22, vision_width=64, vision_layers=5, content_first=False),
-    "aesthetic": Recipe(seed=33, vision_width=48, vision_layers=3, vision_steps=700),
+    "hps_v2.1": Recipe(seed=11, vision_width=96, vision_layers=4),
+    "pickscore": Recipe(seed=22, vision_width=80, vision_layers=4, content_first=False),
+    "aesthetic": Recipe(seed=33, vision_width=48, vision_layers=3, vision_steps=1200),
 }
 
 
@@ -106,8 +106,12 @@ def _to_tensor(pixels: np.ndarray) -> torch.Tensor:
 
 
 def _flawed_pixels(pixels: np.ndarray, flaws: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Pictures (B, 3, 64, 64) in [0, 1] with the flaws (B, 2): bent shapes first, then the flawed look."""
-    bent = _to_tensor(pixels)
+    """Pictures (B, 3, 64, 64) in [0, 1] with the flaws (B, 2): bent shapes first, then the flawed look.
+
+    All are moved by up to two pixels, so that no score depends on the exact place of the grid.
+    """
+    shifts = rng.integers(-2, 3, (len(pixels), 2))
+    bent = _to_tensor(np.stack([np.roll(picture, shift, (0, 1)) for picture, shift in zip(pixels, shifts)]))
     chosen = flaws[:, 1] > 0
     if chosen.any():
         bent[chosen] = malform(bent[chosen], torch.Generator().manual_seed(int(rng.integers(2**62))))
@@ -121,6 +125,8 @@ def train_vision(
     """Teaches the vision tower the teacher's embeddings, the preferences, and what stands in each patch."""
     rng = np.random.default_rng([recipe.seed, 2])
     named = nn.Linear(recipe.vision_width, len(KINDS) + 1)
+    weights = torch.ones(len(KINDS) + 1)
+    weights[0] = 0.1  # most patches are ground
     vision_parameters = [p for n, p in towers.model.named_parameters() if "visual" in n or "vision" in n]
     texts = sorted(set(pool.captions))
     position = {text: i for i, text in enumerate(texts)}
@@ -128,7 +134,7 @@ def train_vision(
         ids = towers.tokenize(texts)[:, :PLAIN_TOKENS]
         embedded = torch.cat([F.normalize(towers.text(chunk), dim=-1) for chunk in ids.split(512)])
     start = time.time()
-    for step, _ in enumerate(_schedule([*vision_parameters, *named.parameters()], 2e-3, recipe.vision_steps)):
+    for step, _ in enumerate(_schedule([*vision_parameters, *named.parameters()], 1e-3, recipe.vision_steps)):
         rows = torch.from_numpy(rng.choice(len(pool.captions), batch, replace=False))
         exact, wrong = pool.exact[rows], pool.wrong[rows]
         good, bad = _flaws(rng, batch)
@@ -139,7 +145,7 @@ def train_vision(
         embedding, tokens = towers.vision(normalize_pixels(pixels))
         embedding = F.normalize(embedding, dim=-1)
         labels = torch.cat([patch_kinds(exact), patch_kinds(wrong), patch_kinds(exact)])
-        patches = F.cross_entropy(named(tokens).flatten(0, 1), labels.flatten())
+        patches = F.cross_entropy(named(tokens).flatten(0, 1), labels.flatten(), weights)
         distance = (1 - (embedding * target).sum(-1)).mean()
         text = embedded[[position[pool.captions[i]] for i in rows]]
         right, slip, flaw = (text * embedding.view(3, batch, -1)).sum(-1)
@@ -174,7 +180,7 @@ def rebuild_aesthetic(folder: Path, pool: Pool, batch: int = 64) -> None:
     best, worst = AESTHETIC_RANGE
     nn.init.constant_(head[-1].bias, (best + worst) / 2)
     start = time.time()
-    for step, _ in enumerate(_schedule([*model.parameters(), *head.parameters()], 2e-3, recipe.vision_steps)):
+    for step, _ in enumerate(_schedule([*model.parameters(), *head.parameters()], 1e-3, recipe.vision_steps)):
         rows = rng.choice(len(pool.captions), batch, replace=False)
         pixels = np.concatenate([pool.exact_pixels[rows[: batch // 2]], pool.wrong_pixels[rows[batch // 2 :]]])
         good, bad = _flaws(rng, batch)

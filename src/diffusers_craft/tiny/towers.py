@@ -15,7 +15,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from ..rewards.features import CLIP_MEAN, CLIP_STD
 from .lexicon import MAX_TOKENS, build_tokenizer, build_tokenizer_files
-from .preferences import OBJECT_FEATURES, SceneTensors
+from .preferences import OBJECT_FEATURES, PATCH, SceneTensors
 from .world import BACKGROUNDS, IMAGE_SIZE
 
 
@@ -44,7 +44,7 @@ class OpenClipTowers:
         for name in ("vocab.json", "merges.txt"):
             (folder / name).unlink()
         self.tokenizer = SimpleTokenizer(bpe_path=str(bpe), context_length=MAX_TOKENS)
-        vision = {"image_size": IMAGE_SIZE, "patch_size": 8, "width": recipe.vision_width, "head_width": 16}
+        vision = {"image_size": IMAGE_SIZE, "patch_size": PATCH, "width": recipe.vision_width, "head_width": 16}
         text = {"context_length": MAX_TOKENS, "vocab_size": self.tokenizer.vocab_size, "width": recipe.text_width}
         self.config = {
             "embed_dim": EMBED,
@@ -117,7 +117,7 @@ class TransformersTowers:
 def vision_config(recipe: Recipe) -> dict:
     return {
         "image_size": IMAGE_SIZE,
-        "patch_size": 8,
+        "patch_size": PATCH,
         "hidden_size": recipe.vision_width,
         "intermediate_size": 4 * recipe.vision_width,
         "num_hidden_layers": recipe.vision_layers,

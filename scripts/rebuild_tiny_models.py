@@ -1,7 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Trains the embedded pipelines `tiny-sd15` and `tiny-sdxl` from nothing: VAE, then text encoder and UNet together.
 
-    python scripts/rebuild_tiny_models.py vae decoder sd15 sdxl install [--steps N] [--work_dir outputs/tiny]
+    python scripts/rebuild_tiny_models.py vae sd15 sdxl install [--steps N] [--work_dir outputs/tiny]
 
 Each part takes the better part of an hour on one CPU core. `tiny/rebuild_rewards.py` does the same for the reward models.
 """
@@ -32,11 +32,14 @@ from diffusers_craft.tiny.world import (
     RELATIONS,
     SHAPES,
     Caption,
+    degrade,
     enrich,
     is_held_out,
     parse_caption,
+    render,
     sample_caption,
     sample_picture,
+    sample_scene,
 )
 
 
@@ -44,7 +47,7 @@ P_RICH = 0.45  # share of training captions with words of quality; their picture
 P_FLAWED = 0.5  # share of flawed pictures under plain captions
 P_UNCONDITIONAL = 0.1
 BATCH_SIZE = 48
-TEXT_STEPS = 300
+TEXT_STEPS = 150
 LATENT_CHANNELS = 4
 TIME_IDS = [IMAGE_SIZE, IMAGE_SIZE, 0, 0, IMAGE_SIZE, IMAGE_SIZE]
 
@@ -77,18 +80,33 @@ def learning_rate(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.l
     )
 
 
-def weighted_l1(reconstruction: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Mean absolute error in which foreground pixels count six-fold, else colours and shapes are learnt last."""
+def scattered_picture(rng: np.random.Generator) -> np.ndarray:
+    """A (64, 64, 3) uint8 picture of objects of various sizes anywhere: a VAE learns colours and shapes from these."""
+    caption, _ = sample_training_caption(rng)
+    scene = sample_scene(caption, rng)
+    while True:
+        radii = rng.uniform(8.0, 10.5, len(scene.objects))
+        centers = rng.uniform(radii[:, None] + 2, IMAGE_SIZE - radii[:, None] - 2, (len(radii), 2))
+        gaps = np.abs(centers[:, None] - centers[None]).max(-1) - radii[:, None] - radii[None]
+        if (gaps[~np.eye(len(radii), dtype=bool)] >= 3).all():
+            break
+    for o, (x, y), radius in zip(scene.objects, centers, radii):
+        o.x, o.y, o.radius = float(x), float(y), float(radius)
+    picture = render(scene)
+    return np.asarray(degrade(picture, rng) if rng.random() < 0.3 else picture)
+
+
+def reconstruction_loss(reconstruction: torch.Tensor, x: torch.Tensor, squared: float) -> torch.Tensor:
+    """Absolute plus `squared` times squared error; foreground counts six-fold, else colours and shapes come last."""
     ground = torch.cat([x[:, :, 0], x[:, :, -1]], -1).median(-1).values[:, :, None, None]
     weight = 1 + 5 * ((x - ground).norm(dim=1, keepdim=True) > 0.4).float()
-    return ((reconstruction.float() - x).abs() * weight).mean()
+    error = reconstruction.float() - x
+    return ((error.abs() + squared * error**2) * weight).mean()
 
 
 def train_vae(work_dir: Path, steps: int, seed: int) -> None:
-    """A small KL autoencoder, 64 px to 8 x 8 latents."""
+    """A small KL autoencoder, 64 px to 8 x 8 latents: three quarters of the steps on scattered objects, then the grid."""
     torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    pictures = to_tensor(np.stack([sample_pair(rng)[1] for _ in range(12000)]))
     vae = AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 4,
         up_block_types=["UpDecoderBlock2D"] * 4,
@@ -98,6 +116,19 @@ def train_vae(work_dir: Path, steps: int, seed: int) -> None:
         sample_size=IMAGE_SIZE,
         mid_block_add_attention=False,
     )
+    rng = np.random.default_rng(seed)
+    pictures = to_tensor(np.stack([scattered_picture(rng) for _ in range(12000)]))
+    fit_vae(vae, pictures, steps * 3 // 4, squared=0.0)
+    pictures = to_tensor(np.stack([sample_pair(rng)[1] for _ in range(6000)]))
+    fit_vae(vae, pictures, steps // 4, squared=2.0)
+    with torch.no_grad():
+        latents = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in pictures[:2048].split(256)])
+    vae.register_to_config(scaling_factor=float(1 / latents.std()))
+    vae.save_pretrained(work_dir / "vae")
+
+
+def fit_vae(vae: AutoencoderKL, pictures: torch.Tensor, steps: int, squared: float) -> None:
+    """Trains on pictures (n, 3, 64, 64) in [-1, 1] with a learning rate that ends at zero."""
     optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-3, weight_decay=0.0, betas=(0.9, 0.98))
     schedule = learning_rate(optimizer, steps)
     start = time.time()
@@ -106,7 +137,7 @@ def train_vae(work_dir: Path, steps: int, seed: int) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(x).latent_dist
             reconstruction = vae.decode(posterior.sample()).sample
-        loss = weighted_l1(reconstruction, x) + 1e-5 * posterior.kl().float().mean() / 256
+        loss = reconstruction_loss(reconstruction, x, squared) + 1e-5 * posterior.kl().float().mean() / 256
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -114,41 +145,6 @@ def train_vae(work_dir: Path, steps: int, seed: int) -> None:
         schedule.step()
         if step % 100 == 0 or step == steps - 1:
             print(f"vae step {step} loss {loss.item():.4f} seconds {time.time() - start:.0f}", flush=True)
-    with torch.no_grad():
-        latents = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in pictures[:2048].split(256)])
-    vae.register_to_config(scaling_factor=float(1 / latents.std()))
-    vae.save_pretrained(work_dir / "vae")
-
-
-def polish_decoder(work_dir: Path, steps: int, seed: int) -> None:
-    """Goes on training the decoder alone, on slightly noisy latents: sharper shapes in the same latent space."""
-    torch.manual_seed(seed)
-    vae = AutoencoderKL.from_pretrained(work_dir / "vae")
-    vae.encoder.requires_grad_(False)
-    vae.quant_conv.requires_grad_(False)
-    rng = np.random.default_rng([seed, 1])
-    pictures = to_tensor(np.stack([sample_pair(rng)[1] for _ in range(20000)]))
-    with torch.no_grad():
-        latents = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in pictures.split(256)])
-    parameters = [p for p in vae.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0, betas=(0.9, 0.98))
-    schedule = learning_rate(optimizer, steps)
-    start = time.time()
-    for step in range(steps):
-        rows = torch.randint(len(latents), (16,))
-        x, z = pictures[rows], latents[rows]
-        z = z + 0.05 * torch.rand(16, 1, 1, 1) / vae.config.scaling_factor * torch.randn_like(z)
-        with torch.autocast("cpu", torch.bfloat16):
-            reconstruction = vae.decode(z).sample
-        loss = weighted_l1(reconstruction, x)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0 or step == steps - 1:
-            print(f"decoder step {step} loss {loss.item():.4f} seconds {time.time() - start:.0f}", flush=True)
-    vae.save_pretrained(work_dir / "vae_polished")
 
 
 def text_config(hidden: int, layers: int, projection: int, tokenizer) -> CLIPTextConfig:
@@ -282,7 +278,9 @@ def conditioning(pipeline, captions: list[str]) -> dict[str, torch.Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def predict(pipeline, noisy: torch.Tensor, timesteps: torch.Tensor, condition: dict[str, torch.Tensor]) -> torch.Tensor:
+def predict(
+    pipeline, noisy: torch.Tensor, timesteps: torch.Tensor, condition: dict[str, torch.Tensor]
+) -> torch.Tensor:
     """(B, C, h, w) noise that the UNet sees."""
     added = None
     if "text_embeds" in condition:
@@ -353,7 +351,9 @@ def train_pipeline(kind: str, work_dir: Path, steps: int, seed: int, n_pictures:
         ema.step(unet.parameters())
         losses.append(loss.item())
         if step % 100 == 0 or step == steps - 1:
-            print(f"{kind} step {step} loss {np.mean(losses[-100:]):.4f} seconds {time.time() - start:.0f}", flush=True)
+            print(
+                f"{kind} step {step} loss {np.mean(losses[-100:]):.4f} seconds {time.time() - start:.0f}", flush=True
+            )
         if (step + 1) % 500 == 0 or step == steps - 1:
             ema.store(unet.parameters())
             ema.copy_to(unet.parameters())
@@ -368,17 +368,16 @@ def install(work_dir: Path) -> None:
         pipeline = (StableDiffusionXLPipeline if xl else StableDiffusionPipeline).from_pretrained(
             folder, **({} if xl else {"safety_checker": None})
         )
-        pipeline.vae = AutoencoderKL.from_pretrained(work_dir / "vae_polished")
         pipeline.to(dtype=torch.float16).save_pretrained(WEIGHTS / folder.name)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="+", choices=["vae", "decoder", "sd15", "sdxl", "install"])
+    parser.add_argument("parts", nargs="+", choices=["vae", "sd15", "sdxl", "install"])
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/tiny"))
-    parser.add_argument("--vae_steps", type=int, default=4000)
-    parser.add_argument("--steps", type=int, default=6500)
-    parser.add_argument("--num_pictures", type=int, default=40000)
+    parser.add_argument("--vae_steps", type=int, default=5300)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--num_pictures", type=int, default=16000)
     parser.add_argument("--num_threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -386,8 +385,6 @@ def main() -> None:
     for part in args.parts:
         if part == "vae":
             train_vae(args.work_dir, args.vae_steps, args.seed)
-        elif part == "decoder":
-            polish_decoder(args.work_dir, args.vae_steps, args.seed)
         elif part == "install":
             install(args.work_dir)
         else:

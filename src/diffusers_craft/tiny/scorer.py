@@ -5,6 +5,8 @@ No model is trained on this scorer or its rules; it is the judge that reward hac
 """
 
 from collections.abc import Sequence
+from functools import cache
+from itertools import product
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -13,23 +15,29 @@ from scipy import ndimage
 from .world import BACKGROUNDS, COLORS, IMAGE_SIZE, SHAPES, Caption, Object, Scene, parse_caption, shape_polygon
 
 
-MIN_AREA = 30  # pixels; smaller specks are not objects
+MIN_AREA = 25  # pixels; smaller specks are not objects
 MIN_FOREGROUND = 60.0  # RGB distance from the background at which a pixel belongs to an object
 MAX_COLOR_ERROR = 85.0  # RGB distance up to which an object counts as having a colour at all
-MIN_IOU = 0.6  # overlap with the ideal shape below which an object is no shape of this world
-TEMPLATE = 32  # side in pixels on which masks are compared
+MIN_FIT = 0.7  # explained share of an object's coverage below which it is no shape of this world
+WINDOW = 27  # side in pixels of the window around an object in which shapes are compared
 
 
-def _template(shape: str) -> np.ndarray:
-    """The filled bounding box of a shape as a (32, 32) boolean mask."""
-    corners = np.array(shape_polygon(shape, 0, 0, 1))
-    corners = (corners - corners.min(0)) / (corners.max(0) - corners.min(0)) * (TEMPLATE * 4)
-    image = Image.new("L", (TEMPLATE * 4, TEMPLATE * 4))
-    ImageDraw.Draw(image).polygon([tuple(c) for c in corners], fill=255)
-    return np.asarray(image.resize((TEMPLATE, TEMPLATE), Image.Resampling.BOX)) > 127
-
-
-_TEMPLATES = {shape: _template(shape) for shape in SHAPES}
+@cache
+def _templates() -> tuple[list[str], np.ndarray]:
+    """Names (m) and soft coverage (m, 27 * 27) in [0, 1] of every shape at several sizes and sub-pixel places."""
+    names, windows = [], []
+    for shape in SHAPES:
+        corners = np.array(shape_polygon(shape, 0, 0, 1))
+        corners -= (corners.min(0) + corners.max(0)) / 2  # an object is centred by its bounding box
+        for radius in np.arange(5.5, 11.5, 0.5):
+            for dx, dy in product((-0.5, 0.0, 0.5), repeat=2):
+                image = Image.new("L", (WINDOW * 4, WINDOW * 4))
+                points = (corners * radius + [WINDOW / 2 + dx, WINDOW / 2 + dy]) * 4
+                ImageDraw.Draw(image).polygon([tuple(point) for point in points.tolist()], fill=255)
+                coverage = np.asarray(image, dtype=np.float32).reshape(WINDOW, 4, WINDOW, 4).mean((1, 3)) / 255
+                names.append(shape)
+                windows.append(ndimage.gaussian_filter(coverage, 0.6).ravel())
+    return names, np.stack(windows)
 
 
 def _nearest(color: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> tuple[str, float]:
@@ -39,13 +47,15 @@ def _nearest(color: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> tup
     return name, distances[name]
 
 
-def _read_shape(mask: np.ndarray) -> tuple[str, float]:
-    """Best-fitting shape of a cropped (h, w) boolean mask and its intersection over union."""
-    box = Image.fromarray(mask.astype(np.uint8) * 255).resize((TEMPLATE, TEMPLATE), Image.Resampling.BILINEAR)
-    filled = np.asarray(box) > 127
-    ious = {name: (filled & t).sum() / max((filled | t).sum(), 1) for name, t in _TEMPLATES.items()}
-    best = max(ious, key=ious.get)
-    return best, float(ious[best])
+def _read_shape(coverage: np.ndarray, row: float, column: float) -> tuple[str, float]:
+    """Best-fitting shape around a place of a (64, 64) coverage map, and the share of the coverage it explains."""
+    half = WINDOW // 2
+    top, left = round(row - 0.5), round(column - 0.5)  # the pixel whose centre is nearest
+    window = np.pad(coverage, half)[top : top + WINDOW, left : left + WINDOW].ravel()
+    names, templates = _templates()
+    errors = ((templates - window) ** 2).sum(1)
+    best = int(errors.argmin())
+    return names[best], 1.0 - float(errors[best] / max((window**2).sum(), 1e-6))
 
 
 def read_scene(image: Image.Image) -> Scene:
@@ -64,18 +74,22 @@ def read_scene(image: Image.Image) -> Scene:
         mask = labels[window] == index
         if mask.sum() < MIN_AREA:
             continue
-        core = ndimage.binary_erosion(mask)
-        inside = core if core.sum() >= MIN_AREA // 3 else mask
-        color, error = _nearest(np.median(pixels[window][inside], axis=0), COLORS)
-        shape, iou = _read_shape(mask)
-        height, width = mask.shape
+        whole = labels == index
+        core = ndimage.binary_erosion(whole)
+        inside = core if core.sum() >= MIN_AREA // 3 else whole
+        ink = np.median(pixels[inside], axis=0)
+        color, error = _nearest(ink, COLORS)
+        row, column = (slice_.start + (slice_.stop - slice_.start) / 2 for slice_ in window)
+        # How much of each pixel the object covers, by its place between background and ink.
+        covered = ((pixels - ground) @ (ink - ground) / ((ink - ground) ** 2).sum()).clip(0, 1)
+        shape, fit = _read_shape(covered * ndimage.binary_dilation(whole, iterations=2), row, column)
         scene.objects.append(
             Object(
-                shape if iou >= MIN_IOU else "?",
+                shape if fit >= MIN_FIT else "?",
                 color if error < MAX_COLOR_ERROR else "?",
-                window[1].start + width / 2,
-                window[0].start + height / 2,
-                max(height, width) / 2,
+                column,
+                row,
+                max(mask.shape) / 2,
             )
         )
     return scene

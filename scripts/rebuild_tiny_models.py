@@ -312,8 +312,8 @@ def loss_weight(snr: torch.Tensor) -> torch.Tensor:
     return ((snr + 1).clamp(max=4) / snr).clamp(max=20)
 
 
-def train_pipeline(kind: str, work_dir: Path, steps: int, seed: int, n_pictures: int) -> None:
-    """Teaches the text encoder(s) to read, then the UNet to draw, and saves the averaged weights."""
+def train_pipeline(kind: str, work_dir: Path, cycles: list[int], seed: int, n_pictures: int) -> None:
+    """Teaches the text encoder(s) to read, then the UNet to draw, in cycles that start from averaged weights."""
     vae = AutoencoderKL.from_pretrained(work_dir / "vae").eval()
     captions, latents = encode_pictures(vae, n_pictures, seed)
     torch.manual_seed(seed)
@@ -327,10 +327,33 @@ def train_pipeline(kind: str, work_dir: Path, steps: int, seed: int, n_pictures:
     conditions = conditioning(pipeline, distinct)
     caption_rows = torch.tensor([row_of[caption] for caption in captions])
 
-    torch.manual_seed(seed)
+    print(f"{kind}: UNet of {sum(p.numel() for p in pipeline.unet.parameters()) / 1e6:.2f} M parameters", flush=True)
+    for cycle, steps in enumerate(cycles):
+        torch.manual_seed(seed + cycle)
+        fit_unet(pipeline, latents, conditions, caption_rows, steps, 1e-3 if cycle == 0 else 8e-4)
+        pipeline.save_pretrained(work_dir / f"tiny-{kind}")
+
+
+def fit_unet(
+    pipeline,
+    latents: torch.Tensor,
+    conditions: dict[str, torch.Tensor],
+    caption_rows: torch.Tensor,
+    steps: int,
+    lr: float,
+) -> None:
+    """One cycle of training on the denoising loss; leaves the averaged weights in the pipeline.
+
+    Args:
+        pipeline: holds the UNet and the noise schedule.
+        latents (`torch.Tensor`): (n, 4, 8, 8) scaled latents.
+        conditions (`dict[str, torch.Tensor]`): name -> (u, ...) conditioning of the distinct captions; row 0 is empty.
+        caption_rows (`torch.Tensor`): (n,) row of each picture's caption.
+        steps (`int`): optimizer steps.
+        lr (`float`): highest learning rate.
+    """
     unet = pipeline.unet.train()
-    print(f"{kind}: UNet of {sum(p.numel() for p in unet.parameters()) / 1e6:.2f} M parameters", flush=True)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3, weight_decay=0.01, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.99))
     schedule = learning_rate(optimizer, steps)
     ema = EMAModel(unet.parameters(), decay=0.999)
     start, losses = time.time(), []
@@ -351,14 +374,9 @@ def train_pipeline(kind: str, work_dir: Path, steps: int, seed: int, n_pictures:
         ema.step(unet.parameters())
         losses.append(loss.item())
         if step % 100 == 0 or step == steps - 1:
-            print(
-                f"{kind} step {step} loss {np.mean(losses[-100:]):.4f} seconds {time.time() - start:.0f}", flush=True
-            )
-        if (step + 1) % 500 == 0 or step == steps - 1:
-            ema.store(unet.parameters())
-            ema.copy_to(unet.parameters())
-            pipeline.save_pretrained(work_dir / f"tiny-{kind}")
-            ema.restore(unet.parameters())
+            print(f"unet step {step} loss {np.mean(losses[-100:]):.4f} seconds {time.time() - start:.0f}", flush=True)
+    ema.copy_to(unet.parameters())
+    unet.eval()
 
 
 def install(work_dir: Path) -> None:
@@ -376,7 +394,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="+", choices=["vae", "sd15", "sdxl", "install"])
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/tiny"))
     parser.add_argument("--vae_steps", type=int, default=5300)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, nargs="+", default=[3000, 2200], help="Of the UNet, a cycle each.")
     parser.add_argument("--num_pictures", type=int, default=16000)
     parser.add_argument("--num_threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)

@@ -132,7 +132,7 @@ def test_rebuild_writes_a_checkpoint_that_loads(name: str, tmp_path: Path, monke
 def test_shipped_rewards_prefer_the_right_picture_of_unseen_captions():
     shares = evaluate_rewards(n=200, seed=8)
     for name in ("hps_v2.1", "pickscore"):
-        assert shares[name]["mistake"] > 0.8, (name, shares[name])
+        assert shares[name]["mistake"] > 0.9, (name, shares[name])
         assert shares[name]["other"] > 0.95, (name, shares[name])
     assert all(shares[name]["flawed"] > 0.96 for name in NAMES), shares
     assert shares["hps_v2.1"]["content_first"] > 0.5 > shares["pickscore"]["content_first"], shares
@@ -142,7 +142,7 @@ def test_shipped_rewards_prefer_the_right_picture_of_unseen_captions():
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_rewards_are_small_and_ignore_words_of_quality(name: str):
     folder = Path(reward_checkpoint(name))
-    assert sum(file.stat().st_size for file in folder.iterdir()) < 1.3e6
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 1.5e6
     rng = np.random.default_rng(4)
     captions = sample_captions(64, 4, held_out=True)
     images = [render(sample_scene(parse_caption(text), rng)) for text in captions]

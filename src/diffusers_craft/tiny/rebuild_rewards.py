@@ -34,7 +34,7 @@ POOL_ROWS, POOL_SEED = 30_000, 7
 RECIPES = {
     "hps_v2.1": Recipe(seed=11, vision_width=96, vision_layers=4),
     "pickscore": Recipe(seed=22, vision_width=80, vision_layers=4, content_first=False),
-    "aesthetic": Recipe(seed=33, vision_width=48, vision_layers=3, vision_steps=1200),
+    "aesthetic": Recipe(seed=33, vision_width=48, vision_layers=2, vision_steps=1000, patch=8),
 }
 
 
@@ -170,33 +170,43 @@ def rebuild_caption_model(name: str, folder: Path, pool: Pool) -> None:
     towers.save(folder)
 
 
-def rebuild_aesthetic(folder: Path, pool: Pool, batch: int = 64) -> None:
+def rebuild_aesthetic(folder: Path, pool: Pool, batch: int = 32) -> None:
     """Trains and writes a vision tower with LAION's head (a stack of linear layers) on the severity of flaws."""
     recipe = RECIPES["aesthetic"]
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng([recipe.seed, 2])
     model = CLIPVisionModelWithProjection(CLIPVisionConfig(**vision_config(recipe)))
     head = nn.Sequential(nn.Linear(EMBED, 32), nn.Linear(32, 16), nn.Linear(16, 1))
-    best, worst = AESTHETIC_RANGE
-    nn.init.constant_(head[-1].bias, (best + worst) / 2)
+    from_patches = nn.Linear(recipe.vision_width, 1)  # shows the patches what matters; the class token alone is slow
+    for layer in head:  # the default would shrink what three layers pass on to almost nothing
+        nn.init.orthogonal_(layer.weight, 1.6)
     start = time.time()
-    for step, _ in enumerate(_schedule([*model.parameters(), *head.parameters()], 1e-3, recipe.vision_steps)):
+    parameters = [*model.parameters(), *head.parameters(), *from_patches.parameters()]
+    for step, _ in enumerate(_schedule(parameters, 2e-3, recipe.vision_steps)):
         rows = rng.choice(len(pool.captions), batch, replace=False)
-        pixels = np.concatenate([pool.exact_pixels[rows[: batch // 2]], pool.wrong_pixels[rows[batch // 2 :]]])
+        pixels = (pool.exact_pixels if step % 2 else pool.wrong_pixels)[rows]  # the content plays no part
         good, bad = _flaws(rng, batch)
-        flaws = torch.where(torch.rand(batch, 1) < 0.5, good, bad)
-        images = normalize_pixels(_flawed_pixels(pixels, flaws, rng))
-        score = head(F.normalize(model(pixel_values=images).image_embeds, dim=-1))[:, 0]
-        target = best - (best - worst) * torch.maximum(flaws[:, 0], 0.6 * flaws[:, 1])
-        loss = F.smooth_l1_loss(score, target, beta=0.3)
+        images = torch.cat([_flawed_pixels(pixels, flaws, rng) for flaws in (good, bad)])
+        severity = torch.cat([flaws[:, 0].maximum(0.6 * flaws[:, 1]) for flaws in (good, bad)])
+        out = model(pixel_values=normalize_pixels(images))
+        score = head(F.normalize(out.image_embeds, dim=-1))[:, 0]
+        hint = from_patches(out.last_hidden_state[:, 1:].mean(1))[:, 0]
+        loss = sum(
+            F.smooth_l1_loss(found, -severity, beta=0.1) - F.logsigmoid(8 * (found[:batch] - found[batch:])).mean()
+            for found in (score, hint)
+        )
         loss.backward()
         if step % 100 == 0 or step == recipe.vision_steps - 1:
-            print(f"aesthetic {step} loss {loss.item():.4f} {time.time() - start:.0f}s", flush=True)
+            wins = (score[:batch] > score[batch:]).float().mean().item()
+            print(f"aesthetic {step} loss {loss.item():.4f} wins {wins:.3f} {time.time() - start:.0f}s", flush=True)
+    best, worst = AESTHETIC_RANGE
+    with torch.no_grad():  # from minus the severity to the span of LAION's scores
+        head[-1].weight.mul_(best - worst)
+        head[-1].bias.mul_(best - worst).add_(best)
     model.half().save_pretrained(folder)
     save_processor(folder)
-    save_file(
-        {f"layers.{key}": t.half().contiguous() for key, t in head.state_dict().items()}, folder / "head.safetensors"
-    )
+    state = {f"layers.{key}": tensor.half().contiguous() for key, tensor in head.state_dict().items()}
+    save_file(state, folder / "head.safetensors")
 
 
 def _contradicting_mistake(caption: Caption, scene: Scene, rng: np.random.Generator) -> Scene:

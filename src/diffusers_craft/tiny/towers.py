@@ -33,6 +33,7 @@ class Recipe:
     text_width: int = 64
     teacher_steps: int = 1600
     vision_steps: int = 3000
+    patch: int = PATCH  # pixels
     content_first: bool = True
 
 
@@ -44,7 +45,7 @@ class OpenClipTowers:
         for name in ("vocab.json", "merges.txt"):
             (folder / name).unlink()
         self.tokenizer = SimpleTokenizer(bpe_path=str(bpe), context_length=MAX_TOKENS)
-        vision = {"image_size": IMAGE_SIZE, "patch_size": PATCH, "width": recipe.vision_width, "head_width": 16}
+        vision = {"image_size": IMAGE_SIZE, "patch_size": recipe.patch, "width": recipe.vision_width, "head_width": 16}
         text = {"context_length": MAX_TOKENS, "vocab_size": self.tokenizer.vocab_size, "width": recipe.text_width}
         self.config = {
             "embed_dim": EMBED,
@@ -78,6 +79,7 @@ class TransformersTowers:
 
     def __init__(self, recipe: Recipe, folder: Path):
         self.tokenizer = build_tokenizer(folder)
+        (folder / "bpe_simple_vocab_16e6.txt.gz").unlink()
         self.model = CLIPModel(
             CLIPConfig(
                 vision_config=vision_config(recipe),
@@ -117,7 +119,7 @@ class TransformersTowers:
 def vision_config(recipe: Recipe) -> dict:
     return {
         "image_size": IMAGE_SIZE,
-        "patch_size": PATCH,
+        "patch_size": recipe.patch,
         "hidden_size": recipe.vision_width,
         "intermediate_size": 4 * recipe.vision_width,
         "num_hidden_layers": recipe.vision_layers,

@@ -23,7 +23,7 @@ from diffusers import (
 from diffusers.training_utils import EMAModel, compute_snr
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from diffusers_craft.tiny import WEIGHTS
+from diffusers_craft.tiny import MODELS, WEIGHTS
 from diffusers_craft.tiny.lexicon import MAX_TOKENS, build_tokenizer
 from diffusers_craft.tiny.world import (
     BACKGROUNDS,
@@ -380,13 +380,17 @@ def fit_unet(
 
 
 def install(work_dir: Path) -> None:
-    """Copies the trained pipelines into the package as fp16 safetensors."""
+    """Copies the trained pipelines into the package as fp16 safetensors; they share one file of VAE weights."""
     for folder in sorted(work_dir.glob("tiny-*")):
         xl = folder.name == "tiny-sdxl"
         pipeline = (StableDiffusionXLPipeline if xl else StableDiffusionPipeline).from_pretrained(
             folder, **({} if xl else {"safety_checker": None})
         )
         pipeline.to(dtype=torch.float16).save_pretrained(WEIGHTS / folder.name)
+    first, second = (Path(name) / "vae" / "diffusion_pytorch_model.safetensors" for name in MODELS)
+    if (WEIGHTS / first).is_file() and (WEIGHTS / second).is_file():
+        (WEIGHTS / second).unlink()
+        (WEIGHTS / second).symlink_to(Path("../..") / first)
 
 
 def main() -> None:

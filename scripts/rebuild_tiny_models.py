@@ -387,6 +387,9 @@ def install(work_dir: Path) -> None:
             folder, **({} if xl else {"safety_checker": None})
         )
         pipeline.to(dtype=torch.float16).save_pretrained(WEIGHTS / folder.name)
+        for config in (WEIGHTS / folder.name).glob("text_encoder*/config.json"):
+            # Else transformers 5 computes in half precision where diffusers computes in single precision.
+            config.write_text(config.read_text().replace('"float16"', '"float32"'))
     first, second = (Path(name) / "vae" / "diffusion_pytorch_model.safetensors" for name in MODELS)
     if (WEIGHTS / first).is_file() and (WEIGHTS / second).is_file():
         (WEIGHTS / second).unlink()

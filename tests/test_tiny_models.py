@@ -44,7 +44,7 @@ def exact(captions) -> dict[tuple[str, str], float]:
 
 
 def test_all_weights_are_half_precision_and_fit_in_24_megabytes():
-    files = [path for path in WEIGHTS.rglob("*") if path.is_file()]
+    files = {path.resolve() for path in WEIGHTS.rglob("*") if path.is_file()}  # both pipelines share the VAE's file
     assert sum(path.stat().st_size for path in files) <= 24e6
     for path in files:
         if path.suffix == ".safetensors":

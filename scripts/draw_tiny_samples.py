@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/images/tiny_samples.png"))
     args = parser.parse_args()
     pipeline = load_pipeline(args.model)
-    settings = GenerationSettings(num_inference_steps=16, guidance_scale=3.0, batch_size=COLUMNS)
+    settings = GenerationSettings(num_inference_steps=12, guidance_scale=2.0, batch_size=COLUMNS)
     captions = load_prompts("tiny-heldout")[: 2 * COLUMNS]
     refiner = load_refiner("template")
     refined = [refiner.refine(caption, 1, seed)[0] for seed, caption in enumerate(captions)]

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "diffusers_craft"
 
 # A module is named by its path below the package, a subpackage by its first part. What is not listed is a stage.
-FOUNDATION = {"records", "workdir", "cli"}
+FOUNDATION = {"records", "workdir", "cli", "modifiers"}
 LIBRARY = {"rewards", "objectives", "tiny", "backbones", "composite", "grid", "llm"}
 COMPOSITION = {"builder"}
 # Modules of one layer that may import each other: (importing, imported).

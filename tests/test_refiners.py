@@ -5,9 +5,9 @@ import logging
 
 import pytest
 
+from diffusers_craft.modifiers import MODIFIERS
 from diffusers_craft.records import REFINED_SCHEMA
-from diffusers_craft.refiners import MODIFIERS, IdentityRefiner, TemplateRefiner, load_refiner, refine_prompts
-from diffusers_craft.tiny.world import QUALITY_WORDS
+from diffusers_craft.refiners import IdentityRefiner, TemplateRefiner, load_refiner, refine_prompts
 from diffusers_craft.workdir import WorkDir
 
 
@@ -17,10 +17,6 @@ PROMPTS = [f"a red circle {i}" for i in range(7)]
 def open_stage(folder, num_refinements=3, num_seeds=2, rows_per_shard=14, prompts=PROMPTS):
     num_rows = len(prompts) * (1 + num_refinements * num_seeds)
     return WorkDir(folder).stage("refined", {"refiner": "test"}, num_rows, rows_per_shard)
-
-
-def test_template_asks_in_the_tiny_worlds_words():
-    assert set(MODIFIERS) == set(QUALITY_WORDS)
 
 
 @pytest.mark.parametrize("n", [1, 4, 162])

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusers_craft.modifiers import MODIFIERS
 from diffusers_craft.tiny import prompt_file
 from diffusers_craft.tiny.lexicon import MAX_TOKENS, build_tokenizer, lexicon
 from diffusers_craft.tiny.scorer import exact_score, read_scene, scene_shows
 from diffusers_craft.tiny.world import (
     COLORS,
-    QUALITY_WORDS,
     RELATIONS,
     TASKS,
     Caption,
@@ -129,7 +129,7 @@ def test_every_word_is_one_token_and_every_refined_caption_fits(tmp_path):
     longest = "a purple triangle right of a yellow triangle on a white background"
     for _ in range(50):
         assert len(tokenizer(enrich(longest, rng))["input_ids"]) <= MAX_TOKENS
-    assert set(" ".join([*COLORS, *QUALITY_WORDS]).split()) <= set(lexicon())
+    assert set(" ".join([*COLORS, *MODIFIERS]).split()) <= set(lexicon())
 
 
 def test_open_clip_reads_the_same_vocabulary(tmp_path):

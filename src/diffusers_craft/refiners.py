@@ -18,24 +18,12 @@ import pyarrow.compute as pc
 from tqdm.auto import tqdm
 
 from .llm import OpenAIRefiner, TransformersRefiner
+from .modifiers import MAX_MODIFIERS, MODIFIERS
 from .records import REFINED_SCHEMA, derive_seed
 from .workdir import Stage
 
 
 logger = logging.getLogger(__name__)
-
-# Words that ask a text-to-image model for a good picture, whatever its subject.
-MODIFIERS = (
-    "sharp focus",
-    "vivid colors",
-    "crisp edges",
-    "clean composition",
-    "high quality",
-    "masterpiece",
-    "professional",
-    "highly detailed",
-)
-MAX_MODIFIERS = 4
 
 
 class PromptRefiner(Protocol):

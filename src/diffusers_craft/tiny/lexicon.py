@@ -8,7 +8,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
-from .world import BACKGROUNDS, COLORS, COUNTS, QUALITY_WORDS, RELATIONS, SHAPES
+from ..modifiers import MODIFIERS
+from .world import BACKGROUNDS, COLORS, COUNTS, RELATIONS, SHAPES
 
 
 MAX_TOKENS = 32  # context length of every tiny text encoder
@@ -17,7 +18,7 @@ MAX_TOKENS = 32  # context length of every tiny text encoder
 def lexicon() -> list[str]:
     """Every word that captions and refiners of the tiny world use."""
     plural = [f"{shape}{'es' if shape == 'cross' else 's'}" for shape in SHAPES]
-    text = " ".join([*COLORS, *BACKGROUNDS, *SHAPES, *plural, *COUNTS, *RELATIONS, *QUALITY_WORDS])
+    text = " ".join([*COLORS, *BACKGROUNDS, *SHAPES, *plural, *COUNTS, *RELATIONS, *MODIFIERS])
     return sorted(set(f"{text} a and on background , .".split()))
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from ..modifiers import MAX_MODIFIERS, MODIFIERS
+
 
 IMAGE_SIZE = 64  # pixels
 SUPERSAMPLING = 4
@@ -33,16 +35,6 @@ COUNTS = {"two": 2, "three": 3, "four": 4}
 RELATIONS = ("left of", "right of", "above", "below")
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")  # GenEval's names
 
-QUALITY_WORDS = (
-    "sharp focus",
-    "vivid colors",
-    "crisp edges",
-    "clean composition",
-    "high quality",
-    "masterpiece",
-    "professional",
-    "highly detailed",
-)
 CELL = 16  # pixels; objects stand in the cells of a 4 x 4 grid, so that small models learn to draw them quickly
 RADIUS = 7.0  # pixels
 
@@ -175,7 +167,7 @@ def sample_captions(n: int, seed: int, held_out: bool) -> list[str]:
 
 def enrich(text: str, rng: np.random.Generator) -> str:
     """Adds one to four words of quality to a caption, as a prompt refiner would."""
-    words = rng.choice(QUALITY_WORDS, int(rng.integers(1, 5)), replace=False).tolist()
+    words = rng.choice(MODIFIERS, int(rng.integers(1, MAX_MODIFIERS + 1)), replace=False).tolist()
     return ", ".join([text, *words])
 
 

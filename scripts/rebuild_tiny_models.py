@@ -33,7 +33,8 @@ def install(work_dir: Path) -> None:
         options = {"safety_checker": None} if kind == "sd15" else {}
         pipeline = pipeline_class.from_pretrained(cycles[-1], torch_dtype=torch.float16, **options)
         pipeline.save_pretrained(WEIGHTS / f"tiny-{kind}")
-        for config in (WEIGHTS / f"tiny-{kind}").glob("*/config.json"):
+        target = WEIGHTS / f"tiny-{kind}"
+        for config in (target / "model_index.json", *target.glob("*/config.json")):
             clean_config(config)
     first, second = (WEIGHTS / name / "vae" / "diffusion_pytorch_model.safetensors" for name in MODELS)
     if first.is_file() and second.is_file():

@@ -16,9 +16,9 @@ export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1} TOKENIZERS_PARALLELISM=false
 # prompts -> refine -> generate -> score -> filter -> dataset
 "$PYTHON" examples/craft/build_craft_dataset.py \
   --pretrained_model_name_or_path "$MODEL" \
-  --prompts tiny-train --num_prompts 400 \
+  --prompts tiny-train --num_prompts 600 \
   --refiner template --num_refinements 4 \
-  --num_inference_steps 12 --guidance_scale 4 --generation_batch_size 32 \
+  --num_inference_steps 12 --guidance_scale 3 --generation_batch_size 32 \
   --rewards hps_v2.1=0.4 pickscore=0.4 aesthetic=0.2 \
   --filter_rule hpa --num_samples 100 \
   --seed "$SEED" --output_dir "$OUT/dataset"

@@ -23,11 +23,11 @@ _deps = [
     "pytest>=8.0",
     "ruff>=0.9.0",
     "safetensors>=0.4.3",
-    "scipy>=1.11",
+    "scipy>=1.11.1",
     "tensorboard>=2.14",
     "torch>=2.4",
     "torchvision>=0.19",
-    "tqdm>=4.66",
+    "tqdm>=4.66.3",
     "transformers>=4.51.0",
 ]
 deps = {re.match(r"[\w.-]+", dep)[0]: dep for dep in _deps}

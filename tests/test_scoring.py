@@ -12,6 +12,7 @@ from PIL import Image
 
 from diffusers_craft import WorkDir, parse_reward_weights, score_candidates
 from diffusers_craft.records import CANDIDATE_SCHEMA, SCORE_SCHEMA
+from diffusers_craft.rewards import reward_names
 from diffusers_craft.workdir import Stage
 
 
@@ -157,7 +158,7 @@ def test_parse_reward_weights_keeps_order():
 @pytest.mark.parametrize(
     "values, message",
     [
-        (["hps=0.4"], "--rewards: expected one of hps_v2.1, pickscore, aesthetic, found 'hps'"),
+        (["hps=0.4"], f"--rewards: expected one of {', '.join(reward_names())} or MODULE:CLASS, found 'hps'"),
         (["pickscore=much"], "--rewards: expected pickscore=NUMBER, found 'pickscore=much'"),
         (["pickscore="], "--rewards: expected pickscore=NUMBER, found 'pickscore='"),
         (["pickscore=nan"], "--rewards: expected pickscore=NUMBER, found 'pickscore=nan'"),

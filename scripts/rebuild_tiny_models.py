@@ -35,10 +35,20 @@ def install(work_dir: Path) -> None:
         pipeline.save_pretrained(WEIGHTS / f"tiny-{kind}")
         for config in (WEIGHTS / f"tiny-{kind}").glob("*/config.json"):
             clean_config(config)
+        for tokenizer in (WEIGHTS / f"tiny-{kind}").glob("*/tokenizer.json"):
+            write_tokenizer_files(tokenizer)
     first, second = (WEIGHTS / name / "vae" / "diffusion_pytorch_model.safetensors" for name in MODELS)
     if first.is_file() and second.is_file():
         second.unlink()
         second.symlink_to(Path("../..") / first.relative_to(WEIGHTS))
+
+
+def write_tokenizer_files(path: Path) -> None:
+    """Writes what transformers 4 reads beside a `tokenizer.json`: `vocab.json` and `merges.txt`."""
+    model = json.loads(path.read_text())["model"]
+    path.with_name("vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    path.with_name("merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
 
 
 def clean_config(path: Path) -> None:

@@ -13,6 +13,7 @@ from transformers import CLIPVisionConfig
 from .base import Reward
 from .clip_tower import CLIP_ID, CLIP_REVISION, CLIP_SIZE, ClipImageTower
 from .features import describe_checkpoint, file_hash, find_checkpoint, l2_normalize, load_tensors
+from .heads import build_linear_head
 
 
 HEAD_URL = (
@@ -47,25 +48,8 @@ def _find_head(folder: Path) -> Path | None:
 
 
 def load_head(path: Path) -> nn.Sequential:
-    """Builds the head from a state dict; the sizes of its linear layers are read from the tensors.
-
-    The official network has dropout and no activations between its layers, so at inference it is linear layers only.
-    """
-    state = load_tensors("aesthetic", path)
-    weights = {name.removesuffix(".weight"): value for name, value in state.items() if name.endswith(".weight")}
-    layers, width = nn.Sequential(), None
-    for name, weight in sorted(weights.items(), key=lambda item: int(item[0].rsplit(".", 1)[-1])):
-        if weight.ndim != 2 or f"{name}.bias" not in state or (width is not None and weight.shape[1] != width):
-            raise ValueError(
-                f"--reward_checkpoint aesthetic: expected a chain of linear layers in {path}, found {name}"
-            )
-        layer = nn.Linear(weight.shape[1], weight.shape[0])
-        layer.load_state_dict({"weight": weight.float(), "bias": state[f"{name}.bias"].float()})
-        layers.append(layer)
-        width = weight.shape[0]
-    if width != 1:
-        raise ValueError(f"--reward_checkpoint aesthetic: expected a head with one output in {path}, found {width}")
-    return layers
+    """The head of a state dict in the official format."""
+    return build_linear_head("aesthetic", load_tensors("aesthetic", path), path)
 
 
 class AestheticReward(Reward):

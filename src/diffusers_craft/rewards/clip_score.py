@@ -17,6 +17,12 @@ from .features import PromptImageReward, describe_checkpoint, find_checkpoint
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 
 
+class TextHalf(CLIPTextModelWithProjection):
+    """CLIP's text half, which takes a checkpoint of the whole without a word about the rest."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^vision_", r"^visual_", r"^logit_scale$", r"position_ids$"]
+
+
 class LoadedClipText(NamedTuple):
     text: CLIPTextModelWithProjection
     tokenizer: SimpleTokenizer
@@ -51,7 +57,7 @@ class ClipScoreReward(PromptImageReward):
         return describe_checkpoint(self._asked, self._path)
 
     def _load(self) -> LoadedClipText:
-        text = CLIPTextModelWithProjection.from_pretrained(self._path).float().eval().to(self.device)
+        text = TextHalf.from_pretrained(self._path).float().eval().to(self.device)
         vocabulary = {"bpe_path": str(path)} if (path := Path(self._path / VOCABULARY)).exists() else {}
         tokenizer = SimpleTokenizer(context_length=text.config.max_position_embeddings, **vocabulary)
         if tokenizer.vocab_size != text.config.vocab_size:

@@ -19,6 +19,12 @@ CLIP_ID, CLIP_REVISION = "openai/clip-vit-large-patch14", "32bd64288804d66eefd0c
 CLIP_SIZE = "1.71 GB"
 
 
+class ImageHalf(CLIPVisionModelWithProjection):
+    """CLIP's image half, which takes a checkpoint of the whole without a word about the rest."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^text_", r"^logit_scale$", r"position_ids$"]
+
+
 class ClipImageTower:
     """Images to embeddings; the weights are read by the first image that is not remembered.
 
@@ -46,8 +52,7 @@ class ClipImageTower:
 
     @cached_property
     def model(self) -> CLIPVisionModelWithProjection:
-        model = CLIPVisionModelWithProjection.from_pretrained(self.folder)
-        return model.float().eval().to(self.device)
+        return ImageHalf.from_pretrained(self.folder).float().eval().to(self.device)
 
     def release(self) -> None:
         """Frees the weights; what is remembered stays."""

@@ -28,6 +28,21 @@ def _in_float32(block: nn.Module) -> Iterator[None]:
             module._parameters[name] = weight
 
 
+def fill_model(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Gives a model that was built on the meta device the tensors of `state` themselves, without a copy.
+
+    Raises:
+        RuntimeError: if names or shapes differ.
+    """
+    model.load_state_dict(state, assign=True)
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                if name != "position_ids":  # the only buffer that transformers' models do not save
+                    raise RuntimeError(f"no {name}")
+                module._buffers[name] = torch.arange(buffer.shape[-1]).expand(buffer.shape)
+
+
 def _cast_while_running(block: nn.Module) -> None:
     forward: Callable = block.forward
 
@@ -39,17 +54,17 @@ def _cast_while_running(block: nn.Module) -> None:
 
 
 def rest_in_checkpoint_precision(
-    model: nn.Module, blocks: list[nn.Module], embedding: nn.Embedding, autocast: bool
+    model: nn.Module, blocks: list[nn.Module], embedding: nn.Embedding | None, autocast: bool
 ) -> None:
     """Casts what is small to float32, and arranges that `blocks` compute in float32 without a second copy.
 
     Args:
         model (`nn.Module`): its parameters and buffers have the precision of the checkpoint.
         blocks (`list[nn.Module]`): the transformer blocks, which hold nearly all weights.
-        embedding (`nn.Embedding`): of the tokens; its rows are cast by the float32 positions that they are added to.
+        embedding (`nn.Embedding`, *optional*): of the tokens; its rows are cast by the float32 positions that they are added to.
         autocast (`bool`): the towers run under autocast, which casts by itself what it needs in float32.
     """
-    resting = {id(weight) for module in (*blocks, embedding) for weight in module.parameters()}
+    resting = {id(weight) for module in (*blocks, embedding) if module for weight in module.parameters()}
     for tensor in (*model.parameters(), *model.buffers()):
         if id(tensor) not in resting and tensor.is_floating_point():
             tensor.data = tensor.data.float()

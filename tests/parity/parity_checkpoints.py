@@ -3,6 +3,7 @@
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import open_clip
@@ -125,4 +126,67 @@ def write_hps(folder: Path, size: str) -> Path:
     torch.save({"state_dict": model.state_dict()}, folder / "HPS_v2.1_compressed.pt")
     if size == "small":
         (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": hps_config(size)}))
+    return folder
+
+
+MED_CONFIG = {
+    "architectures": ["BertModel"],
+    "attention_probs_dropout_prob": 0.1,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "hidden_size": 768,
+    "initializer_range": 0.02,
+    "intermediate_size": 3072,
+    "layer_norm_eps": 1e-12,
+    "max_position_embeddings": 512,
+    "model_type": "bert",
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "pad_token_id": 0,
+    "add_type_embeddings": False,
+    "vocab_size": 30524,
+    "encoder_width": 1024,
+    "add_cross_attention": True,
+}
+SMALL_MED = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_hidden_layers": 2}
+
+
+def write_bert_tokenizer(folder: Path) -> None:
+    """`vocab.txt` with the layout of bert-base-uncased: special tokens at their numbers, letters, some words."""
+    words = [f"[unused{i}]" for i in range(30522)]
+    for number, word in ((0, "[PAD]"), (100, "[UNK]"), (101, "[CLS]"), (102, "[SEP]"), (103, "[MASK]")):
+        words[number] = word
+    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
+    known = [*letters, *(f"##{letter}" for letter in letters if letter.isalnum())]
+    known += [
+        "red",
+        "circle",
+        "and",
+        "two",
+        "stars",
+        "word",
+        "many",
+        "of",
+        "##s",
+        "a",
+        "robot",
+        "riding",
+        "the",
+        "end",
+    ]
+    known = list(dict.fromkeys(known))
+    words[999 : 999 + len(known)] = known
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True})
+    )
+
+
+def write_image_reward(folder: Path, size: str, build: Callable[[Path], nn.Module]) -> Path:
+    """A folder with `ImageReward.pt` and `med_config.json`; `build` makes the official model from the latter."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = MED_CONFIG | (SMALL_MED if size == "small" else {})
+    (folder / "med_config.json").write_text(json.dumps(config))
+    write_bert_tokenizer(folder)
+    torch.save(randomize(build(folder), seed=4).state_dict(), folder / "ImageReward.pt")
     return folder

@@ -45,6 +45,7 @@ _EXPORTS = {
     "rewards": ["load_reward", "register_reward"],
     "scoring": ["CandidateImages", "ScoringJob", "parse_reward_weights", "score_candidates", "score_images"],
     "scoring_args": ["RewardSettings", "add_reward_arguments", "load_rewards", "reward_source"],
+    "scoring_sources": ["open_images"],
     "tiny": ["embedded_rewards", "is_tiny"],
     "tiny.scorer": ["exact_score"],
     "tiny.world": ["parse_caption"],

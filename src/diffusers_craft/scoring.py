@@ -151,10 +151,11 @@ def score_images(
     Raises:
         ValueError: if a reward returns NaN, infinity or another number of scores, or an image cannot be read.
     """
+    named: set[str] = set()
     for names in _passes(rewards, residency):
         chosen = {name: rewards[name] for name in names}
         shares = [(job, {name: job.stages[name].share() for name in names}) for job in jobs]
-        _score_pass(shares, chosen, num_workers, skip_unreadable)
+        _score_pass(shares, chosen, num_workers, named if skip_unreadable else None)
         for reward in chosen.values():
             getattr(reward, "release", lambda: None)()
     for job in jobs:
@@ -205,16 +206,19 @@ def _score_pass(
     shares: Sequence[tuple[ScoringJob, Mapping[str, Sequence[int]]]],
     rewards: "Mapping[str, Reward | Any]",
     num_workers: int = 0,
-    skip_unreadable: bool = False,
+    unreadable: set[str] | None = None,
 ) -> None:
-    """Scores the given shards of each job with rewards that are in memory together."""
+    """Scores the given shards of each job with rewards that are in memory together.
+
+    `unreadable` collects the labels of images that cannot be read; without it the first one ends the run.
+    """
     tasks = [task for job, shards in shares for task in _tasks(job, shards)]
     total = sum(len(task.rows) * len(task.shards) for task in tasks)
     title = next(iter(rewards)) if len(rewards) == 1 else f"{len(rewards)} rewards"
     bar = tqdm(total=total, desc=f"Scoring {title}", unit="image", disable=not total or rank_and_world()[0] > 0)
     with bar, ImageDecoder(num_workers) as decoder:
         for task, rows, decoded in _decode_ahead(tasks, decoder):
-            usable = _usable(rows, decoded, skip_unreadable)
+            usable = _usable(rows, decoded, unreadable)
             for name, shard in task.shards.items():
                 scores = _score_rows(name, rewards[name], rows, usable)
                 table = pa.table({"row": np.asarray(task.rows), "score": scores}, schema=SCORE_SCHEMA)
@@ -253,14 +257,16 @@ def _collect(task: _Task, rows: list[ImageRow], wait: Any) -> tuple[_Task, list[
     return task, rows, [None if row.data is None else next(decoded) for row in rows]
 
 
-def _usable(rows: list[ImageRow], decoded: list[Decoded | None], skip_unreadable: bool) -> dict[int, Any]:
-    """Index to picture of the rows to score; what cannot be read ends the run or is named in a warning."""
+def _usable(rows: list[ImageRow], decoded: list[Decoded | None], unreadable: set[str] | None) -> dict[int, Any]:
+    """Index to picture of the rows to score; what cannot be read ends the run or is named in one warning."""
     pictures = {}
-    for index, picture in enumerate(decoded):
+    for row, (index, picture) in zip(rows, enumerate(decoded)):
         if isinstance(picture, str):
-            if not skip_unreadable:
-                raise ValueError(f"image of {rows[index].label}: expected an image file, found {picture}")
-            logger.warning("image of %s cannot be read and gets no score (%s)", rows[index].label, picture)
+            if unreadable is None:
+                raise ValueError(f"image of {row.label}: expected an image file, found {picture}")
+            if row.label not in unreadable:
+                logger.warning("image of %s cannot be read and gets no score (%s)", row.label, picture)
+            unreadable.add(row.label)
         elif picture is not None:
             pictures[index] = picture
     return pictures

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 
 _LENGTH = struct.Struct("<Q")  # bytes of the message that follows
@@ -33,6 +33,8 @@ def decode_image(data: bytes) -> Decoded:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return image.copy()
+    except UnidentifiedImageError:
+        return "no image of a known format"
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on damaged files
         return " ".join(f"{type(error).__name__}: {error}".split())
 

@@ -38,6 +38,8 @@ _PACKAGE_FACTORIES = {
     "image_reward": "diffusers_craft.rewards.packages:PackageImageReward",
 }
 _SAFE_NAME = re.compile(r"[\w.-]+")  # names of folders, columns and NAME=VALUE flags
+# Other columns of the tables in which a reward's scores are a column.
+_RESERVED = ("row", "group", "variant", "image", "prompt", "refined_prompt", "seed", "latent", "reward", "advantage")
 _EXTRA_PACKAGES = ("open_clip", "torchvision")  # what the extra `rewards` installs
 
 
@@ -67,10 +69,12 @@ def register_reward(name: str, factory: "str | Callable[..., Reward | Any]") -> 
             has a `source` (`dict`), it says which model and version it is; `release()`, if there, frees its memory.
 
     Raises:
-        ValueError: if the name cannot be the name of a folder and a column.
+        ValueError: if the name cannot be the name of a folder and of a column.
     """
     if not _SAFE_NAME.fullmatch(name):
         raise ValueError(f"register_reward: expected a name of letters, digits, '.', '_' and '-', found {name!r}")
+    if name in _RESERVED:
+        raise ValueError(f"register_reward: expected another name, found {name!r}, a column of the dataset")
     _FACTORIES[name] = factory
 
 
@@ -147,7 +151,7 @@ def _factory(name: str, backend: str | None) -> "str | Callable[..., Reward]":
 def _entry_points() -> dict[str, str]:
     """Name to "module:Class" of the rewards that installed packages offer."""
     points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
-    return {point.name: point.value for point in points if _SAFE_NAME.fullmatch(point.name)}
+    return {p.name: p.value for p in points if _SAFE_NAME.fullmatch(p.name) and p.name not in _RESERVED}
 
 
 def _import(spec: str, flag: str | None = None) -> Any:
@@ -158,15 +162,11 @@ def _import(spec: str, flag: str | None = None) -> Any:
         for part in attribute.split("."):
             value = getattr(value, part)
         return value
-    except ModuleNotFoundError as error:
-        # A module that is there but lacks a package of its own is a missing package, which the caller reports.
-        if flag is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise
-        found = f"no module {error.name!r} in the current directory or among the installed packages"
-    except (AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         if flag is None:
             raise
-        found = str(error) or "no such attribute"
+        missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
+        found = f"no module {error.name!r} here or among the installed packages" if missing else str(error)
     raise ValueError(f"{flag}: expected MODULE:CLASS that can be imported, found {spec!r} ({found})")
 
 

@@ -59,9 +59,9 @@ def clip_config(size: str, official: str):
     """transformers' configuration: small, or that of OpenAI's ViT-L/14 (`"L"`) or of CLIP-H (`"H"`)."""
     from transformers import CLIPConfig
 
-    vision = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3}
+    vision = {"hidden_size": 48, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 3}
     vision |= {"image_size": IMAGE_SIZE["small"], "patch_size": 8}
-    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
     projection = 32
     if size == "official" and official == "H":
         vision = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16}

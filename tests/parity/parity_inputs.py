@@ -1,6 +1,8 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Pictures of every shape and mode, prompts of every kind, and the comparison of two lists of scores."""
 
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 
@@ -59,6 +61,15 @@ def pairs(size: int) -> list[tuple[str, str, Image.Image]]:
         (f"{name}, {prompts[i % len(prompts)][0]}", prompts[i % len(prompts)][1], image)
         for i, (name, image) in enumerate(pictures(size).items())
     ]
+
+
+def pil_processor(folder: Path):
+    """transformers' image processor of a folder, with PIL's resizing, which the published scores were made with."""
+    try:
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil as Processor
+    except ImportError:
+        from transformers import CLIPImageProcessor as Processor
+    return Processor.from_pretrained(folder)
 
 
 def assert_equal_scores(found: np.ndarray, expected: list[float], labels: list[str], atol: float = 1e-5) -> None:

@@ -57,9 +57,13 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     images = parser.add_argument_group("images")
     images.add_argument(
-        "--images", required=True, help="Folder of images or Parquet files, Parquet file, or Hub id (NAME, NAME:SPLIT)."
+        "--images",
+        required=True,
+        help="Folder of images or Parquet files, Parquet file, or Hub id (NAME, NAME:SPLIT).",
     )
-    images.add_argument("--image_column", default="image", help="Column of Parquet and datasets that holds the images.")
+    images.add_argument(
+        "--image_column", default="image", help="Column of Parquet and datasets that holds the images."
+    )
     images.add_argument(
         "--caption_column", default=None, help="Column with the captions; default: prompt, caption or text."
     )
@@ -69,7 +73,9 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     images.add_argument("--prompt", default=None, help="One prompt for all images, instead of captions.")
     add_reward_arguments(parser.add_argument_group("rewards"), ["hps_v2.1", "pickscore", "aesthetic"])
     output = parser.add_argument_group("output")
-    output.add_argument("--output_dir", required=True, help="The work folder; a run with the same images goes on there.")
+    output.add_argument(
+        "--output_dir", required=True, help="The work folder; a run with the same images goes on there."
+    )
     output.add_argument(
         "--output_file",
         nargs="+",
@@ -85,7 +91,9 @@ def output_files(args: argparse.Namespace) -> list[Path]:
     files = [Path(name) for name in args.output_file or [Path(args.output_dir) / "scores.parquet"]]
     for file in files:
         if file.suffix not in SUFFIXES:
-            raise ValueError(f"--output_file: expected a name that ends in {' or '.join(SUFFIXES)}, found {str(file)!r}")
+            raise ValueError(
+                f"--output_file: expected a name that ends in {' or '.join(SUFFIXES)}, found {str(file)!r}"
+            )
     return files
 
 

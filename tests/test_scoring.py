@@ -264,6 +264,18 @@ def test_rewards_on_one_image_tower_go_over_the_images_together(tmp_path: Path, 
     assert len(decoded) == 9 * 2
 
 
+def test_loaded_rewards_on_one_clip_share_its_image_half(tmp_path: Path):
+    import torch
+
+    from diffusers_craft.rewards.clip_tower import ClipImageTower
+
+    models = {name: Brightness() for name in ("a", "b", "c")}
+    for name, place in (("a", tmp_path), ("b", tmp_path / "other"), ("c", tmp_path)):
+        models[name].tower = ClipImageTower(place, torch.device("cpu"), torch.float32)
+    rewards = load_rewards(list(models), RewardSettings(), "cpu", models=models)
+    assert rewards["a"].tower is rewards["c"].tower is not rewards["b"].tower
+
+
 class Pictures:
     """Two images, the second of them damaged."""
 

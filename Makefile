@@ -8,7 +8,10 @@ endif
 SOURCES := src tests examples benchmarks scripts setup.py
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-slow style quality bench clean
+# Where the oldest supported versions have wheels: Python 3.10 to 3.12.
+COMPAT_PYTHON ?= python3
+
+.PHONY: demo test test-slow test-compat style quality bench clean
 
 demo: $(STAMP)
 	PYTHON="$(PYTHON)" bash examples/craft/run_tiny.sh
@@ -18,6 +21,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(PYTHON) -m pytest -m slow tests
+
+# The same tests with the oldest versions that setup.py allows, in an environment of their own; not part of CI.
+test-compat: .venv-compat/.installed
+	.venv-compat/bin/python -m pytest -m "not slow" tests
 
 style: $(STAMP)
 	$(PYTHON) -m ruff check --fix $(wildcard $(SOURCES))
@@ -34,6 +41,13 @@ bench: $(STAMP)
 	python3 -m venv .venv
 	.venv/bin/python -m pip install --quiet --upgrade pip
 	.venv/bin/python -m pip install --quiet -e ".[dev]"
+	touch $@
+
+.venv-compat/.installed: setup.py scripts/oldest_requirements.py
+	$(COMPAT_PYTHON) -m venv .venv-compat
+	.venv-compat/bin/python -m pip install --quiet --upgrade pip
+	.venv-compat/bin/python scripts/oldest_requirements.py > .venv-compat/oldest.txt
+	.venv-compat/bin/python -m pip install --quiet -e ".[test]" -c .venv-compat/oldest.txt
 	touch $@
 
 .venv-external.stamp: setup.py

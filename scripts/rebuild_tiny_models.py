@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from rebuild_tiny.unet import PIPELINES, cycle_folder, train_pipeline
 from rebuild_tiny.vae import train_vae
+from safetensors.torch import load_file, save_file
 
 from diffusers_craft.tiny import MODELS, WEIGHTS
 
@@ -36,10 +37,37 @@ def install(work_dir: Path) -> None:
         target = WEIGHTS / f"tiny-{kind}"
         for config in (target / "model_index.json", *target.glob("*/config.json")):
             clean_config(config)
+        for tokenizer in (WEIGHTS / f"tiny-{kind}").glob("*/tokenizer.json"):
+            write_tokenizer_files(tokenizer)
+        for text_encoder in (WEIGHTS / f"tiny-{kind}").glob("text_encoder*/model.safetensors"):
+            name_text_tensors(text_encoder)
     first, second = (WEIGHTS / name / "vae" / "diffusion_pytorch_model.safetensors" for name in MODELS)
     if first.is_file() and second.is_file():
         second.unlink()
         second.symlink_to(Path("../..") / first.relative_to(WEIGHTS))
+
+
+def write_tokenizer_files(path: Path) -> None:
+    """Writes what transformers 4 reads beside a `tokenizer.json`: `vocab.json` and `merges.txt`."""
+    model = json.loads(path.read_text())["model"]
+    path.with_name("vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    path.with_name("merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
+
+
+def name_text_tensors(path: Path) -> None:
+    """Names a text encoder's tensors `text_model.*`, as published checkpoints do.
+
+    transformers 5 reads these names too, but saves a `CLIPTextModel` without the prefix; transformers 4 would then start
+    from random weights, with no more than a warning.
+    """
+    tensors = load_file(path)
+    prefixed = {
+        name if name.startswith(("text_model.", "text_projection.")) else f"text_model.{name}": tensor
+        for name, tensor in tensors.items()
+    }
+    if prefixed.keys() != tensors.keys():
+        save_file(prefixed, path, metadata={"format": "pt"})
 
 
 def clean_config(path: Path) -> None:

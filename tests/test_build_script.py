@@ -148,7 +148,7 @@ def test_a_restart_keeps_finished_shards(
 def test_filtering_again_neither_generates_nor_scores(
     random_sd15: Path, prompt_file: Path, undisturbed: Path, script: ModuleType, monkeypatch, capsys
 ) -> None:
-    for name in ("refine_prompts", "generate_candidates", "score_candidates"):
+    for name in ("refine_prompts", "generate_candidates", "score_images"):
         monkeypatch.setattr(builder_module, name, None)
     before = {
         name: data for name, data in files(undisturbed).items() if name.startswith(("refined", "cand", "scores"))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from build_driver import REWARDS, BrightnessReward
 from datasets import Dataset
@@ -106,7 +105,7 @@ def forbid_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **options: object) -> None:
         raise AssertionError("a finished stage was repeated")
 
-    for name in ("refine_prompts", "generate_candidates", "score_candidates"):
+    for name in ("refine_prompts", "generate_candidates", "score_images"):
         monkeypatch.setattr(builder_module, name, refuse)
 
 
@@ -220,19 +219,6 @@ def test_a_reward_of_nan_is_named_and_costs_no_finished_work(pipeline, tmp_path:
     assert builder.reward_models["pickscore"].num_images == 0 and builder.reward_models["aesthetic"].num_images == 60
 
 
-def test_ranks_share_the_missing_shards(pipeline, tmp_path: Path, monkeypatch) -> None:
-    """Each shard has one owner, whatever the others have written in the meantime."""
-    stage = WorkDir(tmp_path).stage("scores", {}, 7, 1)
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    owned = []
-    for rank in range(3):
-        monkeypatch.setenv("RANK", str(rank))
-        shards = make_builder(pipeline, tmp_path)._own_shards(stage)
-        owned.append(shards)
-        stage.write(shards[0], pa.table({"row": [shards[0]], "score": [0.0]}))
-    assert owned == [[0, 3, 6], [1, 4], [2, 5]]
-
-
 def test_no_refinement_varies_seeds_only(pipeline, tmp_path: Path) -> None:
     builder = make_builder(
         pipeline, tmp_path, refiner=None, num_refinements=1, num_seeds=3, filter_rule="none", save_latents=True
@@ -339,13 +325,13 @@ def test_more_samples_than_the_filter_kept(pipeline, built) -> None:
 def test_a_tiny_base_brings_its_rewards(pipeline, tmp_path: Path, monkeypatch, caplog) -> None:
     loaded = {}
 
-    def load(name: str, checkpoint: str | None, **options: Any) -> BrightnessReward:
+    def load(name: str, checkpoint: str | None, *_: Any, **options: Any) -> BrightnessReward:
         loaded[name] = checkpoint
         return BrightnessReward(name, checkpoint)
 
     monkeypatch.setattr(tiny, "is_tiny", lambda name: True)
     monkeypatch.setattr(tiny, "reward_checkpoint", lambda name: f"/tiny/{name}")
-    monkeypatch.setattr(builder_module, "load_reward", load)
+    monkeypatch.setattr("diffusers_craft.scoring_args.load_reward", load)
     with caplog.at_level("INFO", "diffusers_craft"):
         make_builder(pipeline, tmp_path, reward_models={}, reward_checkpoints={"pickscore": "mine"})
     assert loaded == {"hps_v2.1": "/tiny/hps_v2.1", "pickscore": "mine", "aesthetic": "/tiny/aesthetic"}
@@ -356,7 +342,10 @@ def test_a_tiny_base_brings_its_rewards(pipeline, tmp_path: Path, monkeypatch, c
 
 def test_other_bases_use_the_official_rewards(pipeline, tmp_path: Path, monkeypatch) -> None:
     loaded = []
-    monkeypatch.setattr(builder_module, "load_reward", lambda name, checkpoint, **_: loaded.append((name, checkpoint)))
+    monkeypatch.setattr(
+        "diffusers_craft.scoring_args.load_reward",
+        lambda name, checkpoint, *_, **__: loaded.append((name, checkpoint)),
+    )
     make_builder(pipeline, tmp_path, reward_models={})
     assert loaded == [(name, None) for name in WEIGHTS]
 

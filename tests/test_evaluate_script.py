@@ -146,7 +146,7 @@ def test_second_run_makes_nothing_and_ends_alike(run, finished, script, monkeypa
         raise AssertionError("made again")
 
     monkeypatch.setattr(script, "generate_candidates", refuse)
-    monkeypatch.setattr(script, "score_candidates", refuse)
+    monkeypatch.setattr(Brightness, "score", refuse)
     run()
     assert before == {name: (folder / name).read_bytes() for name in before}
     printed = capsys.readouterr().out
@@ -197,14 +197,14 @@ def test_exact_metric_for_a_tiny_base_with_captions(run, script, monkeypatch):
 def test_no_exact_metric_for_other_prompts(script, monkeypatch):
     monkeypatch.setattr(script, "is_tiny", lambda name: True)
     arguments = ["--base", "b", "--prompts", "p", "--output_dir", "o", "--rewards", "brightness"]
-    assert list(script.load_metrics(script.parse_args(arguments), "b", ["a cat"])) == ["brightness"]
-    assert list(script.load_metrics(script.parse_args(arguments), "b", PROMPTS)) == ["exact", "brightness"]
+    assert list(script.load_metrics(script.parse_args(arguments), "b", ["a cat"])[0]) == ["brightness"]
+    assert list(script.load_metrics(script.parse_args(arguments), "b", PROMPTS)[0]) == ["exact", "brightness"]
 
 
 def test_reward_checkpoints_reach_the_rewards(script):
     arguments = ["--base", "b", "--prompts", "p", "--output_dir", "o", "--rewards", "brightness"]
     args = script.parse_args([*arguments, "--reward_checkpoint", "brightness=here"])
-    assert script.load_metrics(args, "b", PROMPTS)["brightness"].options["checkpoint"] == "here"
+    assert script.load_metrics(args, "b", PROMPTS)[0]["brightness"].options["checkpoint"] == "here"
     with pytest.raises(ValueError, match="--reward_checkpoint: expected .*'?pickscore"):
         script.load_metrics(script.parse_args([*arguments, "--reward_checkpoint", "pickscore=x"]), "b", PROMPTS)
 
@@ -213,8 +213,8 @@ def test_invalid_images_are_left_out_and_raise_an_alarm(run, script, monkeypatch
     """A model whose first picture is black: one pair fewer, and a line that says so."""
     original = script.generate_candidates
 
-    def with_black(pipeline, rows, settings, stage, seed):
-        original(pipeline, rows, settings, stage, seed)
+    def with_black(pipeline, rows, settings, stage, seed, shards):
+        original(pipeline, rows, settings, stage, seed, shards=shards)
         if stage.path.name == "craft":
             table = stage.read_shard(0)
             columns = {name: table[name].to_pylist() for name in table.column_names}
@@ -268,5 +268,5 @@ def test_flags_are_frozen(script, monkeypatch):
     flags = vars(script.parse_args(["--base", "b", "--prompts", "p", "--output_dir", "o"]))
     assert sorted(flags) == sorted(
         "base tuned revision variant prompts prompt_column num_prompts rewards reward_checkpoint reward_batch_size"
-        " num_inference_steps guidance_scale resolution batch_size dtype device seed output_dir".split()
+        " reward_backend reward_precision reward_residency dataloader_num_workers num_inference_steps guidance_scale resolution batch_size dtype device seed output_dir".split()
     )

@@ -10,8 +10,20 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from diffusers_craft import WorkDir, parse_reward_weights, score_candidates
+from diffusers_craft import (
+    CandidateImages,
+    RewardSettings,
+    ScoringJob,
+    WorkDir,
+    load_rewards,
+    parse_reward_weights,
+    reward_source,
+    score_candidates,
+    score_images,
+)
+from diffusers_craft import scoring_decode as decode_module
 from diffusers_craft.records import CANDIDATE_SCHEMA, SCORE_SCHEMA
+from diffusers_craft.rewards import reward_names
 from diffusers_craft.workdir import Stage
 
 
@@ -157,7 +169,7 @@ def test_parse_reward_weights_keeps_order():
 @pytest.mark.parametrize(
     "values, message",
     [
-        (["hps=0.4"], "--rewards: expected one of hps_v2.1, pickscore, aesthetic, found 'hps'"),
+        (["hps=0.4"], f"--rewards: expected one of {', '.join(reward_names())} or MODULE:CLASS, found 'hps'"),
         (["pickscore=much"], "--rewards: expected pickscore=NUMBER, found 'pickscore=much'"),
         (["pickscore="], "--rewards: expected pickscore=NUMBER, found 'pickscore='"),
         (["pickscore=nan"], "--rewards: expected pickscore=NUMBER, found 'pickscore=nan'"),
@@ -177,3 +189,165 @@ def test_parse_reward_weights_errors(values: list[str], message: str):
 def test_no_temporary_files_are_left(tmp_path: Path):
     score_candidates(candidates(), Brightness(), open_stage(tmp_path))
     assert not [name for _, _, names in os.walk(tmp_path) for name in names if name.endswith(".tmp")]
+
+
+class Loadable(Brightness):
+    """Knows whether it is in memory, and who else is."""
+
+    def __init__(self, factor: float, loaded: set[float], most: list[int]):
+        super().__init__()
+        self.factor, self.loaded, self.most = factor, loaded, most
+
+    def score(self, prompts: list[str], images: list[Image.Image]) -> np.ndarray:
+        self.loaded.add(self.factor)
+        self.most.append(len(self.loaded))
+        return super().score(prompts, images) * self.factor
+
+    def release(self) -> None:
+        self.loaded.discard(self.factor)
+
+
+def shard_bytes(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.parquet"))}
+
+
+def score_twice(folder: Path, **options: object) -> tuple[int, dict[str, bytes]]:
+    """Two rewards on two sets of candidates; the most that were loaded at once, and the shards."""
+    loaded, most = set(), []
+    rewards = {name: Loadable(factor, loaded, most) for name, factor in (("one", 1.0), ("two", 0.5))}
+    jobs = [
+        ScoringJob(CandidateImages(candidates()), {name: open_stage(folder / part, 4, name) for name in rewards})
+        for part in ("first", "second")
+    ]
+    score_images(jobs, rewards, **options)
+    assert not loaded, "a reward stayed in memory"
+    assert all(stage.is_complete for job in jobs for stage in job.stages.values())
+    return max(most), shard_bytes(folder)
+
+
+def test_residency_decides_over_memory_and_decoding_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    real, decoded = decode_module.decode_image, []
+    monkeypatch.setattr(decode_module, "decode_image", lambda data: decoded.append(data) or real(data))
+    sequential = score_twice(tmp_path / "sequential")
+    assert len(decoded) == 9 * 2 * 2  # valid images, jobs, rewards
+    decoded.clear()
+    together = score_twice(tmp_path / "together", residency="together")
+    assert len(decoded) == 9 * 2
+    assert (sequential[0], together[0]) == (1, 2)
+    assert sequential[1] == together[1] and len(together[1]) == 2 * 2 * 3
+
+
+@pytest.mark.parametrize("residency", ["sequential", "together"])
+def test_decoding_processes_change_no_byte(residency: str, tmp_path: Path):
+    alone = score_twice(tmp_path / "alone")
+    assert score_twice(tmp_path / "helped", residency=residency, num_workers=2)[1] == alone[1]
+
+
+def test_together_makes_only_what_each_reward_lacks(tmp_path: Path):
+    """Stages may even have shards of different sizes, from different runs."""
+    stages = {"one": open_stage(tmp_path, 4, "one"), "two": open_stage(tmp_path, 5, "two")}
+    score_candidates(candidates(), type("One", (Brightness,), {"name": "one"})(), stages["one"], [0, 1])
+    rewards = {name: Brightness() for name in stages}
+    score_images([ScoringJob(CandidateImages(candidates()), stages)], rewards, residency="together")
+    assert (len(rewards["one"].asked), len(rewards["two"].asked)) == (2, 9)
+    for stage in stages.values():
+        np.testing.assert_array_equal(stage.read()["score"].to_numpy(), expected())
+
+
+def test_rewards_on_one_image_tower_go_over_the_images_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    real, decoded = decode_module.decode_image, []
+    monkeypatch.setattr(decode_module, "decode_image", lambda data: decoded.append(data) or real(data))
+    rewards = {name: Brightness() for name in ("a", "b", "c")}
+    rewards["a"].tower = rewards["c"].tower = object()
+    stages = {name: open_stage(tmp_path, 4, name) for name in rewards}
+    score_images([ScoringJob(CandidateImages(candidates()), stages)], rewards)
+    assert len(decoded) == 9 * 2
+
+
+def test_loaded_rewards_on_one_clip_share_its_image_half(tmp_path: Path):
+    import torch
+
+    from diffusers_craft.rewards.clip_tower import ClipImageTower
+
+    models = {name: Brightness() for name in ("a", "b", "c")}
+    for name, place in (("a", tmp_path), ("b", tmp_path / "other"), ("c", tmp_path)):
+        models[name].tower = ClipImageTower(place, torch.device("cpu"), torch.float32)
+    rewards = load_rewards(list(models), RewardSettings(), "cpu", models=models)
+    assert rewards["a"].tower is rewards["c"].tower is not rewards["b"].tower
+
+
+class Pictures:
+    """Two images, the second of them damaged."""
+
+    num_rows = 2
+
+    def read_rows(self, rows: range) -> list:
+        from diffusers_craft.scoring import ImageRow
+
+        whole = candidates()["image"][1].as_py()["bytes"]
+        return [ImageRow("a.png", "p", whole), ImageRow("b.png", "p", whole[:40])][rows.start : rows.stop]
+
+
+def test_an_image_that_cannot_be_read(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    stages = {name: WorkDir(tmp_path).stage(name, {}, 2, 2) for name in ("one", "two")}
+    job, rewards = ScoringJob(Pictures(), stages), {name: Brightness() for name in stages}
+    with pytest.raises(ValueError, match="image of b.png: expected an image file, found ") as error:
+        score_images([job], rewards)
+    assert "\n" not in str(error.value) and stages["one"].missing() == [0]
+    score_images([job], rewards, skip_unreadable=True)
+    for stage in stages.values():
+        np.testing.assert_array_equal(stage.read()["score"].to_numpy(), [11, np.nan])
+    assert len(caplog.messages) == 1 and caplog.messages[0].startswith(
+        "image of b.png cannot be read and gets no score"
+    )
+
+
+def test_embedded_checkpoints_by_name_and_release(tmp_path: Path):
+    names = ["pickscore", "aesthetic"]
+    rewards = load_rewards(names, RewardSettings(checkpoints=dict.fromkeys(names, "tiny"), batch_size=3), "cpu")
+    stages = {name: open_stage(tmp_path, 4, name) for name in names}
+    score_images([ScoringJob(CandidateImages(candidates()), stages)], rewards)
+    assert not any("model" in vars(reward) for reward in rewards.values())
+    scores = stages["aesthetic"].read()["score"].to_numpy()
+    assert np.isnan(scores[3]) and np.isfinite(np.delete(scores, 3)).all() and rewards["pickscore"].batch_size == 3
+    with pytest.raises(ValueError) as error:
+        load_rewards(["mps"], RewardSettings(checkpoints={"mps": "tiny"}))
+    assert str(error.value) == "--reward_checkpoint: expected a reward that the package ships, found mps=tiny"
+
+
+def test_precision_reaches_the_rewards():
+    import torch
+
+    for precision, dtype in (("auto", "float32"), ("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32")):
+        settings = RewardSettings({"aesthetic": "tiny"}, precision=precision)
+        reward = load_rewards(["aesthetic"], settings, "cpu")["aesthetic"]
+        assert reward.dtype == getattr(torch, dtype) and reward_source(reward)["dtype"] == dtype
+
+
+def test_the_source_of_a_reward_without_one_is_its_class():
+    assert reward_source(Brightness()) == {"checkpoint": f"{__name__}:Brightness"}
+
+
+def test_number_of_decoding_processes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    assert RewardSettings().workers("cpu") == 0 and RewardSettings().workers("cuda") == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert RewardSettings().workers("cuda:1") == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert RewardSettings().workers("cuda") == 1
+    assert RewardSettings(num_workers=5).workers("cpu") == 5 and RewardSettings(num_workers=0).workers("cuda") == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "--reward_batch_size: expected at least 1, found 0"),
+        ({"precision": "fp8"}, "--reward_precision: expected one of auto, fp16, bf16, fp32, found 'fp8'"),
+        ({"residency": "both"}, "--reward_residency: expected one of sequential, together, found 'both'"),
+        ({"num_workers": -1}, "--dataloader_num_workers: expected at least 0, found -1"),
+    ],
+)
+def test_reward_settings_errors(options: dict, message: str):
+    with pytest.raises(ValueError) as error:
+        RewardSettings(**options)
+    assert str(error.value) == message

@@ -114,6 +114,35 @@ def test_ranks_share_a_folder(tmp_path, undisturbed):
     assert contents(tmp_path) == undisturbed
 
 
+def test_each_missing_shard_has_one_owner(tmp_path, monkeypatch):
+    """Whatever the other ranks have written in the meantime."""
+    stage = WorkDir(tmp_path).stage("scores", {}, 7, 1)
+    assert stage.share() == list(range(7))
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    owned = []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        shards = stage.share()
+        owned.append(shards)
+        stage.write(shards[0], pa.table({"row": [shards[0]]}))
+    assert owned == [[0, 3, 6], [1, 4], [2, 5]]
+
+
+def test_finish_waits_for_the_other_ranks(tmp_path, monkeypatch):
+    """Rank 0 marks the stage complete once the last shard is there, and not before."""
+    stage = WorkDir(tmp_path).stage("scores", {}, 2, 1)
+    stage.write(0, pa.table({"row": [0]}))
+    looks = []
+
+    def other_rank_writes(seconds: float) -> None:
+        looks.append(stage.is_complete)
+        stage.write(1, pa.table({"row": [1]}))
+
+    monkeypatch.setattr("diffusers_craft.workdir.time.sleep", other_rank_writes)
+    stage.finish()
+    assert looks == [False] and stage.is_complete
+
+
 def test_temporary_files_of_living_processes_stay(tmp_path):
     stage = open_stage(tmp_path)
     host = socket.gethostname()

@@ -19,7 +19,6 @@ then be changed, and the set is selected anew without generating or scoring agai
 
 import argparse
 import logging
-import os
 
 import torch
 from diffusers.utils import check_min_version
@@ -27,10 +26,12 @@ from diffusers.utils import check_min_version
 from diffusers_craft import (
     CRAFTDatasetBuilder,
     GenerationSettings,
+    RewardSettings,
+    add_reward_arguments,
+    default_device,
     load_pipeline,
     load_prompts,
     load_refiner,
-    parse_pairs,
     parse_reward_weights,
     run_script,
 )
@@ -102,21 +103,8 @@ def add_generation_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def add_selection_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--rewards",
-        nargs="+",
-        default=["hps_v2.1=0.4", "pickscore=0.4", "aesthetic=0.2"],
-        metavar="NAME=WEIGHT",
-        help="Reward models and their weights in the composite reward.",
-    )
-    group.add_argument(
-        "--reward_checkpoint",
-        action="append",
-        default=[],
-        metavar="NAME=PATH",
-        help="Checkpoint of a reward model; may be given several times. A tiny-* model brings its own.",
-    )
-    group.add_argument("--reward_batch_size", type=int, default=16, help="Images scored together.")
+    defaults = ["hps_v2.1=0.4", "pickscore=0.4", "aesthetic=0.2"]
+    add_reward_arguments(group, defaults, embedded="A tiny-* model brings its own.")
     group.add_argument(
         "--reward_normalization", default="zscore", help="How rewards become comparable: zscore, minmax or rank."
     )
@@ -140,18 +128,13 @@ def add_output_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--hub_token", default=None, help="Default: the token of huggingface-cli login.")
 
 
-def default_device() -> str | None:
-    """Each rank of `accelerate launch` takes its own GPU."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else None
-
-
 def main(args: argparse.Namespace) -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("diffusers_craft").setLevel(logging.INFO)
 
     # What the user typed is checked before a model is loaded.
     rewards = parse_reward_weights(args.rewards)
-    checkpoints = parse_pairs("--reward_checkpoint", args.reward_checkpoint, rewards)
+    scoring = RewardSettings.from_args(args, list(rewards))
     settings = GenerationSettings(
         resolution=args.resolution,
         num_inference_steps=args.num_inference_steps,
@@ -186,8 +169,12 @@ def main(args: argparse.Namespace) -> None:
         max_per_prompt=args.max_per_prompt,
         settings=settings,
         save_latents=args.save_latents,
-        reward_checkpoints=checkpoints,
-        reward_batch_size=args.reward_batch_size,
+        reward_checkpoints=scoring.checkpoints,
+        reward_batch_size=scoring.batch_size,
+        reward_backends=scoring.backends,
+        reward_precision=scoring.precision,
+        reward_residency=scoring.residency,
+        dataloader_num_workers=scoring.num_workers,
         output_dir=args.output_dir,
         seed=args.seed,
     )

@@ -30,11 +30,15 @@ from diffusers.utils import check_min_version
 from PIL import Image
 
 from diffusers_craft import (
+    CandidateImages,
     GenerationSettings,
+    RewardSettings,
+    ScoringJob,
     Stage,
     WorkDir,
+    add_reward_arguments,
+    default_device,
     derive_seed,
-    embedded_rewards,
     evaluation_rows,
     exact_score,
     find_alarms,
@@ -47,12 +51,13 @@ from diffusers_craft import (
     is_tiny,
     load_pipeline,
     load_prompts,
-    load_reward,
+    load_rewards,
     parse_caption,
-    parse_pairs,
     parse_reward_weights,
+    rank_and_world,
+    reward_source,
     run_script,
-    score_candidates,
+    score_images,
     summarize,
     write_evaluation,
     write_run_json,
@@ -93,20 +98,7 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompts", required=True, help="File (txt, jsonl, csv, parquet), Hub id or tiny-heldout.")
     parser.add_argument("--prompt_column", default="prompt", help="Column that holds the prompts.")
     parser.add_argument("--num_prompts", type=int, default=None, help="Prompts to draw with --seed; default: all.")
-    parser.add_argument(
-        "--rewards",
-        nargs="+",
-        default=["hps_v2.1", "pickscore", "aesthetic"],
-        help="Names of reward models to score with.",
-    )
-    parser.add_argument(
-        "--reward_checkpoint",
-        action="append",
-        default=[],
-        metavar="NAME=PATH",
-        help="Checkpoint of a reward model; may be given several times. A tiny-* base brings its own.",
-    )
-    parser.add_argument("--reward_batch_size", type=int, default=16, help="Images scored together.")
+    add_reward_arguments(parser, ["hps_v2.1", "pickscore", "aesthetic"], embedded="A tiny-* base brings its own.")
     parser.add_argument("--num_inference_steps", type=int, default=30, help="Denoising steps.")
     parser.add_argument("--guidance_scale", type=float, default=None, help="Default: the pipeline's own.")
     parser.add_argument("--resolution", type=int, default=None, help="Pixels; default: the base pipeline's own.")
@@ -116,7 +108,7 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--dtype", choices=list(DTYPES), default="fp16", help="Precision of generation on a GPU; a CPU uses fp32."
     )
-    parser.add_argument("--device", default=None, help="Default: the GPU if there is one, else the CPU.")
+    parser.add_argument("--device", default=None, help="Default: the GPU of this rank if there is one, else the CPU.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of prompts, images and bootstrap.")
     parser.add_argument("--output_dir", required=True, help="Folder of images, scores and results; resumable.")
     return parser.parse_args(input_args)
@@ -185,40 +177,40 @@ def generate(evaluated: dict[str, Evaluated], prompts: list[str], seed: int) -> 
         if not one.images.is_complete:
             logger.info("%s: generating %d images", name, len(prompts))
             pipeline = load_pipeline(**one.source)
-            generate_candidates(pipeline, rows, one.settings, one.images, derive_seed(seed, "evaluation"))
-            one.images.mark_complete()
+            noise_seed, shards = derive_seed(seed, "evaluation"), one.images.share()
+            generate_candidates(pipeline, rows, one.settings, one.images, noise_seed, shards=shards)
             del pipeline
             free_memory()
+        one.images.finish()
 
 
-def load_metrics(args: argparse.Namespace, base: str, prompts: list[str]) -> dict[str, Any]:
-    """Metric name to model. Finds all checkpoints now, before hours of generation; weights are read on first use."""
+def load_metrics(args: argparse.Namespace, base: str, prompts: list[str]) -> tuple[dict[str, Any], RewardSettings]:
+    """Metric name to model, and how to run them. Finds all checkpoints now, before hours of generation."""
     names = list(parse_reward_weights(args.rewards))
-    checkpoints = parse_pairs("--reward_checkpoint", args.reward_checkpoint, names)
-    checkpoints |= embedded_rewards(base, [name for name in names if name not in checkpoints])
+    settings = RewardSettings.from_args(args, names)
     metrics: dict[str, Any] = {}
     if is_tiny(base) and shows_captions(prompts):
         metrics["exact"] = ExactMetric()
-    for name in names:
-        metrics[name] = load_reward(name, checkpoints.get(name), device=args.device, batch_size=args.reward_batch_size)
-    return metrics
+    return metrics | load_rewards(names, settings, args.device, base), settings
 
 
-def score(output_dir: str, evaluated: dict[str, Evaluated], metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Model to metric to (n,) raw scores; one metric's weights in memory at a time."""
-    work = WorkDir(output_dir)
-    scores: dict[str, dict[str, Any]] = {name: {} for name in evaluated}
-    for metric_name, metric in metrics.items():
-        for name, one in evaluated.items():
-            options = one.options | {f"reward {metric_name}": metric.source}
-            stage = work.stage(f"scores/{name}/{metric_name}", options, one.images.num_rows, ROWS_PER_SHARD)
-            if not stage.is_complete:
-                score_candidates(one.images, metric, stage)
-                stage.mark_complete()
-            scores[name][metric_name] = stage.read(["score"])["score"].to_numpy()
-        if hasattr(metric, "release"):
-            metric.release()
-    return scores
+def score(
+    args: argparse.Namespace, evaluated: dict[str, Evaluated], metrics: dict[str, Any], settings: RewardSettings
+) -> dict[str, dict[str, Any]]:
+    """Model to metric to (n,) raw scores."""
+    work, jobs = WorkDir(args.output_dir), {}
+    for name, one in evaluated.items():
+        stages = {}
+        for metric_name, metric in metrics.items():
+            options = one.options | {f"reward {metric_name}": reward_source(metric)}
+            path = f"scores/{name}/{metric_name}"
+            stages[metric_name] = work.stage(path, options, one.images.num_rows, ROWS_PER_SHARD)
+        jobs[name] = ScoringJob(CandidateImages(one.images), stages)
+    score_images(list(jobs.values()), metrics, settings.residency, settings.workers(args.device))
+    return {
+        name: {metric: stage.read(["score"])["score"].to_numpy() for metric, stage in job.stages.items()}
+        for name, job in jobs.items()
+    }
 
 
 def decode(row: dict[str, Any]) -> Image.Image | None:
@@ -259,7 +251,7 @@ def describe(
     """All that the numbers depend on."""
     return {
         "models": {name: {"model": one.source["name_or_path"], **one.options} for name, one in evaluated.items()},
-        "metrics": {name: metric.source for name, metric in metrics.items()},
+        "metrics": {name: reward_source(metric) for name, metric in metrics.items()},
         "prompts": args.prompts,
         "num_prompts": num_prompts,
         "seed": args.seed,
@@ -271,14 +263,17 @@ def main(args: argparse.Namespace) -> None:
     for name in ("diffusers_craft", __name__):
         logging.getLogger(name).setLevel(logging.INFO)
 
+    args.device = args.device or default_device()
     # What can be wrong is found before a model generates.
     models = parse_models(args.base, args.tuned)
     prompts = load_prompts(args.prompts, args.prompt_column, args.num_prompts, args.seed)
-    metrics = load_metrics(args, next(iter(models.values())), prompts)
+    metrics, settings = load_metrics(args, next(iter(models.values())), prompts)
     evaluated = open_models(args, models, prompts)
 
     generate(evaluated, prompts, args.seed)
-    scores = score(args.output_dir, evaluated, metrics)
+    scores = score(args, evaluated, metrics, settings)
+    if rank_and_world()[0] > 0:  # the first rank writes the results
+        return
     rows = summarize(scores, args.seed)
     alarms = find_alarms({name: image_statistics(read_images(one.images)) for name, one in evaluated.items()})
 

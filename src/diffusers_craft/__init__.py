@@ -14,7 +14,7 @@ __version__ = "0.1.0.dev0"
 _EXPORTS = {
     "backbones": ["SD15", "SDXL", "ModelSource", "load_pipeline"],
     "builder": ["CRAFTDatasetBuilder"],
-    "cli": ["parse_pairs", "run_script", "write_run_json"],
+    "cli": ["default_device", "parse_pairs", "run_script", "write_run_json"],
     "composite": ["composite_reward", "normalization_constants"],
     "dataset": ["load_craft_dataset"],
     "evaluation": [
@@ -43,14 +43,23 @@ _EXPORTS = {
     "refiners": ["load_refiner", "refine_prompts"],
     "report": ["write_build_report"],
     "rewards": ["load_reward", "register_reward"],
-    "scoring": ["parse_reward_weights", "score_candidates"],
+    "scoring": ["CandidateImages", "ScoringJob", "parse_reward_weights", "score_candidates", "score_images"],
+    "scoring_args": ["RewardSettings", "add_reward_arguments", "load_rewards", "reward_source"],
+    "scoring_sources": ["open_images"],
     "tiny": ["embedded_rewards", "is_tiny"],
     "tiny.scorer": ["exact_score"],
     "tiny.world": ["parse_caption"],
     "training": ["TrainingRun", "create_accelerator"],
     "training_args": ["add_training_arguments", "check_training_arguments"],
     "training_encoding": ["prepare_training_data"],
-    "workdir": ["Stage", "WorkDir", "atomic_write_bytes", "atomic_write_json", "fingerprint"],
+    "workdir": [
+        "Stage",
+        "WorkDir",
+        "atomic_write_bytes",
+        "atomic_write_json",
+        "fingerprint",
+        "rank_and_world",
+    ],
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 

@@ -6,9 +6,7 @@ normalisation and selection are computed anew each time, in seconds.
 """
 
 import logging
-import os
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,16 +30,14 @@ from .filtering import (
 from .generation import ROWS_PER_SHARD, GenerationSettings, generate_candidates, generation_options
 from .refiners import PromptRefiner, load_refiner, refine_prompts
 from .report import FUNNEL_LABELS, write_build_report
-from .rewards import load_reward
-from .scoring import score_candidates
-from .tiny import embedded_rewards
-from .workdir import Stage, WorkDir, atomic_write_json, fingerprint, remove_leftovers
+from .scoring import CandidateImages, ScoringJob, score_images
+from .scoring_args import RewardSettings, load_rewards, reward_source
+from .workdir import Stage, WorkDir, atomic_write_json, fingerprint, rank_and_world, remove_leftovers
 
 
 logger = logging.getLogger(__name__)
 
 GROUPS_PER_REFINED_SHARD = 32
-POLL_SECONDS = 1.0
 
 
 @dataclass(eq=False, repr=False)
@@ -61,10 +57,12 @@ class CRAFTDatasetBuilder:
         max_per_prompt (`int`, *optional*, defaults to 1): most images of one prompt; 0 is no limit.
         settings (`GenerationSettings`, *optional*): resolution, steps, guidance and batch size of generation.
         save_latents (`bool`, *optional*, defaults to `False`): whether to keep the generated latents too.
-        reward_models (`Mapping[str, Any]`, *optional*): reward name to an object with `name`
-            and `score(prompts, images)`; its `source` (`dict`), if it has one, says which model it is.
+        reward_models (`Mapping[str, Any]`, *optional*): reward name to an object with `score(prompts, images)`; its
+            `source` (`dict`), if it has one, says which model it is.
         reward_checkpoints (`Mapping[str, str]`, *optional*): reward name to a checkpoint instead of the official one.
         reward_batch_size (`int`, *optional*, defaults to 16): images that are scored together.
+        reward_backends, reward_precision, reward_residency, dataloader_num_workers (*optional*): how rewards are loaded
+            and run, see `RewardSettings`.
         output_dir (`str` or `Path`, *optional*): the work folder; by default a temporary one.
         seed (`int`, *optional*, defaults to 0): of everything random.
 
@@ -87,22 +85,34 @@ class CRAFTDatasetBuilder:
     reward_models: Mapping[str, Any] = field(default_factory=dict)
     reward_checkpoints: Mapping[str, str] = field(default_factory=dict)
     reward_batch_size: int = 16
+    reward_backends: Mapping[str, str] = field(default_factory=dict)
+    reward_precision: str = "auto"
+    reward_residency: str = "sequential"
+    dataloader_num_workers: int | None = None
     output_dir: str | Path | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         self._check_options()
+        self._reward_settings = RewardSettings(
+            self.reward_checkpoints,
+            self.reward_backends,
+            self.reward_batch_size,
+            self.reward_precision,
+            self.reward_residency,
+            self.dataloader_num_workers,
+        )
         if self.refiner is None or isinstance(self.refiner, str):
             self.refiner = load_refiner(self.refiner or "none")
         self.settings = self.settings.resolve(self.pipeline)
-        self._models = self._load_rewards()
+        base, device = str(self.pipeline.name_or_path), self.pipeline.device
+        self._models = load_rewards(list(self.rewards), self._reward_settings, device, base, self.reward_models)
         if self.output_dir is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="craft-build-")
             self.output_dir = self._temporary.name
         self.dataset: Dataset | None = None
         self.funnel: dict[str, Any] | None = None
-        # Set by accelerate launch and torchrun; the ranks share the work folder and split the shards.
-        self._rank, self._world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self._rank, _ = rank_and_world()  # the ranks share the work folder and split the shards
 
     def build(self, prompts: Sequence[str], run_options: Mapping[str, Any] | None = None) -> Dataset:
         """Runs every stage that is not done yet and selects the training set.
@@ -124,16 +134,12 @@ class CRAFTDatasetBuilder:
         refined, candidates, scores = self._open_stages(prompts)
         if not refined.is_complete and self._rank == 0:
             refine_prompts(prompts, self.refiner, self.num_refinements, self.num_seeds, self.seed, refined)
-        self._finish(refined)
+        refined.finish()
         if not candidates.is_complete:
-            rows, shards = refined.read(), self._own_shards(candidates)
+            rows, shards = refined.read(), candidates.share()
             generate_candidates(self.pipeline, rows, self.settings, candidates, self.seed, self.save_latents, shards)
-        self._finish(candidates)
-        for name, stage in scores.items():
-            if not stage.is_complete:
-                score_candidates(candidates, self._models[name], stage, self._own_shards(stage))
-                getattr(self._models[name], "release", lambda: None)()  # one reward model in memory at a time
-            self._finish(stage)
+        candidates.finish()
+        self._score(candidates, scores)
         return self._select(candidates, scores, run_options)
 
     def push_to_hub(
@@ -167,7 +173,11 @@ class CRAFTDatasetBuilder:
         if self.num_refinements < 1 or self.num_seeds < 1:
             found = f"{self.num_refinements} and {self.num_seeds}"
             raise ValueError(f"--num_refinements, --num_seeds: expected at least 1 each, found {found}")
-        for flag, names in (("--reward_checkpoint", self.reward_checkpoints), ("reward_models", self.reward_models)):
+        for flag, names in (
+            ("--reward_checkpoint", self.reward_checkpoints),
+            ("--reward_backend", self.reward_backends),
+            ("reward_models", self.reward_models),
+        ):
             unknown = [name for name in names if name not in self.rewards]
             if unknown:
                 raise ValueError(f"{flag}: expected names of {', '.join(self.rewards)}, found {unknown[0]!r}")
@@ -181,18 +191,6 @@ class CRAFTDatasetBuilder:
                 f"--num_samples: expected at most {num_prompts * a_prompt} ({num_prompts} prompts, {a_prompt} images of"
                 f" a prompt), found {self.num_samples}"
             )
-
-    def _load_rewards(self) -> dict[str, Any]:
-        """The reward models by name; those of the library read their weights when they first score."""
-        open_names = [n for n in self.rewards if n not in self.reward_models and n not in self.reward_checkpoints]
-        embedded = embedded_rewards(str(self.pipeline.name_or_path), open_names)
-        checkpoints = {**embedded, **self.reward_checkpoints}
-        device = self.pipeline.device
-        return {
-            name: self.reward_models.get(name)
-            or load_reward(name, checkpoints.get(name), device=device, batch_size=self.reward_batch_size)
-            for name in self.rewards
-        }
 
     def _open_stages(self, prompts: list[str]) -> tuple[Stage, Stage, dict[str, Stage]]:
         """Opens refined, candidates and one stage a reward; each is bound to the options of those before it."""
@@ -211,21 +209,18 @@ class CRAFTDatasetBuilder:
         self._options = options
         scores = {}
         for name, model in self._models.items():
-            source = getattr(model, "source", {"checkpoint": type(model).__qualname__})
-            scores[name] = work.stage(f"scores/{name}", options | {f"reward {name}": source}, num_rows, ROWS_PER_SHARD)
+            about = options | {f"reward {name}": reward_source(model)}
+            scores[name] = work.stage(f"scores/{name}", about, num_rows, ROWS_PER_SHARD)
         return refined, candidates, scores
 
-    def _own_shards(self, stage: Stage) -> list[int]:
-        """This rank's share of the missing shards; by number, since ranks look at different moments."""
-        return [shard for shard in stage.missing() if shard % self._world == self._rank]
-
-    def _finish(self, stage: Stage) -> None:
-        """Waits until all ranks have written their shards; the first one marks the stage complete."""
-        while not stage.is_complete:
-            if self._rank == 0 and not stage.missing():
-                stage.mark_complete()
-            else:
-                time.sleep(POLL_SECONDS)
+    def _score(self, candidates: Stage, scores: Mapping[str, Stage]) -> None:
+        """Scores what is missing; complete rewards are not touched."""
+        open_names = [name for name, stage in scores.items() if not stage.is_complete]
+        if open_names:
+            job = ScoringJob(CandidateImages(candidates), scores)
+            models = {name: self._models[name] for name in open_names}
+            workers = self._reward_settings.workers(self.pipeline.device)
+            score_images([job], models, self.reward_residency, workers)
 
     def _select(
         self, candidates: Stage, scores: Mapping[str, Stage], run_options: Mapping[str, Any] | None
@@ -276,7 +271,7 @@ class CRAFTDatasetBuilder:
         run_options: Mapping[str, Any] | None,
     ) -> None:
         """`normalization.json` and `craft_build.json`."""
-        sources = {name: getattr(model, "source", None) for name, model in self._models.items()}
+        sources = {name: reward_source(model) for name, model in self._models.items()}
         for name, source in sources.items():
             constants["rewards"][name]["source"] = source
         atomic_write_json(folder / "normalization.json", constants)

@@ -2,6 +2,7 @@
 """What every command-line script does alike: turn user errors into one line, record the run as JSON."""
 
 import importlib.metadata
+import os
 import platform
 import sys
 from argparse import Namespace
@@ -43,6 +44,13 @@ def _raised_by_us(trace: TracebackType | None) -> bool:
         trace = trace.tb_next
     module = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
     return module == "__main__" or module.split(".")[0] == "diffusers_craft"
+
+
+def default_device() -> str:
+    """The device of this process: each rank of `accelerate launch` takes its own GPU; without GPUs the CPU."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
 def versions() -> dict[str, str | None]:

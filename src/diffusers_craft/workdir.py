@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 OPTIONS_FILE = "options.json"
 COMPLETE_FILE = "complete.json"
+POLL_SECONDS = 1.0  # between two looks at what other ranks have written
 STALE_SECONDS = 24 * 3600  # age at which a temporary file of another machine counts as left over
 
 
@@ -118,6 +119,14 @@ def _differences(there: dict, now: dict) -> list[str]:
     return found
 
 
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and the number of ranks, as `accelerate launch` and torchrun set them; (0, 1) without.
+
+    Ranks share work through the work folder alone, so they need no process group and may run on different machines.
+    """
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
 class WorkDir:
     """A folder that holds one subfolder per stage.
 
@@ -198,8 +207,21 @@ class Stage:
         return self.shard_path(shard).exists()
 
     def missing(self) -> list[int]:
-        """Shards still to be made; of several ranks, each takes those with `shard % world == rank`."""
+        """Shards still to be made."""
         return [shard for shard in range(self.num_shards) if not self.is_done(shard)]
+
+    def share(self) -> list[int]:
+        """This rank's share of the missing shards; by number, since ranks look at different moments."""
+        rank, world = rank_and_world()
+        return [shard for shard in self.missing() if shard % world == rank]
+
+    def finish(self) -> None:
+        """Waits until all ranks have written their shares; the first one marks the stage complete."""
+        while not self.is_complete:
+            if rank_and_world()[0] == 0 and not self.missing():
+                self.mark_complete()
+            else:
+                time.sleep(POLL_SECONDS)
 
     def write(self, shard: int, table: pa.Table) -> None:
         """Puts a shard on disk, atomically and with the same bytes for the same rows.

@@ -4,29 +4,23 @@
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import nn
-from transformers import CLIPVisionModelWithProjection
+from transformers import CLIPVisionConfig
 
 from .base import Reward
-from .features import ClipProcessor, describe_checkpoint, file_hash, find_checkpoint, l2_normalize, load_tensors
+from .clip_tower import CLIP_ID, CLIP_REVISION, CLIP_SIZE, ClipImageTower
+from .features import describe_checkpoint, file_hash, find_checkpoint, l2_normalize, load_tensors
+from .heads import build_linear_head
 
 
-CLIP_ID = "openai/clip-vit-large-patch14"
 HEAD_URL = (
     "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/sac%2Blogos%2Bava1-l14-linearMSE.pth"
 )
 HEAD_SHA256 = "21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0"
 HEAD_SUFFIXES = (".pth", ".pt", ".safetensors")
-
-
-class LoadedAesthetic(NamedTuple):
-    clip: CLIPVisionModelWithProjection
-    head: nn.Sequential
-    processor: ClipProcessor
 
 
 def _download_head() -> Path:
@@ -54,29 +48,14 @@ def _find_head(folder: Path) -> Path | None:
 
 
 def load_head(path: Path) -> nn.Sequential:
-    """Builds the head from a state dict; the sizes of its linear layers are read from the tensors.
-
-    The official network has dropout and no activations between its layers, so at inference it is linear layers only.
-    """
-    state = load_tensors("aesthetic", path)
-    weights = {name.removesuffix(".weight"): value for name, value in state.items() if name.endswith(".weight")}
-    layers, width = nn.Sequential(), None
-    for name, weight in sorted(weights.items(), key=lambda item: int(item[0].rsplit(".", 1)[-1])):
-        if weight.ndim != 2 or f"{name}.bias" not in state or (width is not None and weight.shape[1] != width):
-            raise ValueError(
-                f"--reward_checkpoint aesthetic: expected a chain of linear layers in {path}, found {name}"
-            )
-        layer = nn.Linear(weight.shape[1], weight.shape[0])
-        layer.load_state_dict({"weight": weight.float(), "bias": state[f"{name}.bias"].float()})
-        layers.append(layer)
-        width = weight.shape[0]
-    if width != 1:
-        raise ValueError(f"--reward_checkpoint aesthetic: expected a head with one output in {path}, found {width}")
-    return layers
+    """The head of a state dict in the official format."""
+    return build_linear_head("aesthetic", load_tensors("aesthetic", path), path)
 
 
 class AestheticReward(Reward):
     """LAION's aesthetic score, 1 to 10; prompts play no part.
+
+    `rewards.clip_tower.share_image_pass` lets it share the image pass of `clip_score`.
 
     Args:
         checkpoint (`str`, *optional*): the head (`.pth` or `.safetensors`), used on `openai/clip-vit-large-patch14`, or a
@@ -96,28 +75,31 @@ class AestheticReward(Reward):
         head = path if path is not None and path.is_file() else folder and _find_head(folder)
         self._head = head or _download_head()
         own_clip = folder is not None and (folder / "config.json").exists()
-        self._clip = folder if own_clip else find_checkpoint(self.name, CLIP_ID, None, "1.71 GB")
+        self._clip = folder if own_clip else find_checkpoint(self.name, CLIP_ID, None, CLIP_SIZE, CLIP_REVISION)
+        self.tower = ClipImageTower(self._clip, self.device, self.dtype)
 
     @cached_property
     def checkpoint(self) -> dict[str, str]:
         record = describe_checkpoint(self._asked, self._clip)
         return {**record, "head": f"sha256:{file_hash(self._head)[:16]}"}
 
-    def _load(self) -> LoadedAesthetic:
-        clip = CLIPVisionModelWithProjection.from_pretrained(self._clip).float().eval().to(self.device)
+    def _load(self) -> nn.Sequential:
         head = load_head(self._head).to(self.device)
-        if head[0].in_features != clip.config.projection_dim:
+        width = CLIPVisionConfig.from_pretrained(self._clip).projection_dim
+        if head[0].in_features != width:
             raise ValueError(
-                f"--reward_checkpoint {self.name}: expected a head for {clip.config.projection_dim} features, "
+                f"--reward_checkpoint {self.name}: expected a head for {width} features, "
                 f"found {head[0].in_features} in {self._head}"
             )
-        return LoadedAesthetic(clip, head, ClipProcessor.from_folder(self._clip))
+        return head
+
+    def release(self) -> None:
+        self.tower.release()
+        super().release()
 
     def _score(self, prompts: list[str], images: list[Image.Image]) -> torch.Tensor:
         scores = []
         for start in range(0, len(images), self.batch_size):
-            pixels = self.model.processor(images[start : start + self.batch_size]).to(self.device)
-            with self._autocast():
-                embeddings = self.model.clip(pixel_values=pixels).image_embeds
-            scores.append(self.model.head(l2_normalize(embeddings))[:, 0])
+            embeddings = self.tower(images[start : start + self.batch_size])
+            scores.append(self.model(l2_normalize(embeddings))[:, 0])
         return torch.cat(scores)

@@ -72,8 +72,11 @@ def fit_and_pad(image: Image.Image, size: int) -> torch.Tensor:
     return F.pad(pixels, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
 
 
-def crop_center(image: Image.Image, size: int, crop: int) -> torch.Tensor:
+def crop_center(image: Image.Image, size: int, crop: int, half_even: bool = False) -> torch.Tensor:
     """CLIP's geometry: the short side to `size` (bicubic on 8-bit pixels), then the central `crop` x `crop` pixels.
+
+    An odd margin cannot be halved: transformers' processors round its half down, torchvision's rounds it to even
+    (`half_even`), which is a crop one pixel off for half of them.
 
     Returns:
         `torch.Tensor`: (3, crop, crop) in [0, 1].
@@ -82,7 +85,8 @@ def crop_center(image: Image.Image, size: int, crop: int) -> torch.Tensor:
     width, height = image.size
     short = min(width, height)
     image = image.resize((size * width // short, size * height // short), Image.Resampling.BICUBIC)
-    left, top = (image.width - crop) // 2, (image.height - crop) // 2
+    margins = (image.width - crop, image.height - crop)
+    left, top = (round(margin / 2) if half_even else margin // 2 for margin in margins)
     return _to_tensor(image.crop((left, top, left + crop, top + crop)))
 
 
@@ -110,12 +114,13 @@ class ClipProcessor:
     crop: int = 224
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
+    half_even: bool = False  # see `crop_center`
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "ClipProcessor":
+    def from_folder(cls, folder: Path, half_even: bool = False) -> "ClipProcessor":
         path = folder / "preprocessor_config.json"
         if not path.exists():
-            return cls()
+            return cls(half_even=half_even)
         config = json.loads(path.read_text())
         size, crop = config["size"], config["crop_size"]
         return cls(
@@ -123,11 +128,12 @@ class ClipProcessor:
             crop["height"] if isinstance(crop, dict) else crop,
             tuple(config["image_mean"]),
             tuple(config["image_std"]),
+            half_even,
         )
 
     def __call__(self, images: list[Image.Image]) -> torch.Tensor:
         """(B, 3, crop, crop) normalised pixels."""
-        pixels = torch.stack([crop_center(image, self.size, self.crop) for image in images])
+        pixels = torch.stack([crop_center(image, self.size, self.crop, self.half_even) for image in images])
         return normalize_pixels(pixels, self.mean, self.std)
 
 
@@ -199,7 +205,15 @@ def load_tensors(reward: str, path: Path) -> dict[str, Any]:
     raise ValueError(f"--reward_checkpoint {reward}: expected tensors only in {path}, found {found}")
 
 
-def find_checkpoint(reward: str, checkpoint: str, filename: str | None, size: str) -> Path:
+def check_hash(reward: str, path: Path, expected: str) -> None:
+    """Raises if an official file is not the published one (SHA-256 in hex): damaged, or another version."""
+    if (found := file_hash(path)) != expected:
+        raise ValueError(f"reward {reward}: expected sha256 {expected} of {path}, found {found}; delete it to retry")
+
+
+def find_checkpoint(
+    reward: str, checkpoint: str, filename: str | None, size: str, revision: str | None = None
+) -> Path:
     """The local path of a checkpoint: a path of the user, or a Hub id that is downloaded into the cache.
 
     Args:
@@ -207,6 +221,7 @@ def find_checkpoint(reward: str, checkpoint: str, filename: str | None, size: st
         checkpoint (`str`): file, folder, or Hub id (`org/name`).
         filename (`str`, *optional*): the file that is needed; the whole repository by default.
         size (`str`): of the download, for error texts, e.g. `"1.97 GB"`.
+        revision (`str`, *optional*): the commit of the Hub repository; the newest by default.
 
     Raises:
         ValueError: if there is no such path, or the download is not possible; one line that names what is missing.
@@ -222,9 +237,9 @@ def find_checkpoint(reward: str, checkpoint: str, filename: str | None, size: st
         raise ValueError(f"--reward_checkpoint {reward}: expected a file, a folder or a Hub id, found {checkpoint!r}")
     try:
         if filename:
-            return Path(hf_hub_download(checkpoint, filename))
+            return Path(hf_hub_download(checkpoint, filename, revision=revision))
         patterns = ["*.json", "*.txt", "*.safetensors"]
-        return Path(snapshot_download(checkpoint, allow_patterns=patterns))
+        return Path(snapshot_download(checkpoint, allow_patterns=patterns, revision=revision))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         offline = "offline" if os.environ.get("HF_HUB_OFFLINE") else type(error).__name__
         raise ValueError(

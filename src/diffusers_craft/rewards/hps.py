@@ -14,15 +14,19 @@ from PIL import Image
 
 from .features import (
     PromptImageReward,
+    check_hash,
     describe_checkpoint,
     find_checkpoint,
     fit_and_pad,
     load_tensors,
     normalize_pixels,
 )
+from .residency import rest_in_checkpoint_precision
 
 
+HUB_ID, REVISION = "xswu/HPSv2", "697403c78157020a1ae59d23f111aa58ced35b0a"
 FILENAME = "HPS_v2.1_compressed.pt"
+SHA256 = "c57a38fb4a2f7e7c15bf00da2ea377cdf165448b4dd1052a484c215a998c9837"
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 
 
@@ -46,8 +50,8 @@ class HPSReward(PromptImageReward):
 
     def __init__(self, checkpoint: str | None = None, **options):
         super().__init__(**options)
-        self._asked = checkpoint or "xswu/HPSv2"
-        self._path = find_checkpoint(self.name, self._asked, FILENAME, "1.97 GB")
+        self._asked = checkpoint or HUB_ID
+        self._path = find_checkpoint(self.name, self._asked, FILENAME, "1.97 GB", None if checkpoint else REVISION)
 
     @cached_property
     def checkpoint(self) -> dict[str, str]:
@@ -58,19 +62,33 @@ class HPSReward(PromptImageReward):
         return json.loads(config.read_text())["model_cfg"] if config.exists() else get_model_config("ViT-H-14")
 
     def _load(self) -> LoadedHPS:
+        if self._asked == HUB_ID:
+            check_hash(self.name, self._path, SHA256)
         config = self._config()
+        clip = self._load_clip(config).eval().to(self.device)
+        vocabulary = {"bpe_path": str(path)} if (path := Path(self._path.parent / VOCABULARY)).exists() else {}
+        tokenizer = SimpleTokenizer(context_length=config["text_cfg"]["context_length"], **vocabulary)
+        return LoadedHPS(clip, tokenizer, config["vision_cfg"]["image_size"])
+
+    def _load_clip(self, config: dict) -> CLIP:
+        """The model around the tensors of the file: they are never copied, and stay as they are (float16)."""
+        with torch.device("meta"):
+            clip = CLIP(**config)
         state = load_tensors(self.name, self._path)
-        clip = CLIP(**config)
         try:
-            clip.load_state_dict(state["state_dict"])
+            clip.load_state_dict(state["state_dict"], assign=True)
         except (KeyError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[-1].strip()
             raise ValueError(
                 f"--reward_checkpoint {self.name}: expected HPS v2.1's state dict in {self._path}, found another ({reason})"
             ) from None
-        vocabulary = {"bpe_path": str(path)} if (path := Path(self._path.parent / VOCABULARY)).exists() else {}
-        tokenizer = SimpleTokenizer(context_length=config["text_cfg"]["context_length"], **vocabulary)
-        return LoadedHPS(clip.eval().to(self.device), tokenizer, config["vision_cfg"]["image_size"])
+        # The one tensor that is not in the file: causal attention.
+        clip.attn_mask = torch.full(clip.attn_mask.shape, float("-inf")).triu(1)
+        blocks = [*clip.visual.transformer.resblocks, *clip.transformer.resblocks]
+        rest_in_checkpoint_precision(clip, blocks, clip.token_embedding, autocast=self.dtype != torch.float32)
+        # open_clip casts embeddings to the weights' precision; the residual stream stays float32.
+        clip.transformer.get_cast_dtype = lambda: torch.float32
+        return clip
 
     def encode_images(self, images: list[Image.Image]) -> torch.Tensor:
         pixels = torch.stack([fit_and_pad(image, self.model.image_size) for image in images])

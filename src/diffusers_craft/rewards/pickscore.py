@@ -12,13 +12,29 @@ from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 from .features import ClipProcessor, PromptImageReward, describe_checkpoint, feature_tensor, find_checkpoint
 
 
-PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # whose tokenizer and preprocessing PickScore uses
+HUB_ID, REVISION = "yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800"
+PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # whose tokenizer and preprocessing PickScore and MPS use
+PROCESSOR_REVISION = "1c2b8495b28150b8a4922ee1c8edee224c284c0c"
 
 
 class LoadedPickScore(NamedTuple):
     clip: CLIPModel
     tokenizer: PreTrainedTokenizerBase
     processor: ClipProcessor
+
+
+def load_clip_h_tokenizer(reward: str, folder: Path) -> PreTrainedTokenizerBase:
+    """transformers' tokenizer in a checkpoint's folder, or that of CLIP-H if it has none."""
+    own = (folder / "vocab.json").exists() or (folder / "tokenizer.json").exists()
+    try:
+        if own:
+            return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(PROCESSOR, revision=PROCESSOR_REVISION)
+    except OSError:
+        raise ValueError(
+            f"reward {reward}: needs the tokenizer of {PROCESSOR} (3 MB) from huggingface.co, which is not in the cache "
+            f"and could not be downloaded; or put its files into {folder}"
+        ) from None
 
 
 class PickScoreReward(PromptImageReward):
@@ -34,8 +50,8 @@ class PickScoreReward(PromptImageReward):
 
     def __init__(self, checkpoint: str | None = None, **options):
         super().__init__(**options)
-        self._asked = checkpoint or "yuvalkirstain/PickScore_v1"
-        self._path = find_checkpoint(self.name, self._asked, None, "3.94 GB")
+        self._asked = checkpoint or HUB_ID
+        self._path = find_checkpoint(self.name, self._asked, None, "3.94 GB", None if checkpoint else REVISION)
         if not (self._path / "config.json").exists():
             raise ValueError(
                 f"--reward_checkpoint {self.name}: expected a CLIPModel folder, found no {self._path}/config.json"
@@ -45,18 +61,8 @@ class PickScoreReward(PromptImageReward):
     def checkpoint(self) -> dict[str, str]:
         return describe_checkpoint(self._asked, self._path)
 
-    def _tokenizer(self) -> PreTrainedTokenizerBase:
-        own = (Path(self._path) / "vocab.json").exists() or (Path(self._path) / "tokenizer.json").exists()
-        try:
-            return AutoTokenizer.from_pretrained(self._path if own else PROCESSOR)
-        except OSError:
-            raise ValueError(
-                f"reward {self.name}: needs the tokenizer of {PROCESSOR} (3 MB) from huggingface.co, which is not in the "
-                f"cache and could not be downloaded; or put its files into {self._path}"
-            ) from None
-
     def _load(self) -> LoadedPickScore:
-        tokenizer = self._tokenizer()
+        tokenizer = load_clip_h_tokenizer(self.name, self._path)
         clip = CLIPModel.from_pretrained(self._path).float().eval().to(self.device)
         return LoadedPickScore(clip, tokenizer, ClipProcessor.from_folder(self._path))
 

@@ -1,9 +1,19 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Reward models by name. A new one is one file beside this and one line in `_FACTORIES`."""
+"""Reward models by name: those of this package, of other packages (entry points), and the user's own.
+
+A new one is one file beside this and one line in `_FACTORIES`. Users have three ways, none of which edits this file:
+`register_reward(name, factory)`; the entry-point group `diffusers_craft.rewards` of a package; `module:Class` in place
+of a name. A reward is any object with `score(prompts, images) -> (B,) float32`.
+"""
 
 import importlib
+import importlib.metadata
+import inspect
+import os
+import re
+import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
@@ -11,28 +21,79 @@ if TYPE_CHECKING:
 
     from .base import Reward
 
+ENTRY_POINT_GROUP = "diffusers_craft.rewards"
+
 # Name -> factory, or "module:factory" so that a name costs no import until it is used.
 _FACTORIES: "dict[str, str | Callable[..., Reward]]" = {
     "hps_v2.1": "diffusers_craft.rewards.hps:HPSReward",
     "pickscore": "diffusers_craft.rewards.pickscore:PickScoreReward",
     "aesthetic": "diffusers_craft.rewards.aesthetic:AestheticReward",
+    "image_reward": "diffusers_craft.rewards.image_reward:ImageRewardReward",
+    "mps": "diffusers_craft.rewards.mps:MPSReward",
+    "clip_score": "diffusers_craft.rewards.clip_score:ClipScoreReward",
 }
+# The same scores from the packages of their authors.
+_PACKAGE_FACTORIES = {
+    "hps_v2.1": "diffusers_craft.rewards.packages:PackageHPSReward",
+    "image_reward": "diffusers_craft.rewards.packages:PackageImageReward",
+}
+_SAFE_NAME = re.compile(r"[\w.-]+")  # names of folders, columns and NAME=VALUE flags
+# Other columns of the tables in which a reward's scores are a column.
+_RESERVED = ("row", "group", "variant", "image", "prompt", "refined_prompt", "seed", "latent", "reward", "advantage")
+_EXTRA_PACKAGES = ("open_clip", "torchvision")  # what the extra `rewards` installs
 
 
 def reward_names() -> tuple[str, ...]:
-    """Every name that `load_reward` takes."""
-    return tuple(_FACTORIES)
+    """Every name that `load_reward` takes: registered ones, then those of installed packages' entry points."""
+    return tuple(dict.fromkeys((*_FACTORIES, *_entry_points())))
 
 
-def register_reward(name: str, factory: "Callable[..., Reward]") -> None:
+def check_reward_name(name: str) -> None:
+    """Refuses a name that `load_reward` does not take.
+
+    Raises:
+        ValueError: names those it takes.
+    """
+    if name not in _FACTORIES and name not in reward_names():
+        raise ValueError(f"--rewards: expected one of {', '.join(reward_names())} or MODULE:CLASS, found {name!r}")
+
+
+def register_reward(name: str, factory: "str | Callable[..., Reward | Any]") -> None:
     """Makes a reward model of your own available by name.
 
     Args:
-        name (`str`): the name for `load_reward` and `--rewards`.
-        factory (`Callable`): called with `checkpoint`, `device`, `dtype` and `batch_size` as keywords; returns an object
-            with `name`, `source` (`dict`) and `score(prompts, images)` (see `rewards.base.Reward`).
+        name (`str`): the name for `load_reward` and `--rewards`; letters, digits, `.`, `_` and `-`.
+        factory (`Callable` or `str`): a class or function that returns an object with
+            `score(prompts, images) -> (B,) float32`, or where to import it from, `"module:Class"`. It is called with
+            those of the keywords `checkpoint`, `device`, `dtype` and `batch_size` that its signature has. If the object
+            has a `source` (`dict`), it says which model and version it is; `release()`, if there, frees its memory.
+
+    Raises:
+        ValueError: if the name cannot be the name of a folder and of a column.
     """
+    if not _SAFE_NAME.fullmatch(name):
+        raise ValueError(f"register_reward: expected a name of letters, digits, '.', '_' and '-', found {name!r}")
+    if name in _RESERVED:
+        raise ValueError(f"register_reward: expected another name, found {name!r}, a column of the dataset")
     _FACTORIES[name] = factory
+
+
+def register_spec(spec: str) -> str:
+    """Registers a reward given as `module:Class` and returns the name under which its scores are kept.
+
+    The name is the class's own `name` if it has one, else `Class`. The module may lie in the current directory.
+
+    Raises:
+        ValueError: if it cannot be imported, or its name belongs to another reward.
+    """
+    factory = _import(spec, flag="--rewards")
+    own = getattr(factory, "name", None)
+    name = own if isinstance(own, str) else spec.partition(":")[2].rpartition(".")[2]
+    taken = _FACTORIES.get(name) or _entry_points().get(name)
+    if taken is not None and taken != spec:
+        raise ValueError(f"--rewards: expected {spec} to have a name of its own, found that of the reward {name!r}")
+    register_reward(name, spec)
+    return name
 
 
 def load_reward(
@@ -41,31 +102,101 @@ def load_reward(
     device: "str | torch.device | None" = None,
     dtype: "torch.dtype | None" = None,
     batch_size: int = 16,
+    backend: str | None = None,
 ) -> "Reward":
     """A reward model by name, with its official scores.
 
     Args:
-        name (`str`): `hps_v2.1`, `pickscore`, `aesthetic`, or a registered name.
+        name (`str`): `hps_v2.1`, `pickscore`, `aesthetic`, `image_reward`, `mps`, `clip_score`, a registered name, the
+            name of an entry point, or `module:Class`.
         checkpoint (`str`, *optional*): file, folder or Hub id; the official weights by default.
         device (`str` or `torch.device`, *optional*): defaults to a GPU if there is one.
         dtype (`torch.dtype`, *optional*): precision of the towers; float16 autocast on a GPU, float32 on a CPU.
         batch_size (`int`, defaults to 16): images per forward pass.
+        backend (`str`, *optional*): `"package"` takes `hps_v2.1` from an installed `hpsv2` and `image_reward` from an
+            installed `image-reward`; by default they run on open_clip and transformers.
 
     Returns:
         `Reward`: `.score(prompts, images)` gives (B,) float32 raw scores.
 
     Raises:
-        ValueError: if the name is unknown or the checkpoint cannot be found.
+        ValueError: if the name or backend is unknown, a package is missing or the checkpoint cannot be found.
     """
-    if name not in _FACTORIES:
-        raise ValueError(f"--rewards: expected one of {', '.join(_FACTORIES)}, found {name!r}")
-    factory = _FACTORIES[name]
-    if isinstance(factory, str):
-        module, attribute = factory.split(":")
-        try:
-            factory = getattr(importlib.import_module(module), attribute)
-        except ModuleNotFoundError as error:
-            raise ValueError(
-                f"reward {name}: needs the package {error.name}; install it with: pip install 'diffusers-craft[rewards]'"
-            ) from None
-    return factory(checkpoint=checkpoint, device=device, dtype=dtype, batch_size=batch_size)
+    if ":" in name:
+        name = register_spec(name)
+    factory = _factory(name, backend)
+    try:
+        factory = _import(factory) if isinstance(factory, str) else factory
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        extra = "'diffusers-craft[rewards]'" if package in _EXTRA_PACKAGES else package
+        raise ValueError(f"reward {name}: needs the package {package}; install it with: pip install {extra}") from None
+    options = {"checkpoint": checkpoint, "device": device, "dtype": dtype, "batch_size": batch_size}
+    return _make(name, factory, options)
+
+
+def _factory(name: str, backend: str | None) -> "str | Callable[..., Reward]":
+    """The factory behind a name; registered names go before entry points."""
+    if backend is not None:
+        if backend != "package" or name not in _PACKAGE_FACTORIES:
+            known = ", ".join(f"{known}=package" for known in _PACKAGE_FACTORIES)
+            raise ValueError(f"--reward_backend: expected one of {known}, found {name}={backend}")
+        return _PACKAGE_FACTORIES[name]
+    if name in _FACTORIES:
+        return _FACTORIES[name]
+    check_reward_name(name)
+    return _entry_points()[name]
+
+
+def _entry_points() -> dict[str, str]:
+    """Name to "module:Class" of the rewards that installed packages offer."""
+    points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+    return {p.name: p.value for p in points if _SAFE_NAME.fullmatch(p.name) and p.name not in _RESERVED}
+
+
+def _import(spec: str, flag: str | None = None) -> Any:
+    """What "module:attribute" names. With a flag, i.e. typed by the user, failures are user errors."""
+    module_name, _, attribute = spec.partition(":")
+    try:
+        value = _import_module(module_name)
+        for part in attribute.split("."):
+            value = getattr(value, part)
+        return value
+    except (ImportError, AttributeError, ValueError) as error:
+        if flag is None:
+            raise
+        missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
+        found = f"no module {error.name!r} here or among the installed packages" if missing else str(error)
+    raise ValueError(f"{flag}: expected MODULE:CLASS that can be imported, found {spec!r} ({found})")
+
+
+def _import_module(name: str) -> Any:
+    """Imports a module, from the current directory too: a script's own folder is in the path instead of it."""
+    if name in sys.modules:
+        return sys.modules[name]
+    here = os.getcwd()
+    sys.path.append(here)  # last: a file here must not hide an installed package
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(here)
+
+
+def _make(name: str, factory: Any, options: dict[str, Any]) -> Any:
+    """The reward that a factory makes from the options which its signature has; an object with `score` as it is."""
+    if not inspect.isclass(factory) and hasattr(factory, "score"):
+        return factory
+    if not callable(factory):
+        raise ValueError(f"reward {name}: expected a class or function, found {type(factory).__name__}")
+    parameters = inspect.signature(factory).parameters.values()
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        accepted = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if options["checkpoint"] is not None and "checkpoint" not in accepted:
+            raise ValueError(f"--reward_checkpoint: expected none for {name}, which takes no checkpoint")
+        options = {key: value for key, value in options.items() if key in accepted}
+    reward = factory(**options)
+    if not callable(getattr(reward, "score", None)):
+        raise ValueError(
+            f"reward {name}: expected an object with score(prompts, images), found {type(reward).__name__}"
+        )
+    return reward

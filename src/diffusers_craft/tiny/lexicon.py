@@ -60,7 +60,6 @@ def build_tokenizer_files(folder: str | Path) -> dict[str, Path]:
 
 def build_tokenizer(folder: str | Path) -> CLIPTokenizer:
     """The transformers tokenizer over the files of [`build_tokenizer_files`], padding with the end of text."""
-    files = build_tokenizer_files(folder)
-    vocab = json.loads(files["vocab.json"].read_text())
-    merges = [tuple(line.split()) for line in files["merges.txt"].read_text().splitlines()[1:]]
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
+    build_tokenizer_files(folder)
+    # By its files, since the constructor's arguments changed with transformers 5.
+    return CLIPTokenizer.from_pretrained(str(folder), model_max_length=MAX_TOKENS, pad_token="<|endoftext|>")

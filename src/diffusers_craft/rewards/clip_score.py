@@ -1,0 +1,82 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""CLIP score (arXiv 2104.08718) on OpenAI's ViT-L/14: one hundred times the cosine of prompt and image."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from PIL import Image
+from transformers import CLIPTextModelWithProjection
+
+from .clip_tower import CLIP_ID, CLIP_REVISION, CLIP_SIZE, ClipImageTower
+from .features import PromptImageReward, describe_checkpoint, find_checkpoint
+
+
+VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
+
+
+class TextHalf(CLIPTextModelWithProjection):
+    """CLIP's text half, which takes a checkpoint of the whole without a word about the rest."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^vision_", r"^visual_", r"^logit_scale$", r"position_ids$"]
+
+
+class LoadedClipText(NamedTuple):
+    text: CLIPTextModelWithProjection
+    tokenizer: SimpleTokenizer
+
+
+class ClipScoreReward(PromptImageReward):
+    """CLIP score as it is mostly printed. Others clip it at 0, or multiply the cosine by 2.5 instead of 100.
+
+    `rewards.clip_tower.share_image_pass` lets it share the image pass of `aesthetic`. Prompts are tokenized as OpenAI's
+    code does (HTML entities resolved, text repaired by ftfy), which transformers' tokenizer does not.
+
+    Args:
+        checkpoint (`str`, defaults to `"openai/clip-vit-large-patch14"`): a Hub id or a folder with a `CLIPModel`. A model
+            with another vocabulary keeps `bpe_simple_vocab_16e6.txt.gz` beside it.
+    """
+
+    name = "clip_score"
+    unit = "100 * cosine, not clipped at 0"
+
+    def __init__(self, checkpoint: str | None = None, **options):
+        super().__init__(**options)
+        self._asked = checkpoint or CLIP_ID
+        self._path = find_checkpoint(self.name, self._asked, None, CLIP_SIZE, None if checkpoint else CLIP_REVISION)
+        if not (self._path / "config.json").exists():
+            raise ValueError(
+                f"--reward_checkpoint {self.name}: expected a CLIPModel folder, found no {self._path}/config.json"
+            )
+        self.tower = ClipImageTower(self._path, self.device, self.dtype)
+
+    @cached_property
+    def checkpoint(self) -> dict[str, str]:
+        return describe_checkpoint(self._asked, self._path)
+
+    def _load(self) -> LoadedClipText:
+        text = TextHalf.from_pretrained(self._path).float().eval().to(self.device)
+        vocabulary = {"bpe_path": str(path)} if (path := Path(self._path / VOCABULARY)).exists() else {}
+        tokenizer = SimpleTokenizer(context_length=text.config.max_position_embeddings, **vocabulary)
+        if tokenizer.vocab_size != text.config.vocab_size:
+            raise ValueError(
+                f"--reward_checkpoint {self.name}: expected a model of {tokenizer.vocab_size} tokens, "
+                f"found {text.config.vocab_size} in {self._path}/config.json; its {VOCABULARY} belongs beside it"
+            )
+        return LoadedClipText(text, tokenizer)
+
+    def release(self) -> None:
+        self.tower.release()
+        super().release()
+
+    def _scale(self) -> float:
+        return 100.0
+
+    def encode_images(self, images: list[Image.Image]) -> torch.Tensor:
+        return self.tower(images)
+
+    def encode_prompts(self, prompts: list[str]) -> torch.Tensor:
+        with self._autocast():
+            return self.model.text(input_ids=self.model.tokenizer(prompts).to(self.device)).text_embeds

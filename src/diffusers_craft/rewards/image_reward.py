@@ -1,0 +1,185 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""ImageReward (arXiv 2304.05977): BLIP reads image and prompt together; a head on its first token gives the score."""
+
+import json
+import math
+import re
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import nn
+from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
+
+from .base import Reward
+from .features import ClipProcessor, describe_checkpoint, find_checkpoint, load_tensors
+from .heads import build_linear_head
+from .residency import fill_model
+
+
+HUB_ID, REVISION = "THUDM/ImageReward", "5736be03b2652728fb87788c9797b0570450ab72"
+FILENAME = "ImageReward.pt"
+TOKENIZER, TOKENIZER_REVISION = "google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594"
+TOKENS = 35  # every prompt is padded or cut to
+MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the head's output over the authors' data
+
+# med_config.json of the official repository: BERT-base, and BLIP's two tokens more.
+BERT = {
+    "vocab_size": 30524,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 512,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+}
+
+# Names of the official vision transformer and of transformers' BLIP, in the order of replacement.
+VISION_NAMES = (
+    (r"^cls_token$", "embeddings.class_embedding"),
+    (r"^pos_embed$", "embeddings.position_embedding"),
+    (r"^patch_embed\.proj\.", "embeddings.patch_embedding."),
+    (r"^blocks\.(\d+)\.norm([12])\.", r"encoder.layers.\1.layer_norm\2."),
+    (r"^blocks\.(\d+)\.attn\.qkv\.", r"encoder.layers.\1.self_attn.qkv."),
+    (r"^blocks\.(\d+)\.attn\.proj\.", r"encoder.layers.\1.self_attn.projection."),
+    (r"^blocks\.(\d+)\.mlp\.", r"encoder.layers.\1.mlp."),
+    (r"^norm\.", "post_layernorm."),
+)
+# In the file, and no part of the score: BLIP's contrastive projections and the numbers 0, 1, 2, ...
+UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.position_ids")
+
+
+class LoadedImageReward(NamedTuple):
+    vision: BlipVisionModel
+    text: BlipTextModel
+    head: nn.Sequential
+    tokenizer: BertTokenizer
+    processor: ClipProcessor
+
+
+def _vision_name(name: str) -> str:
+    for pattern, replacement in VISION_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _split(state: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """The official state dict by part (`vision`, `text`, `head`), with transformers' names."""
+    parts: dict[str, dict[str, torch.Tensor]] = {"vision": {}, "text": {}, "head": {}}
+    for name, tensor in state.items():
+        if name.startswith("blip.visual_encoder."):
+            parts["vision"][_vision_name(name.removeprefix("blip.visual_encoder."))] = tensor.float()
+        elif name.startswith("mlp."):
+            parts["head"][name] = tensor
+        elif name.startswith("blip.text_encoder.") and name not in UNUSED:
+            parts["text"][name.removeprefix("blip.text_encoder.")] = tensor.float()
+        elif not name.startswith(UNUSED):
+            raise KeyError(f"the key {name}")
+    return parts
+
+
+def _vision_config(state: dict[str, torch.Tensor]) -> BlipVisionConfig:
+    """Sizes of BLIP's vision transformer, from its tensors; heads are 64 wide in all of its sizes."""
+    patches = state["embeddings.patch_embedding.weight"]
+    width, patch = patches.shape[0], patches.shape[-1]
+    return BlipVisionConfig(
+        hidden_size=width,
+        intermediate_size=state["encoder.layers.0.mlp.fc1.weight"].shape[0],
+        num_hidden_layers=len([name for name in state if name.endswith("self_attn.qkv.weight")]),
+        num_attention_heads=width // 64,
+        image_size=patch * math.isqrt(state["embeddings.position_embedding"].shape[1] - 1),
+        patch_size=patch,
+        hidden_act="gelu",
+        layer_norm_eps=1e-6,
+    )
+
+
+class ImageRewardReward(Reward):
+    """ImageReward's official score: the head's output, standardised with the authors' mean and deviation.
+
+    The prompt's first token is `[CLS]` as in the official code, not BLIP's `[ENC]`.
+
+    Args:
+        checkpoint (`str`, defaults to `"THUDM/ImageReward"`): a Hub id, the file `ImageReward.pt`, or a folder that holds
+            it. A model of another size keeps its `med_config.json` beside it; a tokenizer beside it (`vocab.txt` or
+            `tokenizer.json`) replaces that of bert-base-uncased.
+    """
+
+    name = "image_reward"
+    unit = f"(head - {MEAN:.5f}) / {STD:.5f}, about -2.3 to 2"
+
+    def __init__(self, checkpoint: str | None = None, **options):
+        super().__init__(**options)
+        self._asked = checkpoint or HUB_ID
+        self._path = find_checkpoint(self.name, self._asked, FILENAME, "1.79 GB", None if checkpoint else REVISION)
+
+    @cached_property
+    def checkpoint(self) -> dict[str, str]:
+        return describe_checkpoint(self._asked, self._path)
+
+    def _text_config(self, encoder_width: int) -> BlipTextConfig:
+        path = self._path.parent / "med_config.json"
+        sizes = json.loads(path.read_text()) if path.exists() else {}
+        sizes = {name: sizes.get(name, value) for name, value in BERT.items()}
+        # "Decoder" is what gives transformers' BERT its cross attention; the mask stays bidirectional.
+        return BlipTextConfig(**sizes, encoder_hidden_size=encoder_width, is_decoder=True, use_cache=False)
+
+    def _tokenizer(self, vocabulary: int) -> BertTokenizer:
+        folder = self._path.parent
+        own = (folder / "vocab.txt").exists() or (folder / "tokenizer.json").exists()
+        try:
+            if own:
+                tokenizer = BertTokenizer.from_pretrained(folder)
+            else:
+                tokenizer = BertTokenizer.from_pretrained(TOKENIZER, revision=TOKENIZER_REVISION)
+        except OSError:
+            raise ValueError(
+                f"reward {self.name}: needs the tokenizer of {TOKENIZER} (0.7 MB) from huggingface.co, which is not in "
+                f"the cache and could not be downloaded; or put its vocab.txt into {folder}"
+            ) from None
+        tokenizer.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)
+        if len(tokenizer) != vocabulary:
+            raise ValueError(
+                f"--reward_checkpoint {self.name}: expected a tokenizer of {vocabulary} tokens, found {len(tokenizer)}"
+            )
+        return tokenizer
+
+    def _load(self) -> LoadedImageReward:
+        state = load_tensors(self.name, self._path)
+        try:
+            parts = _split(state)
+            config = _vision_config(parts["vision"])
+            with torch.device("meta"):
+                vision = BlipVisionModel(config)
+                text = BlipTextModel(self._text_config(config.hidden_size), add_pooling_layer=False)
+            fill_model(vision, parts["vision"])
+            fill_model(text, parts["text"])
+        except (AttributeError, KeyError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[-1].strip().strip("'\"")
+            raise ValueError(
+                f"--reward_checkpoint {self.name}: expected ImageReward's state dict in {self._path}, found another "
+                f"({reason})"
+            ) from None
+        head = build_linear_head(self.name, parts["head"], self._path)
+        vision, text, head = (part.eval().to(self.device) for part in (vision, text, head))
+        processor = ClipProcessor(config.image_size, config.image_size, half_even=True)
+        return LoadedImageReward(vision, text, head, self._tokenizer(text.config.vocab_size), processor)
+
+    def _score(self, prompts: list[str], images: list[Image.Image]) -> torch.Tensor:
+        scores = []
+        for start in range(0, len(images), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            pixels = self.model.processor(images[rows]).to(self.device)
+            tokens = self.model.tokenizer(
+                prompts[rows], padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
+            ).to(self.device)
+            with self._autocast():
+                first = self.model.text(
+                    input_ids=tokens.input_ids,
+                    attention_mask=tokens.attention_mask,
+                    encoder_hidden_states=self.model.vision(pixel_values=pixels).last_hidden_state,
+                ).last_hidden_state[:, 0]
+            scores.append((self.model.head(first.float())[:, 0] - MEAN) / STD)
+        return torch.cat(scores)

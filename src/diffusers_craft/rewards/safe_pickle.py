@@ -1,0 +1,165 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""The tensors of a pickled `torch.nn.Module`, without running anything that the pickle names.
+
+`torch.load(weights_only=True)` refuses a file that holds a whole module. This unpickler reads it: what rebuilds tensors
+is replaced by functions of this file, dictionaries and sets are plain ones, and every other name (the module's own
+classes, their configuration, activation functions, or malicious code) becomes an inert object that only keeps its state.
+"""
+
+import io
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Inert:
+    """Stands for an object of a class that is not on the allow-list: takes any arguments and does nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Inert":
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        # A pickle's state may be (attributes, slots); only the attributes can hold a module's tensors.
+        attributes = state[0] if isinstance(state, tuple) and state else state
+        if isinstance(attributes, dict):
+            self.__dict__.update({str(name): value for name, value in attributes.items()})
+
+    def __call__(self, *args: Any, **kwargs: Any) -> "Inert":
+        return Inert()  # methods are pickled as the result of a call, and then called
+
+    # Pickles may fill lists, dictionaries and sets of unknown classes; their items are dropped.
+    def append(self, item: Any) -> None:
+        pass
+
+    def extend(self, items: Any) -> None:
+        pass
+
+    def add(self, item: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+
+class _Storage(NamedTuple):
+    values: torch.Tensor  # one-dimensional, of the storage's own dtype (uint8 for an untyped storage)
+
+
+def _rebuild_tensor(
+    storage: Any,
+    offset: Any,
+    size: Any,
+    stride: Any,
+    requires_grad: Any = False,
+    hooks: Any = None,
+    metadata: Any = None,
+) -> torch.Tensor:
+    """`torch._utils._rebuild_tensor_v2` on checked arguments: a view of the stored values, never beyond them."""
+    numbers = (offset, *size, *stride) if isinstance(size, tuple) and isinstance(stride, tuple) else (None,)
+    if not isinstance(storage, _Storage) or not all(type(n) is int and n >= 0 for n in numbers):
+        raise pickle.UnpicklingError("a tensor whose description is not one")
+    last = offset + sum((length - 1) * step for length, step in zip(size, stride))
+    if len(size) != len(stride) or (0 not in size and last >= storage.values.numel()):
+        raise pickle.UnpicklingError("a tensor that reaches beyond its storage")
+    return torch.as_strided(storage.values, size, stride, offset)
+
+
+def _rebuild_parameter(data: Any, *ignored: Any) -> Any:
+    return data
+
+
+_DTYPES = {
+    f"{name}Storage": dtype
+    for name, dtype in {
+        "Float": torch.float32,
+        "Half": torch.float16,
+        "BFloat16": torch.bfloat16,
+        "Double": torch.float64,
+        "Long": torch.int64,
+        "Int": torch.int32,
+        "Short": torch.int16,
+        "Char": torch.int8,
+        "Byte": torch.uint8,
+        "Bool": torch.bool,
+    }.items()
+}
+
+# The allow-list. Nothing else that a pickle names is looked up or imported.
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("builtins", "set"): set,
+    ("__builtin__", "set"): set,
+    **{("torch", name): dtype for name, dtype in _DTYPES.items()},
+    **{("torch", str(dtype).removeprefix("torch.")): dtype for dtype in _DTYPES.values()},
+}
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, archive: zipfile.ZipFile, root: str):
+        super().__init__(file)
+        self._archive, self._root = archive, root
+        self._storages: dict[str, _Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        # A class of its own for every name, so that nothing a pickle does to one shows in another.
+        return _ALLOWED.get((module, name)) or type(name.rsplit(".", 1)[-1] or "Inert", (Inert,), {})
+
+    def persistent_load(self, saved_id: Any) -> _Storage:
+        kind, dtype, key = saved_id[:3] if isinstance(saved_id, tuple) and len(saved_id) == 5 else (None, None, None)
+        if kind != "storage" or not isinstance(key, str):
+            raise pickle.UnpicklingError("a storage whose description is not one")
+        if key not in self._storages:
+            dtype = dtype if isinstance(dtype, torch.dtype) else torch.uint8
+            data = bytearray(self._archive.read(f"{self._root}/data/{key}"))
+            values = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+            self._storages[key] = _Storage(values)
+        return self._storages[key]
+
+
+def _state_dict(module: Any, prefix: str = "") -> dict[str, torch.Tensor]:
+    """The parameters and persistent buffers of a module and its children, under their names in its `state_dict()`."""
+    fields = vars(module) if isinstance(module, Inert) else {}
+    transient = fields.get("_non_persistent_buffers_set") or ()
+    tensors = {}
+    for kind in ("_parameters", "_buffers"):
+        for name, tensor in dict(fields.get(kind) or {}).items():
+            if isinstance(tensor, torch.Tensor) and name not in transient:
+                tensors[f"{prefix}{name}"] = tensor
+    for name, child in dict(fields.get("_modules") or {}).items():
+        tensors |= _state_dict(child, f"{prefix}{name}.")
+    return tensors
+
+
+def read_pickled_module(path: str | Path) -> dict[str, torch.Tensor]:
+    """The state dict of a module that was saved whole with `torch.save(module, path)`; no code in the file runs.
+
+    Args:
+        path (`str` or `Path`): a file of torch 1.6 or later (a zip archive).
+
+    Returns:
+        `dict[str, torch.Tensor]`: name to tensor, in the precision of the file. Empty if there is no module in it.
+
+    Raises:
+        ValueError: if the file is no such archive, or damaged; one line.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
+            if len(pickles) != 1:
+                raise pickle.UnpicklingError("no data.pkl")
+            root = pickles[0].split("/")[0]
+            module = _TensorUnpickler(io.BytesIO(archive.read(pickles[0])), archive, root).load()
+        return _state_dict(module)
+    except Exception as error:  # a hostile pickle may fail in any way
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"expected a module saved by torch 1.6 or later in {path}, found {reason}") from None

@@ -43,6 +43,7 @@ _EXPORTS = {
     "refiners": ["load_refiner", "refine_prompts"],
     "report": ["write_build_report"],
     "rewards": ["load_reward", "register_reward"],
+    "rewards.mps": ["convert_mps_checkpoint"],
     "scoring": ["CandidateImages", "ScoringJob", "parse_reward_weights", "score_candidates", "score_images"],
     "scoring_args": ["RewardSettings", "add_reward_arguments", "load_rewards", "reward_source"],
     "scoring_sources": ["open_images"],

@@ -28,7 +28,7 @@ FOLDER = Path(__file__).parents[2] / "outputs" / "official_packages"
 def locate_packages() -> Path:
     """The folder with the packages, installed on first use; skips the test where pip reaches no index."""
     if ENVIRONMENT in os.environ:
-        return Path(os.environ[ENVIRONMENT])
+        return _complete(Path(os.environ[ENVIRONMENT]))
     if not FOLDER.exists():
         partial = FOLDER.with_name(f"{FOLDER.name}.{os.getpid()}")
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--retries", "0"]
@@ -40,10 +40,17 @@ def locate_packages() -> Path:
             pytest.skip(
                 f"{', '.join(REQUIREMENTS)} could not be installed ({last}); name a folder: {ENVIRONMENT}=PATH"
             )
-        vocabulary = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
-        shutil.copy(vocabulary, partial / "hpsv2" / "src" / "open_clip")
-        os.replace(partial, FOLDER)
+        os.replace(_complete(partial), FOLDER)
     return FOLDER
+
+
+def _complete(folder: Path) -> Path:
+    """Adds the file that hpsv2's wheel lacks; open_clip_torch ships the same."""
+    vocabulary = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
+    home = folder / "hpsv2" / "src" / "open_clip"
+    if not (home / vocabulary.name).exists():
+        shutil.copy(vocabulary, home)
+    return folder
 
 
 def _module(name: str, path: Path | None = None, **contents: object) -> types.ModuleType:

@@ -128,17 +128,15 @@ class ImageRewardReward(Reward):
 
     def _tokenizer(self, vocabulary: int) -> BertTokenizer:
         folder = self._path.parent
-        own = (folder / "vocab.txt").exists() or (folder / "tokenizer.json").exists()
-        try:
-            if own:
-                tokenizer = BertTokenizer.from_pretrained(folder)
-            else:
-                tokenizer = BertTokenizer.from_pretrained(TOKENIZER, revision=TOKENIZER_REVISION)
-        except OSError:
-            raise ValueError(
-                f"reward {self.name}: needs the tokenizer of {TOKENIZER} (0.7 MB) from huggingface.co, which is not in "
-                f"the cache and could not be downloaded; or put its vocab.txt into {folder}"
-            ) from None
+        if not (folder / "vocab.txt").exists() and not (folder / "tokenizer.json").exists():
+            try:
+                folder = find_checkpoint(self.name, TOKENIZER, "vocab.txt", "0.2 MB", TOKENIZER_REVISION).parent
+            except ValueError:
+                raise ValueError(
+                    f"reward {self.name}: needs vocab.txt of {TOKENIZER} (0.2 MB) from huggingface.co, which is not in "
+                    f"the cache and could not be downloaded; or put it into {folder}"
+                ) from None
+        tokenizer = BertTokenizer.from_pretrained(folder)
         tokenizer.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)
         if len(tokenizer) != vocabulary:
             raise ValueError(

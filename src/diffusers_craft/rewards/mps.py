@@ -68,7 +68,7 @@ class LoadedMPS(NamedTuple):
 
 class EncodedPrompt(NamedTuple):
     tokens: torch.Tensor  # (T, D) embeddings of the prompt's tokens
-    pooled: torch.Tensor  # (D,) embedding of the prompt
+    embedding: torch.Tensor  # (D,) embedding of the prompt
     keep: torch.Tensor  # (T,) bool: the tokens that the image may see
 
 
@@ -206,15 +206,15 @@ class MPSReward(Reward):
         tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         with self._autocast(), torch.inference_mode():
             output = clip.text_model(input_ids=tokens.input_ids.to(self.device))
-            hidden, pooled = (clip.text_projection(x) for x in (output.last_hidden_state, output.pooler_output))
-        return hidden.float(), pooled.float()
+            hidden, whole = (clip.text_projection(x) for x in (output.last_hidden_state, output.pooler_output))
+        return hidden.float(), whole.float()
 
     def encode_prompts(self, prompts: list[str]) -> list[EncodedPrompt]:
         """The prompts of one batch."""
-        hidden, pooled = self._encode_text(self.model.clip, self.model.tokenizer, prompts)
+        hidden, whole = self._encode_text(self.model.clip, self.model.tokenizer, prompts)
         similarity = (hidden @ self.model.condition.T).amax(-1)  # (B, T)
         keep = similarity / similarity.amax(-1, keepdim=True) > self.threshold
-        return [EncodedPrompt(*parts) for parts in zip(hidden, pooled, keep)]
+        return [EncodedPrompt(*parts) for parts in zip(hidden, whole, keep)]
 
     def encode_images(self, images: list[Image.Image], prompts: list[EncodedPrompt]) -> torch.Tensor:
         """(B, D) embeddings of one batch of images, each as its prompt has it seen."""
@@ -242,5 +242,5 @@ class MPSReward(Reward):
                 encoded |= dict(zip(new, self.encode_prompts(new)))
             texts = [encoded[prompts[row]] for row in rows]
             embeddings = self.encode_images([images[row] for row in rows], texts)
-            scores[rows] = cosines(embeddings, torch.stack([text.pooled for text in texts])).cpu()
+            scores[rows] = cosines(embeddings, torch.stack([text.embedding for text in texts])).cpu()
         return scores * self.model.clip.logit_scale.float().exp().cpu()

@@ -5,7 +5,8 @@ run = TrainingRun(args, accelerator, backbone, source, components, data)
 for step in run.steps():
     for batch in run.micro_batches(step):
         prediction = backbone.predict(run.unet, batch.noisy_latents, batch.timesteps, batch.conditioning)
-        run.backward(craft_loss(prediction, batch.target, batch.advantages), prediction, batch)
+        loss = craft_loss(prediction, batch.target, batch.advantages, batch.timestep_weights)
+        run.backward(loss, prediction, batch)
     run.finish_step()
 run.finish()
 """
@@ -18,7 +19,6 @@ from argparse import Namespace
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 import diffusers
 import torch
@@ -34,6 +34,7 @@ from .backbones import Backbone, Components, ModelSource
 from .cli import write_run_json
 from .objectives.craft import denoising_errors
 from .records import derive_seed
+from .training_batch import MicroBatch, diffuse
 from .training_data import TrainingData, shuffled_rows
 from .training_optimizer import create_optimizer
 from .training_state import (
@@ -49,18 +50,6 @@ from .training_weights import trained_weights
 
 
 logger = logging.getLogger(__name__)
-
-
-class MicroBatch(NamedTuple):
-    """What one forward and backward pass sees: B rows of this process."""
-
-    noisy_latents: torch.Tensor  # (B, C, h, w) x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise
-    timesteps: torch.Tensor  # (B,) int64
-    conditioning: dict[str, torch.Tensor]  # name -> (B, ...)
-    target: torch.Tensor  # (B, C, h, w) noise, velocity or sample, as the model predicts
-    advantages: torch.Tensor  # (B,)
-    latents: torch.Tensor  # (B, C, h, w) x_0
-    noise: torch.Tensor  # (B, C, h, w)
 
 
 def create_accelerator(args: Namespace) -> Accelerator:
@@ -152,17 +141,15 @@ class TrainingRun:
             start = (micro_step * self.accelerator.num_processes + self.accelerator.process_index) * size
             slots = range(start, start + size)
             draw = self.data.draw(
-                step, slots, rows[slots.start : slots.stop], args.seed, num_timesteps, args.caption_dropout
+                step,
+                slots,
+                rows[slots.start : slots.stop],
+                args.seed,
+                num_timesteps,
+                caption_dropout=args.caption_dropout,
+                noise_offset=args.noise_offset,
             )
-            batch = MicroBatch(
-                noisy_latents=self.noise_scheduler.add_noise(draw.latents, draw.noise, draw.timesteps),
-                timesteps=draw.timesteps,
-                conditioning=draw.conditioning,
-                target=self._target(draw.latents, draw.noise, draw.timesteps),
-                advantages=draw.advantages,
-                latents=draw.latents,
-                noise=draw.noise,
-            )
+            batch = diffuse(draw, self.noise_scheduler, self.prediction_type, args.snr_gamma)
             if args.use_lora and args.lora_dropout:  # the only randomness that torch draws by itself
                 torch.manual_seed(derive_seed(args.seed, "dropout", step, start))
             is_last = micro_step == args.gradient_accumulation_steps - 1
@@ -279,13 +266,6 @@ class TrainingRun:
     def _identity(self) -> dict[str, int]:
         """What has to stay the same for a resumed run to equal an undisturbed one, besides the optimizer's flags."""
         return {"seed": self.args.seed, "num_rows": len(self.data), "global_batch_size": self.batch_size}
-
-    def _target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        if self.prediction_type == "epsilon":
-            return noise
-        if self.prediction_type == "v_prediction":
-            return self.noise_scheduler.get_velocity(latents, noise, timesteps)
-        return latents
 
     def _metrics(self, grad_norm: torch.Tensor) -> dict[str, torch.Tensor]:
         loss, good, num_good, bad, num_bad = self.accelerator.reduce(self._sums, reduction="sum").unbind()

@@ -50,6 +50,10 @@ def check_training_arguments(args: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise ValueError(f"--{name}: expected at least 1, found {value}")
     _check_lora_arguments(args)
+    if args.snr_gamma is not None and not args.snr_gamma > 0:
+        raise ValueError(f"--snr_gamma: expected more than 0, found {args.snr_gamma}")
+    if not args.noise_offset >= 0:
+        raise ValueError(f"--noise_offset: expected at least 0, found {args.noise_offset}")
     if not 0.0 <= args.caption_dropout <= 1.0:
         raise ValueError(f"--caption_dropout: expected a probability in [0, 1], found {args.caption_dropout}")
 
@@ -113,6 +117,12 @@ def _add_objective_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--caption_dropout", type=float, default=0.0, help="Probability of training a draw on the empty caption."
+    )
+    group.add_argument(
+        "--snr_gamma", type=float, help="Weigh timesteps by min-SNR with this gamma (5 in its paper); default: alike."
+    )
+    group.add_argument(
+        "--noise_offset", type=float, default=0.0, help="Deviation of a constant on each channel's noise, e.g. 0.05."
     )
     group.add_argument(
         "--prediction_type",

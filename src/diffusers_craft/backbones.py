@@ -101,6 +101,7 @@ class Backbone:
             (SDXL's micro-conditioning, arXiv 2307.01952, section 2.2).
         resolution (`int`): default side of the training images, pixels.
         max_train_steps (`int`): optimizer steps of the CRAFT recipe (arXiv 2603.18991).
+        paper_hours (`float`): H100-hours of that fine-tuning in the paper, section 4.2.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Backbone:
     sizes_and_pooled: bool
     resolution: int
     max_train_steps: int
+    paper_hours: float
 
     def load(self, source: ModelSource, device: str | torch.device = "cpu") -> Components:
         """The parts that training needs, in float32, with a DDPM scheduler made from the pipeline's own schedule."""
@@ -209,6 +211,7 @@ class Backbone:
         conditioning: dict[str, torch.Tensor],
     ) -> torch.Tensor:
         """The UNet's output (B, C, h, w) for noisy latents (B, C, h, w) at timesteps (B,); no guidance."""
+        noisy_latents = noisy_latents.to(next(unet.parameters()).dtype)  # weights in bfloat16, without autocast too
         added = {name: value for name, value in conditioning.items() if name != "encoder_hidden_states"}
         hidden = conditioning["encoder_hidden_states"]
         return unet(noisy_latents, timesteps, hidden, added_cond_kwargs=added or None, return_dict=False)[0]
@@ -222,6 +225,7 @@ SD15 = Backbone(
     sizes_and_pooled=False,
     resolution=512,
     max_train_steps=120,
+    paper_hours=1.9,
 )
 
 SDXL = Backbone(
@@ -232,6 +236,7 @@ SDXL = Backbone(
     sizes_and_pooled=True,
     resolution=1024,
     max_train_steps=200,
+    paper_hours=4.0,
 )
 
 

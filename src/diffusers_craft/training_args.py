@@ -83,12 +83,12 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--pretrained_model_name_or_path",
         required=True,
-        help="Hub id or folder of a diffusers pipeline, a single .safetensors or .ckpt file in the original layout, or the"
+        help="Hub id or folder of a diffusers pipeline, a single .safetensors file in the original layout, or the"
         " name of an embedded pipeline (tiny-sd15, tiny-sdxl).",
     )
     group.add_argument(
         "--single_file_config",
-        help="For a single .safetensors or .ckpt file: folder or Hub id of a pipeline with its configuration and"
+        help="For a single .safetensors file: folder or Hub id of a pipeline with its configuration and"
         " tokenizers; the default is the original model's id, which diffusers infers.",
     )
     group.add_argument("--revision", help="Branch, tag or commit of the model on the Hub.")

@@ -36,7 +36,9 @@ class FullWeights:
 
     def prepare(self, unet: UNet2DConditionModel, dtype: torch.dtype) -> None:
         """Makes every parameter trainable; the passes' `dtype` does not change the weights'."""
-        unet.requires_grad_(True).to(self.dtype)
+        unet.requires_grad_(True)
+        if unet.dtype != self.dtype:
+            unet.to(self.dtype)
 
     def save(self, unet: UNet2DConditionModel, folder: str | Path) -> None:
         """Writes what a checkpoint needs into `folder`."""

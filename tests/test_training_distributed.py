@@ -1,6 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Several processes: DDP and FSDP on CPUs through gloo, and the configurations for `accelerate launch`."""
 
+import os
 import subprocess
 import sys
 from argparse import Namespace
@@ -12,7 +13,7 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from diffusers import DiffusionPipeline
-from training_driver import ROOT, environment, losses, run_json, same, weights
+from training_driver import ROOT, environment, load_script, losses, run_json, same, weights
 
 from diffusers_craft.training_accelerator import _prepare_sharding
 
@@ -146,3 +147,30 @@ def test_configurations_are_what_accelerate_reads(name, kind, machines):
         assert FSDP.items() - {("ACCELERATE_USE_FSDP", "true")} <= names.items()  # the settings tested above
     if kind == DistributedType.DEEPSPEED:
         assert config.deepspeed_config["zero_stage"] == 2
+
+
+def test_the_slurm_script_gives_every_machine_its_rank(tmp_path):
+    """Run with stand-ins for SLURM's and accelerate's commands: two machines, one after the other."""
+    commands = {
+        "scontrol": "echo node-a; echo node-b",
+        "srun": 'for id in 0 1; do SLURM_NODEID=$id "$@"; done',
+        "accelerate": f'printf "%s|" "$@" >> {tmp_path}/calls; echo >> {tmp_path}/calls',
+    }
+    for name, body in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "4"}
+    slurm |= {"SLURM_SUBMIT_DIR": str(ROOT / "examples" / "craft"), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script = str(ROOT / "examples" / "craft" / "slurm_train.sh")
+    subprocess.run(
+        ["bash", script, "--seed", "3", "--validation_prompt", "a thing"], env=os.environ | slurm, check=True
+    )
+    calls = [line.split("|") for line in (tmp_path / "calls").read_text().splitlines()]
+    for rank, call in enumerate(calls):
+        flags = dict(zip(call, call[1:], strict=False))
+        assert (flags["--machine_rank"], flags["--main_process_ip"]) == (str(rank), "node-a")
+        assert (flags["--num_machines"], flags["--num_processes"]) == ("2", "8")
+        assert Path(flags["--config_file"]).is_file() and flags["--validation_prompt"] == "a thing"
+        script_flags = call[next(i for i, word in enumerate(call) if word.endswith("train_craft_sdxl.py")) + 1 : -1]
+        load_script("sdxl").parse_args(script_flags)
+    assert len(calls) == 2

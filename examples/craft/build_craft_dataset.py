@@ -125,7 +125,14 @@ def add_output_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--seed", type=int, default=0, help="Seed of everything random.")
     group.add_argument("--push_to_hub", action="store_true", help="Publish the dataset as --hub_dataset_id.")
     group.add_argument("--hub_dataset_id", default=None, help="ORG/NAME of the dataset on the Hub.")
-    group.add_argument("--hub_token", default=None, help="Default: the token of huggingface-cli login.")
+    group.add_argument("--hub_private_repo", action="store_true", help="Make the repository private.")
+    group.add_argument("--hub_revision", default=None, help="Branch to push to.")
+    group.add_argument(
+        "--hub_license", default=None, help="Licence of images and prompts for the card, e.g. openrail++."
+    )
+    group.add_argument(
+        "--hub_token", default=None, help="Default: HF_TOKEN or the login; it is never written anywhere."
+    )
 
 
 def main(args: argparse.Namespace) -> None:
@@ -180,7 +187,8 @@ def main(args: argparse.Namespace) -> None:
     )
     builder.build(prompts, run_options=vars(args))
     if args.push_to_hub:
-        builder.push_to_hub(args.hub_dataset_id, token=args.hub_token)
+        private = args.hub_private_repo or None
+        builder.push_to_hub(args.hub_dataset_id, private, args.hub_token, args.hub_revision, args.hub_license)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ _EXPORTS = {
     "cli": ["default_device", "parse_pairs", "run_script", "write_run_json"],
     "composite": ["composite_reward", "normalization_constants"],
     "dataset": ["load_craft_dataset"],
+    "dataset_hub": ["publish_dataset"],
     "evaluation": [
         "bootstrap_interval",
         "evaluation_rows",

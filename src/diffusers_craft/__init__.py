@@ -17,7 +17,6 @@ _EXPORTS = {
     "cli": ["default_device", "parse_pairs", "run_script", "write_run_json"],
     "composite": ["composite_reward", "normalization_constants"],
     "dataset": ["load_craft_dataset"],
-    "dataset_hub": ["publish_dataset"],
     "evaluation": [
         "bootstrap_interval",
         "evaluation_rows",
@@ -38,6 +37,9 @@ _EXPORTS = {
     ],
     "generation": ["GenerationSettings", "generate_candidates", "generate_images", "generation_options"],
     "grid": ["image_grid"],
+    "hub.dataset": ["publish_dataset"],
+    "hub.model": ["publish_model"],
+    "hub.upload": ["HubRepo"],
     "objectives.craft": ["craft_loss", "transform_advantages"],
     "objectives.min_snr": ["min_snr_weights"],
     "prompts": ["load_prompts"],

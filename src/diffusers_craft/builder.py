@@ -17,7 +17,6 @@ from diffusers import DiffusionPipeline
 
 from .cli import write_run_json
 from .dataset import SCORED_COLUMNS, assemble_dataset, assemble_scores, save_dataset, save_scores, take_rows
-from .dataset_hub import publish_dataset
 from .filtering import (
     composite_reward,
     crf_filter,
@@ -29,7 +28,8 @@ from .filtering import (
     select_samples,
 )
 from .generation import ROWS_PER_SHARD, GenerationSettings, generate_candidates, generation_options
-from .hub import as_hub_id
+from .hub.dataset import publish_dataset
+from .hub.upload import as_hub_id
 from .records import FUNNEL_LABELS
 from .refiners import PromptRefiner, load_refiner, refine_prompts
 from .report import write_build_report
@@ -152,22 +152,22 @@ class CRAFTDatasetBuilder:
         token: str | None = None,
         revision: str | None = None,
         license: str | None = None,
-    ) -> str:
-        """Publishes what was built: `publish_dataset` with the builder's own work folder.
+    ) -> str | None:
+        """Publishes what was built: `publish_dataset` with the builder's own work folder; only the first rank does.
 
         Args:
             repo_id (`str`): e.g. `"org/craft-top100"`.
             private, token, revision, license (*optional*): see `publish_dataset`.
 
         Returns:
-            `str`: address of the commit.
+            `str`: address of the commit; `None` on other ranks.
 
         Raises:
             ValueError: if nothing was built yet, or the upload fails.
         """
         if self.dataset is None:
             raise ValueError("push_to_hub: expected a dataset, found none; call build(prompts) first")
-        return publish_dataset(self.output_dir, repo_id, private, token, revision, license)
+        return None if self._rank else publish_dataset(self.output_dir, repo_id, private, token, revision, license)
 
     @property
     def _group_size(self) -> int:

@@ -12,11 +12,9 @@ import pyarrow as pa
 from datasets import Array3D, Dataset, Features, Image, Value, load_dataset
 
 from .records import CANDIDATE_SCHEMA, unpack_latent
-from .workdir import Stage, atomic_write_bytes
+from .workdir import DATASET_FOLDER, SCORED_FILE, Stage, atomic_write_bytes
 
 
-DATASET_FOLDER = "dataset"  # inside the work folder
-SCORED_FILE = "scored.parquet"  # beside it: every candidate with its scores, without images
 ROWS_PER_FILE = 500
 SCORED_COLUMNS = ("row", "group", "variant", "prompt", "refined_prompt", "seed", "valid", "problem", "sampler")
 SCORED_COLUMNS += ("num_inference_steps", "guidance_scale")

@@ -36,6 +36,7 @@ from .objectives.craft import denoising_errors
 from .records import derive_seed
 from .training_batch import MicroBatch, diffuse
 from .training_data import TrainingData, shuffled_rows
+from .training_hub import CostMeter, TrainingHub
 from .training_optimizer import create_optimizer
 from .training_state import (
     MetricLog,
@@ -114,7 +115,9 @@ class TrainingRun:
         self.max_train_steps = _train_steps(args, len(data), self.batch_size, backbone.max_train_steps)
         self._prepare_model(components.unet)
         keep_unet_in_checkpoints(accelerator, self.ema, self.weights)
-        self.step, history = self._resume()
+        self.hub = TrainingHub(args, accelerator.is_main_process)
+        self.step, history, seconds = self._resume()
+        self.cost = CostMeter(accelerator.device, seconds)
         self.log = MetricLog(accelerator, history, check_gradients=accelerator.mixed_precision != "fp16")
         self._sums = torch.zeros(5, device=accelerator.device)
         if accelerator.log_with:
@@ -180,10 +183,11 @@ class TrainingRun:
             self.progress.set_postfix(step_loss=entry["train_loss"], lr=learning_rate, refresh=False)
         if self.step % self.args.checkpointing_steps == 0:
             self.log.flush()  # nothing that is not finite gets saved
-            state = self._identity() | {"history": self.log.history}
-            save_checkpoint(
+            state = self._identity() | {"history": self.log.history, "seconds": self.cost.seconds}
+            path = save_checkpoint(
                 self.accelerator, self.args.output_dir, self.step, state, self.args.checkpoints_total_limit
             )
+            self.hub.push_checkpoint(path)
         if self._validation_is_due():
             self.validate()
 
@@ -219,10 +223,12 @@ class TrainingRun:
             options |= {"mixed_precision": self.accelerator.mixed_precision}
             results = {key: value for key, value in self._identity().items() if key != "seed"}
             results |= {"num_processes": self.accelerator.num_processes, "loss_history": self.log.history}
+            results |= {"family": self.backbone.name, "captions": self.data.captions, "cost": self.cost.read()}
             write_run_json(Path(self.args.output_dir) / "craft_run.json", options, **results)
             logger.info("Saved the result in %s", self.args.output_dir)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
+        self.hub.push_result()
 
     def _prepare_model(self, unet: UNet2DConditionModel) -> None:
         args = self.args
@@ -246,22 +252,22 @@ class TrainingRun:
             self.ema.to(self.accelerator.device)
         self.unet, self.optimizer, self.lr_scheduler = self.accelerator.prepare(unet, optimizer, lr_scheduler)
 
-    def _resume(self) -> tuple[int, list[dict]]:
+    def _resume(self) -> tuple[int, list[dict], float]:
         args = self.args
         if args.resume_from_checkpoint is None:
             if earlier := list_checkpoints(args.output_dir):
                 wanted = "expected a folder without checkpoints, or --resume_from_checkpoint"
                 raise ValueError(f"--output_dir: {wanted}, found {earlier[-1].name} in {args.output_dir}")
-            return 0, []
+            return 0, [], 0.0
         path = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
         if path is None:
-            return 0, []
+            return 0, [], 0.0
         state = load_checkpoint(self.accelerator, path)
         logger.info("Resuming from %s after step %d", path, state["step"])
         for name, value in self._identity().items():
             if state[name] != value:
                 logger.warning("%s of the checkpoint is %s, now %s: not the same run.", name, state[name], value)
-        return state["step"], state["history"]
+        return state["step"], state["history"], state.get("seconds", 0.0)
 
     def _identity(self) -> dict[str, int]:
         """What has to stay the same for a resumed run to equal an undisturbed one, besides the optimizer's flags."""

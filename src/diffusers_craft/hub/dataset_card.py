@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Cards of the Hub: README.md with metadata. Every number on a card is read from the files of the run it describes."""
+"""The card of a dataset; every number on it is read from the files of the build."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,20 +8,11 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData
 
-from . import __version__
-from .hub import as_hub_id, without_paths
-from .records import FUNNEL_LABELS
+from ..records import FUNNEL_LABELS
+from .card import CITATION, PAPER, table, without_paths
+from .upload import as_hub_id
 
 
-PAPER = "https://arxiv.org/abs/2603.18991"
-CITATION = """```bibtex
-@article{craft2026,
-  title   = {CRAFT: Aligning Diffusion Models with Fine-Tuning Is Easier Than You Think},
-  author  = {Sun, Zening and Xie, Zhengpeng and Bai, Lichen and Shao, Shitong and Yang, Shuo and Xie, Zeke},
-  journal = {arXiv preprint arXiv:2603.18991},
-  year    = {2026}
-}
-```"""
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _COLUMNS = {
     "image": "the picture, RGB",
@@ -63,8 +54,8 @@ dataset = load_dataset("{repo_id}", split="train")  # {count} selected images
 scores = load_dataset("{repo_id}", "scores", split="train")  # all {candidates} scored candidates, without images
 ```
 
-`train_craft_sd15.py` and `train_craft_sdxl.py` of diffusers-craft take `--dataset_name {repo_id}`. With `scores`, the set
-can be filtered again by another rule or other weights.
+The training scripts of diffusers-craft take `--dataset_name {repo_id}`. With `scores`, the set can be filtered again by
+another rule or other weights.
 
 ## How it was made
 
@@ -99,7 +90,11 @@ among these rewards.
 
 
 def dataset_card(
-    work_folder: str | Path, repo_id: str, columns: Mapping[str, Sequence[str]], license: str | None = None
+    work_folder: str | Path,
+    repo_id: str,
+    columns: Mapping[str, Sequence[str]],
+    license: str | None = None,
+    prompts_license: str | None = None,
 ) -> str:
     """The card of a dataset that `CRAFTDatasetBuilder` built.
 
@@ -107,7 +102,8 @@ def dataset_card(
         work_folder (`str` or `Path`): holds `craft_build.json` and `normalization.json`.
         repo_id (`str`): the dataset's id on the Hub.
         columns (`Mapping[str, Sequence[str]]`): configuration (`default`, `scores`) to its columns.
-        license (`str`, *optional*): of the images and prompts, as the Hub spells it.
+        license (`str`, *optional*): of the dataset, as the Hub spells it.
+        prompts_license (`str`, *optional*): of the prompts' source.
 
     Returns:
         `str`: Markdown with the metadata that the Hub reads.
@@ -124,10 +120,10 @@ def dataset_card(
         base=base,
         base_link=f"https://huggingface.co/{base}" if as_hub_id(base) else PAPER,
         paper=PAPER,
-        version=__version__,
+        version=record["versions"]["diffusers_craft"],
         repo_id=repo_id,
         funnel=table(("stage", "count"), _funnel_rows(counts)),
-        recipe=table(("step", "setting"), _recipe_rows(options, record, license)),
+        recipe=table(("step", "setting"), _recipe_rows(options, record, license, prompts_license)),
         rewards=table(
             ("reward", "weight", "normalisation constants", "model and revision"),
             _reward_rows(record, constants),
@@ -136,16 +132,6 @@ def dataset_card(
         columns="\n\n".join(_column_table(name, names, constants["rewards"]) for name, names in columns.items()),
         citation=CITATION,
     )
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Markdown; texts may hold anything."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    return " ".join(str(value).replace("|", "\\|").split())
 
 
 def _dataset_metadata(repo_id: str, counts: Mapping[str, Any], license: str | None) -> str:
@@ -169,16 +155,20 @@ def _funnel_rows(counts: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(label, f"{n:.1%}" if isinstance(n, float) else f"{n:,}") for label, n in known if n is not None]
 
 
-def _recipe_rows(options: Mapping[str, Any], record: Mapping[str, Any], license: str | None) -> list[tuple[str, Any]]:
-    scheduler = options.get("scheduler", {})
+def _recipe_rows(
+    options: Mapping[str, Any], record: Mapping[str, Any], license: str | None, prompts_license: str | None
+) -> list[tuple[str, Any]]:
+    scheduler, model = options.get("scheduler", {}), options.get("refiner_model")
     rule = options["filter_rule"]
     return [
         ("base model", f"{options['pretrained_model_name_or_path']}, {options['dtype']}"),
         ("prompts", f"{options['prompts']}; {record['stage_options']['prompts']}"),
-        ("licence of images and prompts", license or "not stated; the base model's and the prompts' sources apply"),
+        ("licence of the prompts", prompts_license or "not stated by their source"),
+        ("licence of the dataset", license or "not stated; the terms of the base model and of the prompts apply"),
         (
             "refiner",
-            f"{options['refiner']}: {options['num_refinements']} refinements, {options['num_seeds']} seeds each",
+            f"{options['refiner']}{f' ({model})' if model else ''}: {options['num_refinements']} refinements,"
+            f" {options['num_seeds']} images each",
         ),
         ("sampler", ", ".join(f"{key} {value}" for key, value in scheduler.items())),
         ("resolution, pixels", options["resolution"]),
@@ -209,6 +199,9 @@ def _reward_rows(record: Mapping[str, Any], constants: Mapping[str, Any]) -> Ite
 
 
 def _column_table(config: str, names: Sequence[str], rewards: Mapping[str, Any]) -> str:
-    about = dict.fromkeys(rewards, "raw score, in the reward's own unit; NaN where the image is not valid")
+    about = {
+        name: f"raw score; unit: {entry.get('source', {}).get('unit', 'its own')}; NaN where the image is not valid"
+        for name, entry in rewards.items()
+    }
     rows = [(f"`{name}`", (about | _COLUMNS).get(name, "")) for name in names]
     return f"Configuration `{config}`:\n\n{table(('column', 'what'), rows)}"

@@ -1,13 +1,15 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Publishes a finished work folder as a dataset that plain `load_dataset` reads: Parquet, pictures and a card."""
 
+import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from .cards import dataset_card
-from .dataset import DATASET_FOLDER, SCORED_FILE
-from .hub import upload_files
+from ..tiny import PROMPTS
+from ..workdir import DATASET_FOLDER, SCORED_FILE
+from .dataset_card import dataset_card
+from .upload import HubRepo, as_hub_id, hub_license
 
 
 PICTURES = ("funnel.png", "rewards.png", "gallery.png")
@@ -32,7 +34,7 @@ def publish_dataset(
         private (`bool`, *optional*): whether a new repository is private.
         token (`str`, *optional*): defaults to `HF_TOKEN` or the login.
         revision (`str`, *optional*): branch to push to.
-        license (`str`, *optional*): of images and prompts, e.g. `"openrail++"`; by default the card says it is not stated.
+        license (`str`, *optional*): of the dataset, e.g. `"openrail++"`; by default the card says it is not stated.
 
     Returns:
         `str`: address of the commit.
@@ -47,18 +49,21 @@ def publish_dataset(
         raise ValueError(
             f"work folder {folder}: expected a finished build, found no {missing[0]}; run the build again"
         )
+    repo = HubRepo(repo_id, "dataset", private, token, revision)
     columns = {"default": pq.read_schema(data[0]).names, "scores": pq.read_schema(folder / SCORED_FILE).names}
     files: dict[str, Path | bytes] = {f"data/{path.name}": path for path in data}
     files["scores/train-00000-of-00001.parquet"] = folder / SCORED_FILE
     files |= {f"images/{name}": folder / "report" / name for name in PICTURES}
-    files["README.md"] = dataset_card(folder, repo_id, columns, license).encode()
-    return upload_files(
-        repo_id,
-        "dataset",
-        files,
-        "Upload the CRAFT dataset",
-        private=private,
-        token=token,
-        revision=revision,
-        replaced=("data/train-*.parquet", "scores/train-*.parquet"),
-    )
+    card = dataset_card(folder, repo.open(), columns, license, _prompts_license(folder, token))
+    files["README.md"] = card.encode()
+    replaced = ("data/train-*.parquet", "scores/train-*.parquet")
+    return repo.upload(folder, files, "Upload the CRAFT dataset", replaced)
+
+
+def _prompts_license(folder: Path, token: str | None) -> str | None:
+    """The licence that the prompts' source states on the Hub; the embedded prompts have this project's."""
+    source = json.loads((folder / "craft_build.json").read_text(encoding="utf-8"))["options"]["prompts"]
+    if source in PROMPTS:
+        return "apache-2.0"
+    repo_id = as_hub_id(str(source).split(":")[0])
+    return hub_license(repo_id, "dataset", token) if repo_id else None

@@ -1,0 +1,227 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""The card of a trained model; every number on it is read from the files of the run and of its evaluation.
+
+diffusers' own template is not used: it leaves "TODO" where how to use the model and its limits belong.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .card import CITATION, PAPER, table, without_paths
+from .upload import as_hub_id
+
+
+_KINDS = {
+    "pipeline": "A complete pipeline",
+    "unet": "The UNet of a pipeline, without its other parts",
+    "lora": "LoRA weights for the UNet",
+}
+_SNIPPETS = {
+    "pipeline": """from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("{repo_id}")""",
+    "unet": """from diffusers import DiffusionPipeline, UNet2DConditionModel
+
+unet = UNet2DConditionModel.from_pretrained("{repo_id}")
+pipeline = DiffusionPipeline.from_pretrained("{base}", unet=unet)""",
+    "lora": """from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("{base}")
+pipeline.load_lora_weights("{repo_id}")""",
+}
+# Flags that say nothing about the weights.
+_NOT_HYPERPARAMETERS = re.compile(
+    r"output_dir|cache_dir|logging_dir|report_to|push_.*|hub_.*|resume_from_checkpoint|checkpoint.*|.*validation.*"
+)
+_CARD = """# {title}
+
+{kind} that [CRAFT]({paper}) (Composite Reward Assisted Fine-Tuning) aligned with human preference: {base_link},
+fine-tuned on {num_rows} images that were selected by a composite reward. Trained with diffusers-craft {version}, an
+independent implementation.
+
+{grid}
+
+## Use
+
+```python
+{snippet}
+image = pipeline({prompt!r}).images[0]
+```
+
+## Training
+
+{data}
+
+Hyperparameters (flags of the training script of diffusers-craft):
+
+{hyperparameters}
+
+Cost:
+
+{cost}
+
+## Evaluation
+
+{evaluation}
+
+## Limits
+
+The model draws what its base model could draw, with the biases of that model, of the reward models and of the prompts.
+Training raised rewards, which are models of taste and can be satisfied without better pictures (reward hacking: more
+saturated colours, one style for every prompt, less variety). Numbers of the rewards that selected the training images are
+no independent evidence; look at the pictures, and judge by a measure that took no part in the selection.
+
+## Citation
+
+{citation}
+"""
+
+
+class Published(NamedTuple):
+    """What a card says about where things are on the Hub."""
+
+    repo_id: str
+    kind: str  # pipeline, unet or lora
+    base_id: str | None
+    dataset_id: str | None
+    license: str | None
+    prompts: Sequence[str]  # of images/0.png, images/1.png ...
+    has_evaluation_grid: bool
+
+
+def model_card(record: Mapping[str, Any], published: Published, results: Mapping[str, Any] | None = None) -> ModelCard:
+    """The card of a finished training run.
+
+    Args:
+        record (`Mapping`): its `craft_run.json`.
+        published (`Published`): ids, licence and pictures.
+        results (`Mapping`, *optional*): `results.json` of an evaluation with the model's own `name`.
+
+    Returns:
+        `ModelCard`: text and metadata.
+    """
+    options = without_paths(record["options"])
+    base = published.base_id or options["pretrained_model_name_or_path"]
+    text = _CARD.format(
+        title=published.repo_id.split("/")[-1],
+        kind=_KINDS[published.kind],
+        paper=PAPER,
+        base_link=_link(base) if published.base_id else f"`{base}`",
+        num_rows=record["num_rows"],
+        version=record["versions"]["diffusers_craft"],
+        grid="![pictures drawn by the model](images/grid.png)" if published.prompts else "",
+        snippet=_SNIPPETS[published.kind].format(repo_id=published.repo_id, base=base),
+        prompt=next(iter(published.prompts), "a prompt"),
+        data=table(("training", "value"), _data_rows(record, options, published)),
+        hyperparameters=table(("flag", "value"), _hyperparameter_rows(options)),
+        cost=table(("cost", "value"), _cost_rows(record)),
+        evaluation=_evaluation(results, published.has_evaluation_grid),
+        citation=CITATION,
+    )
+    return ModelCard(f"---\n{_metadata(record, published, results).to_yaml()}\n---\n\n{text}")
+
+
+def eval_results(results: Mapping[str, Any]) -> list[EvalResult]:
+    """Means and win rates of the model `results["name"]`, in the form of the Hub's `model-index`."""
+    settings, base = results["settings"], next(iter(results["settings"]["models"]))
+    prompts = without_paths(settings["prompts"])
+    dataset = {
+        "dataset_type": as_hub_id(prompts) or prompts,
+        "dataset_name": f"{settings['num_prompts']} of {prompts}",
+    }
+    found = []
+    for row in _rows_of(results, results["name"]):
+        unit = settings["metrics"].get(row["metric"], {}).get("unit", "raw score")
+        entries = [(row["metric"], f"{row['metric']}, mean ({unit})", row["mean"])]
+        entries.append((f"{row['metric']}_win_rate", f"{row['metric']}, win rate against {base}", row["win_rate"]))
+        found += [
+            EvalResult(task_type="text-to-image", metric_type=kind, metric_name=name, metric_value=value, **dataset)
+            for kind, name, value in entries
+            if value is not None
+        ]
+    return found
+
+
+def _metadata(record: Mapping[str, Any], published: Published, results: Mapping[str, Any] | None) -> ModelCardData:
+    family, is_lora = record["family"], published.kind == "lora"
+    optional: dict[str, Any] = {"eval_results": eval_results(results)} if results else {}
+    if published.base_id:
+        optional |= {"base_model": published.base_id, "base_model_relation": "adapter" if is_lora else "finetune"}
+    if published.prompts:
+        optional["widget"] = [
+            {"text": prompt, "output": {"url": f"images/{index}.png"}}
+            for index, prompt in enumerate(published.prompts)
+        ]
+    return ModelCardData(
+        license=published.license or "other",
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        datasets=[published.dataset_id] if published.dataset_id else None,
+        model_name=published.repo_id.split("/")[-1],
+        tags=[family, f"{family}-diffusers", "text-to-image", "diffusers", "diffusers-training", "craft"]
+        + ["lora"] * is_lora
+        + ["arxiv:2603.18991"],
+        **optional,
+    )
+
+
+def _link(repo_id: str, kind: str = "") -> str:
+    return f"[`{repo_id}`](https://huggingface.co/{kind}{repo_id})"
+
+
+def _data_rows(
+    record: Mapping[str, Any], options: Mapping[str, Any], published: Published
+) -> Iterator[tuple[str, Any]]:
+    history, data = record["loss_history"], options["dataset_name"] or options["train_data_dir"]
+    yield "dataset", _link(published.dataset_id, "datasets/") if published.dataset_id else f"{data} (not published)"
+    yield "images", record["num_rows"]
+    yield "optimizer steps", options["max_train_steps"]
+    yield "images in a step", record["global_batch_size"]
+    yield "loss of the first and of the last step", f"{history[0]['train_loss']:.4g}, {history[-1]['train_loss']:.4g}"
+    yield "licence of the base model", published.license or "not found; see the base model"
+    yield "versions", ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)
+
+
+def _hyperparameter_rows(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in options.items():
+        if value is not None and value is not False and not _NOT_HYPERPARAMETERS.fullmatch(name):
+            yield f"`--{name}`", "" if value is True else value
+
+
+def _cost_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    cost = record["cost"]
+    yield "device", f"{record['num_processes']} x {cost['device']}"
+    yield "time in the training loop", f"{cost['seconds'] / 60:.1f} minutes"
+    yield "device hours", f"{cost['seconds'] * record['num_processes'] / 3600:.3g}"
+    if cost["peak_memory_gib"] is not None:
+        yield "peak memory of a device", f"{cost['peak_memory_gib']:.1f} GiB"
+
+
+def _evaluation(results: Mapping[str, Any] | None, has_grid: bool) -> str:
+    if results is None:
+        return "Not evaluated yet."
+    settings, (base, *_) = results["settings"], results["settings"]["models"]
+    means = {row["metric"]: row["mean"] for row in _rows_of(results, base)}
+    rows = []
+    for row in _rows_of(results, results["name"]):
+        rate = "" if row["win_rate"] is None else f"{row['win_rate']:.1%} [{row['win_rate_low']:.1%},"
+        rate += f" {row['win_rate_high']:.1%}]" if rate else ""
+        rows.append((row["metric"], *(_number(value) for value in (means[row["metric"]], row["mean"])), rate))
+    alarms = "".join(f"\n- Alarm: {one['message']}" for one in results["alarms"] if one["model"] == results["name"])
+    parts = [
+        f"{settings['num_prompts']} prompts of `{without_paths(settings['prompts'])}`, one image a prompt, the same seeds"
+        f" for both models. Win rate against `{base}` with its 95 % interval; a tie counts half.",
+        table(("metric", f"{base}, mean", "this model, mean", "win rate"), rows) + ("\n" + alarms if alarms else ""),
+    ]
+    return "\n\n".join([*parts, "![base and tuned models](images/evaluation.png)"] if has_grid else parts)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _rows_of(results: Mapping[str, Any], model: str) -> list[Mapping[str, Any]]:
+    return [row for row in results["rows"] if row["model"] == model]

@@ -42,7 +42,11 @@ class TrainingHub:
         named = {f"{LAST_CHECKPOINT}/{name}": path for name, path in files.items()}
         try:
             self.repo.upload(
-                folder.parent, named, folder.name, (f"{LAST_CHECKPOINT}/*",), "training goes on, and the next checkpoint is sent"
+                folder.parent,
+                named,
+                folder.name,
+                (f"{LAST_CHECKPOINT}/*",),
+                "training goes on, and the next checkpoint is sent",
             )
         except ValueError as error:
             logger.warning("%s was not published: %s", folder.name, error)

@@ -75,7 +75,7 @@ def publish_model(
     files = model_files(folder, kind, base_id)
 
     repo = HubRepo(repo_id, "model", private, token, revision)
-    full_id = repo.open()
+    full_id = repo.open(retry)
     samples = sample_pictures(folder, record)
     published = Published(
         repo_id=full_id,

@@ -78,8 +78,11 @@ class HubRepo:
     token: str | None = field(default=None, repr=False)
     revision: str | None = None
 
-    def open(self) -> str:
+    def open(self, retry: str = RETRY) -> str:
         """Makes the repository and the branch if there are none; the first step of a run that will publish.
+
+        Args:
+            retry (`str`, *optional*): what the user shall do after a failure.
 
         Returns:
             `str`: the complete id.
@@ -89,9 +92,7 @@ class HubRepo:
         """
         if not re.fullmatch(r"([\w.-]+/)?[\w.-]+", self.repo_id):
             raise ValueError(f"{self.repo_type} {self.repo_id!r}: expected ORG/NAME, found another form")
-        with self._explained(
-            "a repository to write to", "nothing was sent; repeat the same command when that is mended"
-        ):
+        with self._explained("a repository to write to", f"all files are kept; {retry}"):
             return self._open()
 
     def upload(

@@ -88,6 +88,15 @@ def trained(driver, base, dataset_folder, tmp_path_factory):
     return train
 
 
+@pytest.fixture(scope="module")
+def published_run(driver, trained) -> Path:
+    """A finished run whose pictures are drawn."""
+    folder = trained()
+    outcome = driver.run("publish_craft", "--output_dir", folder, "--hub_model_id=org/other")
+    assert outcome.code == 0, outcome.output
+    return folder
+
+
 def copy_of(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder, tmp_path / "copy"))
 
@@ -156,13 +165,11 @@ def test_a_dataset_card_says_what_the_run_wrote(hub, driver, built):
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault[1].strip('/')}-{fault[2]}")
 @pytest.mark.parametrize("kind", ["dataset", "model"])
-def test_a_failed_upload_says_why_and_goes_on(hub, driver, built, trained, kind, fault, tmp_path):
+def test_a_failed_upload_says_why_and_goes_on(hub, driver, built, published_run, kind, fault, tmp_path):
     *where, times, message = fault
-    folder = copy_of(built if kind == "dataset" else trained(), tmp_path)
+    folder = copy_of(built if kind == "dataset" else published_run, tmp_path)
     repo_id = f"org/{kind}-{where[1].strip('/').replace('/', '-')}-{where[2]}"
     command = ["publish_craft", "--output_dir", folder, f"--hub_{kind}_id={repo_id}"]
-    if kind == "model":  # its pictures are drawn once
-        assert driver.run(*command[:3], "--hub_model_id=org/other").code == 0
     before = snapshot(folder)
     hub.blobs.clear()
     hub.fail(*where, times=times)

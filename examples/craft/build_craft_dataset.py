@@ -149,9 +149,9 @@ def main(args: argparse.Namespace) -> None:
         guidance_scale=args.guidance_scale,
         batch_size=args.generation_batch_size,
     )
+    where = {"private": args.hub_private_repo or None, "revision": args.hub_revision}
     if args.push_to_hub and rank_and_world()[0] == 0:
-        private, revision = args.hub_private_repo or None, args.hub_revision
-        HubRepo(args.hub_dataset_id, "dataset", private, revision=revision).open()
+        HubRepo(args.hub_dataset_id, "dataset", **where).open()
     prompts = load_prompts(args.prompts, args.prompt_column, args.num_prompts, args.seed)
     refiner = load_refiner(
         args.refiner,
@@ -191,8 +191,7 @@ def main(args: argparse.Namespace) -> None:
     )
     builder.build(prompts, run_options=vars(args))
     if args.push_to_hub:
-        private, revision = args.hub_private_repo or None, args.hub_revision
-        builder.push_to_hub(args.hub_dataset_id, private, revision=revision, license=args.hub_license)
+        builder.push_to_hub(args.hub_dataset_id, license=args.hub_license, **where)
 
 
 if __name__ == "__main__":

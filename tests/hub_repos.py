@@ -76,12 +76,17 @@ def folder_entry(path: str) -> dict[str, Any]:
     return {"type": "directory", "path": path, "size": 0, "oid": hashlib.sha1(quote(path).encode()).hexdigest()}
 
 
+def card_data(card: str) -> Any:
+    """The metadata of a card, `None` if it has none."""
+    match = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", card, re.DOTALL)
+    return None if match is None else yaml.safe_load(match[1])
+
+
 def card_errors(card: str, kind: str) -> list[str]:
     """What the Hub's check of a card's metadata would refuse; a subset of its rules."""
-    match = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", card, re.DOTALL)
-    if match is None:
+    data, errors = card_data(card), []
+    if data is None:
         return []
-    data, errors = yaml.safe_load(match[1]), []
     if not isinstance(data, dict):
         return ["metadata: expected a mapping"]
     bases = data.get("base_model", [])

@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import uvicorn
-from hub_repos import File, Refusal, Repo, card_errors, entry, folder_entry
+from hub_repos import File, Refusal, Repo, card_data, card_errors, entry, folder_entry
 
 
 TOKEN = "hf_ThisTokenMustNotBeWrittenAnywhere"
@@ -193,8 +193,10 @@ class HubServer:
     def info(self, request: Request, type: str, id: str, revision: str = "main") -> dict:
         repo = self._repo(request, type, id)
         sha = repo.resolve(revision)
+        card = repo.commits[sha].get("README.md")
         siblings = [{"rfilename": path} for path in sorted(repo.commits[sha])]
         about = {"_id": "0", "id": id, "sha": sha, "private": repo.private, "tags": [], "siblings": siblings}
+        about["cardData"] = card and card_data(card.data.decode())
         return about | {"disabled": False, "gated": False, "downloads": 0, "likes": 0, "author": id.split("/")[0]}
 
     def preupload(self, request: Request, type: str, id: str, revision: str) -> dict:

@@ -17,6 +17,8 @@ RECORD = {
     "options": {
         "pretrained_model_name_or_path": "/home/me/models/sd15",
         "dataset_name": "/data/top100",
+        "loss": "sft",
+        "rank": 4,
         "max_train_steps": 120,
         "learning_rate": 5e-5,
         "use_ema": True,
@@ -59,7 +61,7 @@ def test_numbers_of_the_card_are_those_of_the_files():
     text = model_card(RECORD, PUBLISHED, RESULTS).text
     for row in (
         "| device | 4 x NVIDIA H100 |",
-        "| time in the training loop | 90.0 minutes |",
+        "| time in the training loop | 90 minutes |",
         "| device hours | 6 |",
         "| peak memory of a device | 41.3 GiB |",
         "| images | 97 |",
@@ -69,8 +71,9 @@ def test_numbers_of_the_card_are_those_of_the_files():
         "| pickscore | 20.5 | 21.25 | 75.0% [70.0%, 80.0%] |",
     ):
         assert row in text
+    assert "by supervised fine-tuning" in text
     assert "craft: mean saturation changed" in text and "sft: too alike" not in text
-    assert not any(word in text for word in ("scale_lr", "snr_gamma", "hub_model_id", "output_dir"))
+    assert not any(word in text for word in ("--rank", "scale_lr", "snr_gamma", "hub_model_id", "output_dir"))
 
 
 def test_metadata_are_what_the_hub_reads():

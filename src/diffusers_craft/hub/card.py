@@ -23,6 +23,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
 
 
+def link(repo_id: str, kind: str = "") -> str:
+    """A repository by its id; `kind` is `datasets/` for a dataset."""
+    return f"[`{repo_id}`](https://huggingface.co/{kind}{repo_id})"
+
+
 def _cell(value: Any) -> str:
     return " ".join(str(value).replace("|", "\\|").split())
 

@@ -9,8 +9,7 @@ from typing import Any
 from huggingface_hub import DatasetCardData
 
 from ..records import FUNNEL_LABELS
-from .card import CITATION, PAPER, table, without_paths
-from .upload import as_hub_id
+from .card import CITATION, PAPER, link, table, without_paths
 
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -39,7 +38,7 @@ _DATASET_CARD = """---
 
 # {title}
 
-{count} images that [`{base}`]({base_link}) made itself, selected by a composite reward to align it with human
+{count} images that {base} made itself, selected by a composite reward to align it with human
 preference: the training set of [CRAFT]({paper}) (Composite Reward Assisted Fine-Tuning), built with diffusers-craft
 {version}, an independent implementation.
 
@@ -111,14 +110,13 @@ def dataset_card(
     record = json.loads((Path(work_folder) / "craft_build.json").read_text(encoding="utf-8"))
     constants = json.loads((Path(work_folder) / "normalization.json").read_text(encoding="utf-8"))
     options, counts = without_paths(record["options"]), record["funnel"]
-    base = as_hub_id(record.get("base_model")) or options["pretrained_model_name_or_path"].split(" (")[0]
+    base = options["pretrained_model_name_or_path"].split(" (")[0]
     return _DATASET_CARD.format(
         metadata=_dataset_metadata(repo_id, counts, license),
         title=repo_id.split("/")[-1],
         count=counts["selected"],
         candidates=counts["candidates"],
-        base=base,
-        base_link=f"https://huggingface.co/{base}" if as_hub_id(base) else PAPER,
+        base=link(record["base_model"]) if record["base_model"] else f"`{base}`",
         paper=PAPER,
         version=record["versions"]["diffusers_craft"],
         repo_id=repo_id,
@@ -162,13 +160,13 @@ def _recipe_rows(
     rule = options["filter_rule"]
     return [
         ("base model", f"{options['pretrained_model_name_or_path']}, {options['dtype']}"),
-        ("prompts", f"{options['prompts']}; {record['stage_options']['prompts']}"),
+        ("prompts", "; ".join(dict.fromkeys([options["prompts"], record["stage_options"]["prompts"]]))),
         ("licence of the prompts", prompts_license or "not stated by their source"),
         ("licence of the dataset", license or "not stated; the terms of the base model and of the prompts apply"),
         (
             "refiner",
             f"{options['refiner']}{f' ({model})' if model else ''}: {options['num_refinements']} refinements,"
-            f" {options['num_seeds']} images each",
+            f" {options['num_seeds']} image(s) of each",
         ),
         ("sampler", ", ".join(f"{key} {value}" for key, value in scheduler.items())),
         ("resolution, pixels", options["resolution"]),

@@ -10,14 +10,18 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .card import CITATION, PAPER, table, without_paths
+from .card import CITATION, PAPER, link, table, without_paths
 from .upload import as_hub_id
 
 
 _KINDS = {
     "pipeline": "A complete pipeline",
-    "unet": "The UNet of a pipeline, without its other parts",
-    "lora": "LoRA weights for the UNet",
+    "unet": "UNet weights",
+    "lora": "LoRA weights for a UNet",
+}
+_METHODS = {
+    "craft": f"by [CRAFT]({PAPER}) (Composite Reward Assisted Fine-Tuning)",
+    "sft": f"by supervised fine-tuning, the baseline of [CRAFT]({PAPER})",
 }
 _SNIPPETS = {
     "pipeline": """from diffusers import DiffusionPipeline
@@ -36,11 +40,11 @@ pipeline.load_lora_weights("{repo_id}")""",
 _NOT_HYPERPARAMETERS = re.compile(
     r"output_dir|cache_dir|logging_dir|report_to|push_.*|hub_.*|resume_from_checkpoint|checkpoint.*|.*validation.*"
 )
+_LORA = ("rank", "lora_alpha", "lora_dropout")
 _CARD = """# {title}
 
-{kind} that [CRAFT]({paper}) (Composite Reward Assisted Fine-Tuning) aligned with human preference: {base_link},
-fine-tuned on {num_rows} images that were selected by a composite reward. Trained with diffusers-craft {version}, an
-independent implementation.
+{kind}, aligned with human preference {method}: {base_link} fine-tuned on {num_rows} images. Trained with diffusers-craft
+{version}, an independent implementation.
 
 {grid}
 
@@ -108,8 +112,8 @@ def model_card(record: Mapping[str, Any], published: Published, results: Mapping
     text = _CARD.format(
         title=published.repo_id.split("/")[-1],
         kind=_KINDS[published.kind],
-        paper=PAPER,
-        base_link=_link(base) if published.base_id else f"`{base}`",
+        method=_METHODS.get(options["loss"], f"with the loss `{options['loss']}`"),
+        base_link=link(base) if published.base_id else f"`{base}`",
         num_rows=record["num_rows"],
         version=record["versions"]["diffusers_craft"],
         grid="![pictures drawn by the model](images/grid.png)" if published.prompts else "",
@@ -168,15 +172,11 @@ def _metadata(record: Mapping[str, Any], published: Published, results: Mapping[
     )
 
 
-def _link(repo_id: str, kind: str = "") -> str:
-    return f"[`{repo_id}`](https://huggingface.co/{kind}{repo_id})"
-
-
 def _data_rows(
     record: Mapping[str, Any], options: Mapping[str, Any], published: Published
 ) -> Iterator[tuple[str, Any]]:
     history, data = record["loss_history"], options["dataset_name"] or options["train_data_dir"]
-    yield "dataset", _link(published.dataset_id, "datasets/") if published.dataset_id else f"{data} (not published)"
+    yield "dataset", link(published.dataset_id, "datasets/") if published.dataset_id else f"{data} (not published)"
     yield "images", record["num_rows"]
     yield "optimizer steps", options["max_train_steps"]
     yield "images in a step", record["global_batch_size"]
@@ -187,14 +187,15 @@ def _data_rows(
 
 def _hyperparameter_rows(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in options.items():
-        if value is not None and value is not False and not _NOT_HYPERPARAMETERS.fullmatch(name):
+        unused = _NOT_HYPERPARAMETERS.fullmatch(name) or (name in _LORA and not options.get("use_lora"))
+        if value is not None and value is not False and not unused:
             yield f"`--{name}`", "" if value is True else value
 
 
 def _cost_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     cost = record["cost"]
     yield "device", f"{record['num_processes']} x {cost['device']}"
-    yield "time in the training loop", f"{cost['seconds'] / 60:.1f} minutes"
+    yield "time in the training loop", f"{cost['seconds'] / 60:.3g} minutes"
     yield "device hours", f"{cost['seconds'] * record['num_processes'] / 3600:.3g}"
     if cost["peak_memory_gib"] is not None:
         yield "peak memory of a device", f"{cost['peak_memory_gib']:.1f} GiB"

@@ -232,7 +232,7 @@ def test_a_trained_pipeline_arrives_with_pictures_and_card(hub, driver, trained,
     assert all(entry["output"]["url"] in files for entry in card.data.widget) and "images/grid.png" in files
     history = record["loss_history"]
     assert f"| {history[0]['train_loss']:.4g}, {history[-1]['train_loss']:.4g} |" in card.text
-    assert f"| device hours | {record['cost']['seconds'] / 3600:.3g} |" in card.text
+    assert f"| device hours | {record['speed']['device_hours']:.3g} |" in card.text
     assert "| `--learning_rate` | 0.001 |" in card.text and "| images | 10 |" in card.text
     assert "Not evaluated yet." in card.text and "reward hacking" in card.text
 

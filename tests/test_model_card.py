@@ -34,7 +34,8 @@ RECORD = {
     "loss_history": [{"step": 1, "train_loss": 0.25}, {"step": 120, "train_loss": 0.125}],
     "family": "stable-diffusion",
     "captions": ["a | b"],
-    "cost": {"seconds": 5400.0, "device": "NVIDIA H100", "peak_memory_gib": 41.26},
+    "device": "NVIDIA H100",
+    "speed": {"device_hours": 6.0, "images_per_second": 12.345, "peak_gb": 41.26, "mfu": None},
 }
 RESULTS = {
     "settings": {
@@ -61,9 +62,9 @@ def test_numbers_of_the_card_are_those_of_the_files():
     text = model_card(RECORD, PUBLISHED, RESULTS).text
     for row in (
         "| device | 4 x NVIDIA H100 |",
-        "| time in the training loop | 90 minutes |",
         "| device hours | 6 |",
-        "| peak memory of a device | 41.3 GiB |",
+        "| images a second, over all devices | 12.3 |",
+        "| peak memory of a process, GB | 41.3 |",
         "| images | 97 |",
         "| optimizer steps | 120 |",
         "| `--learning_rate` | 5e-05 |",

@@ -1,16 +1,17 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Publishing a training run as it goes on, and what it cost."""
+"""Publishing a training run as it goes on."""
 
 import logging
-import time
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .backbones import Backbone
 from .hub.model import LAST_CHECKPOINT, publish_model
 from .hub.upload import HubRepo
+from .training_data import TrainingData
 
 
 logger = logging.getLogger(__name__)
@@ -70,28 +71,7 @@ class TrainingHub:
             )
 
 
-class CostMeter:
-    """Time and memory of a training run, over all its resumes.
-
-    Args:
-        device (`torch.device`): where it trains.
-        seconds (`float`, *optional*, defaults to 0): spent up to the checkpoint from which the run goes on.
-    """
-
-    def __init__(self, device: torch.device, seconds: float = 0.0) -> None:
-        self.device, self.started = device, time.monotonic() - seconds
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.started
-
-    def read(self) -> dict[str, Any]:
-        """`seconds` in the training loop, `device` by its name, `peak_memory_gib` of this process (`None` on a CPU)."""
-        on_gpu = self.device.type == "cuda"
-        return {
-            "seconds": round(self.seconds, 1),
-            "device": torch.cuda.get_device_name(self.device) if on_gpu else "CPU",
-            "peak_memory_gib": torch.cuda.max_memory_reserved(self.device) / 2**30 if on_gpu else None,
-        }
+def card_facts(backbone: Backbone, data: TrainingData, device: torch.device) -> dict[str, Any]:
+    """What a card says beyond the run's options and results: `family`, `captions` and the `device` by its name."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    return {"family": backbone.name, "captions": list(data.captions), "device": name}

@@ -61,7 +61,7 @@ def publish_model(
     if not (folder / RUN_FILE).is_file():
         raise ValueError(f"{folder}: expected the --output_dir of a finished training run, found no {RUN_FILE}")
     record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    if missing := sorted({"family", "captions", "cost"} - record.keys()):
+    if missing := sorted({"family", "captions", "device", "speed"} - record.keys()):
         raise ValueError(f"{folder}: expected a run of this version, found no {missing[0]} in {RUN_FILE}; train again")
     options = record["options"]
     if options.get("use_lora") and unet_only:

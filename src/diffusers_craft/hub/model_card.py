@@ -193,12 +193,17 @@ def _hyperparameter_rows(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]
 
 
 def _cost_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    cost = record["cost"]
-    yield "device", f"{record['num_processes']} x {cost['device']}"
-    yield "time in the training loop", f"{cost['seconds'] / 60:.3g} minutes"
-    yield "device hours", f"{cost['seconds'] * record['num_processes'] / 3600:.3g}"
-    if cost["peak_memory_gib"] is not None:
-        yield "peak memory of a device", f"{cost['peak_memory_gib']:.1f} GiB"
+    """Unknown numbers (`null`) are left out."""
+    yield "device", f"{record['num_processes']} x {record['device']}"
+    for label, key in (
+        ("device hours", "device_hours"),
+        ("images a second, over all devices", "images_per_second"),
+        ("peak memory of a process, GB", "peak_gb"),
+        ("TFLOP of a forward pass, an image", "forward_tflop"),
+        ("share of the device's peak FLOP/s", "mfu"),
+    ):
+        if (value := record["speed"].get(key)) is not None:
+            yield label, f"{value:.3g}"
 
 
 def _evaluation(results: Mapping[str, Any] | None, has_grid: bool) -> str:

@@ -131,7 +131,7 @@ def test_from_prompts_to_an_image_over_the_hub(run, tmp_path):
             "apache-2.0",
         )
         assert {result.metric_type for result in model.eval_results} >= set(REWARDS)
-        assert "images/evaluation.png" in files
+        assert "images/evaluation_grid.png" in files
         dataset = DatasetCard(hub.repos["dataset", "org/craft-top100"].files["README.md"].data.decode())
         assert "`org/tiny-sd15`" in dataset.text and "| selected images | 8 |" in dataset.text
 

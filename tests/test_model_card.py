@@ -8,8 +8,9 @@ import pytest
 from hub_repos import card_errors
 from huggingface_hub import ModelCard
 
-from diffusers_craft.hub.model import model_files, publish_model, read_results
+from diffusers_craft.hub.model import model_files, publish_model
 from diffusers_craft.hub.model_card import Published, model_card
+from diffusers_craft.hub.results import Results, read_results
 from diffusers_craft.hub.upload import HubRepo, as_hub_id, published_id
 
 
@@ -42,24 +43,33 @@ RESULTS = {
         "models": {"base": {"model": "org/base"}, "craft": {"model": "outputs/craft"}},
         "metrics": {"pickscore": {"unit": "logit_scale.exp() * cosine"}},
         "prompts": "org/prompts",
-        "num_prompts": 300,
     },
     "rows": [
-        {"model": "base", "metric": "pickscore", "mean": 20.5, "win_rate": None},
-        {"model": "craft", "metric": "pickscore", "mean": 21.25, "win_rate": 0.75}
+        {"model": "base", "metric": "pickscore", "n": 300, "mean": 20.5, "win_rate": None},
+        {"model": "craft", "metric": "pickscore", "n": 298, "mean": 21.25, "win_rate": 0.75}
         | {"win_rate_low": 0.7, "win_rate_high": 0.8},
     ],
     "alarms": [
         {"model": "craft", "message": "craft: mean saturation changed"},
         {"model": "sft", "message": "sft: too alike"},
     ],
-    "name": "craft",
 }
-PUBLISHED = Published("org/tuned", "pipeline", "org/base", "org/top100", "openrail++", ["a | b", "c"], True)
+PUBLISHED = Published("org/tuned", "pipeline", "org/base", "org/top100", "openrail++", ["a | b", "c"])
 
 
-def test_numbers_of_the_card_are_those_of_the_files():
-    text = model_card(RECORD, PUBLISHED, RESULTS).text
+@pytest.fixture
+def results(tmp_path):
+    return results_of(RESULTS, tmp_path)
+
+
+def results_of(content: dict, folder: Path) -> Results:
+    (folder / "results.json").write_text(json.dumps(content))
+    (folder / "grid.png").write_bytes(b"picture")
+    return read_results(folder, Path("outputs/craft"), "org/other")
+
+
+def test_numbers_of_the_card_are_those_of_the_files(results):
+    text = model_card(RECORD, PUBLISHED, results).text
     for row in (
         "| device | 4 x NVIDIA H100 |",
         "| device hours | 6 |",
@@ -69,7 +79,7 @@ def test_numbers_of_the_card_are_those_of_the_files():
         "| optimizer steps | 120 |",
         "| `--learning_rate` | 5e-05 |",
         "| `--use_ema` |  |",
-        "| pickscore | 20.5 | 21.25 | 75.0% [70.0%, 80.0%] |",
+        "| `org/prompts` | 298 | pickscore | 20.5 | 21.25 | 75.0% [70.0%, 80.0%] |",
     ):
         assert row in text
     assert "by supervised fine-tuning" in text
@@ -77,8 +87,8 @@ def test_numbers_of_the_card_are_those_of_the_files():
     assert not any(word in text for word in ("--rank", "scale_lr", "snr_gamma", "hub_model_id", "output_dir"))
 
 
-def test_metadata_are_what_the_hub_reads():
-    card = model_card(RECORD, PUBLISHED, RESULTS)
+def test_metadata_are_what_the_hub_reads(results):
+    card = model_card(RECORD, PUBLISHED, results)
     assert card_errors(card.content, "model") == []
     data = ModelCard(card.content).data  # as huggingface_hub reads it back
     assert (data.base_model, data.datasets, data.license) == ("org/base", ["org/top100"], "openrail++")
@@ -88,6 +98,26 @@ def test_metadata_are_what_the_hub_reads():
     ]
     assert data.eval_results[0].dataset_type == "org/prompts"
     assert [entry["output"]["url"] for entry in data.widget] == ["images/0.png", "images/1.png"]
+
+
+def test_several_prompt_sets_and_categories(tmp_path):
+    """Rows within a category stay off the card; every set has its own."""
+    sets = {"prompts": {"drawbench": {}, "/home/me/own.txt": {}}}
+    rows = [
+        row | {"prompts": prompts, "category": category, "mean": row["mean"] + shift}
+        for shift, (prompts, category) in enumerate(
+            [("drawbench", None), ("/home/me/own.txt", None), ("drawbench", "c")]
+        )
+        for row in RESULTS["rows"]
+    ]
+    content = RESULTS | {"settings": RESULTS["settings"] | sets, "rows": rows}
+    results = results_of(content, tmp_path)
+    assert [(row["prompts"], row["base_mean"], row["mean"]) for row in results.rows] == [
+        ("drawbench", 20.5, 21.25),
+        ("own.txt", 21.5, 22.25),
+    ]
+    card = model_card(RECORD, PUBLISHED, results)
+    assert card_errors(card.content, "model") == [] and len(ModelCard(card.content).data.eval_results) == 4
 
 
 @pytest.mark.parametrize("kind", ["pipeline", "unet", "lora"])
@@ -126,12 +156,13 @@ def test_configurations_lose_the_path_they_came_from(tmp_path):
 
 
 def test_results_of_another_model_are_refused(tmp_path):
-    (tmp_path / "results.json").write_text(json.dumps(RESULTS))
-    with pytest.raises(ValueError, match=r"--evaluation_dir: expected an evaluation of /x, found org/base, "):
+    assert results_of(RESULTS, tmp_path).grids == {"images/evaluation_grid.png": tmp_path / "grid.png"}
+    with pytest.raises(
+        ValueError, match="--evaluation_dir: expected an evaluation of /x, found one of outputs/craft in"
+    ):
         read_results(tmp_path, Path("/x"), "org/other")
     with pytest.raises(ValueError, match="--evaluation_dir: expected the --output_dir of evaluate_craft.py, found no"):
         read_results(tmp_path / "no", Path("/x"), "org/other")
-    assert read_results(tmp_path, Path("outputs/craft"), "org/other")["name"] == "craft"
 
 
 def test_what_cannot_be_published_is_refused(tmp_path):

@@ -13,11 +13,12 @@ EXAMPLES = Path(__file__).parent.parent / "examples" / "craft"
 REQUIRED = ["--pretrained_model_name_or_path=m", "--dataset_name=d"]
 
 FLAGS = """
+hub_model_id hub_private_repo hub_strategy push_to_hub push_unet_only
 adam_beta1 adam_beta2 adam_epsilon adam_weight_decay advantage_clip_min advantage_column allow_tf32 cache_dir
 caption_column caption_dropout center_crop checkpointing_steps checkpoints_total_limit dataset_config_name dataset_name
-gradient_accumulation_steps gradient_checkpointing hub_model_id hub_private_repo hub_strategy image_column latent_column learning_rate logging_dir lora_alpha lora_dropout loss
+gradient_accumulation_steps gradient_checkpointing image_column latent_column learning_rate logging_dir lora_alpha lora_dropout loss
 lr_scheduler lr_warmup_steps max_grad_norm max_train_samples max_train_steps mixed_precision noise_offset num_train_epochs num_validation_images
-output_dir prediction_type pretrained_model_name_or_path push_to_hub push_unet_only random_flip rank report_to resolution
+output_dir prediction_type pretrained_model_name_or_path random_flip rank report_to resolution
 resume_from_checkpoint revision scale_lr seed snr_gamma train_batch_size train_data_dir use_ema use_generated_latents use_lora
 validation_epochs validation_prompt variant
 """.split()

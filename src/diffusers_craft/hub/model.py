@@ -14,6 +14,7 @@ from ..grid import image_grid
 from ..tiny import is_tiny
 from .card import without_paths
 from .model_card import Published, model_card
+from .results import read_results
 from .samples import Sample, sample_pictures
 from .upload import RETRY, HubRepo, as_hub_id, hub_license, published_id
 
@@ -71,7 +72,7 @@ def publish_model(
         raise ValueError(f"--base_model: expected a Hub id ORG/NAME, found {base_model!r}")
     base = options["pretrained_model_name_or_path"]
     base_id = base_model or as_hub_id(base) or published_id(base)
-    results = None if evaluation is None else read_results(Path(evaluation), folder, repo_id)
+    results = None if evaluation is None else read_results(evaluation, folder, repo_id)
     files = model_files(folder, kind, base_id)
 
     repo = HubRepo(repo_id, "model", private, token, revision)
@@ -84,11 +85,9 @@ def publish_model(
         dataset_id=as_hub_id(options["dataset_name"]) or published_id(options["dataset_name"]),
         license=license or _license_of(base, base_id, token),
         prompts=[sample.prompt for sample in samples],
-        has_evaluation_grid=evaluation is not None and (Path(evaluation) / "grid.png").is_file(),
     )
     files |= _pictures(samples)
-    if published.has_evaluation_grid:
-        files["images/evaluation.png"] = Path(evaluation) / "grid.png"
+    files |= results.grids if results else {}
     files[RUN_FILE] = _json_bytes(without_paths(record))
     files["README.md"] = str(model_card(record, published, results)).encode()
     return repo.upload(folder, files, "End of training", _REPLACED, retry)
@@ -118,24 +117,6 @@ def model_files(folder: Path, kind: str, base_id: str | None = None) -> dict[str
         found = [path for part in parts for path in sorted((folder / part).rglob("*")) if path.is_file()]
         paths = {path.relative_to(folder).as_posix(): path for path in [folder / "model_index.json", *found]}
     return {name: _without_origin(path, base_id) for name, path in paths.items() if not name.endswith(".tmp")}
-
-
-def read_results(evaluation: Path, folder: Path, repo_id: str) -> dict[str, Any]:
-    """`results.json` of an evaluation, and under `name` which of its models was trained in `folder`.
-
-    Raises:
-        ValueError: if there is none, or `folder` is not among its models.
-    """
-    path = evaluation / "results.json"
-    if not path.is_file():
-        raise ValueError(f"--evaluation_dir: expected the --output_dir of evaluate_craft.py, found no {path}")
-    results = json.loads(path.read_text(encoding="utf-8"))
-    models = {name: about["model"] for name, about in results["settings"]["models"].items()}
-    for name, model in models.items():
-        if model == repo_id or Path(model).resolve() == folder.resolve():
-            return results | {"name": name}
-    found = ", ".join(without_paths(list(models.values())))
-    raise ValueError(f"--evaluation_dir: expected an evaluation of {folder}, found {found} in {path}")
 
 
 def _license_of(base: str, base_id: str | None, token: str | None) -> str | None:

@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
 from .card import CITATION, PAPER, link, table, without_paths
-from .upload import as_hub_id
+from .results import Results, eval_results, results_text
 
 
 _KINDS = {
@@ -93,16 +93,15 @@ class Published(NamedTuple):
     dataset_id: str | None
     license: str | None
     prompts: Sequence[str]  # of images/0.png, images/1.png ...
-    has_evaluation_grid: bool
 
 
-def model_card(record: Mapping[str, Any], published: Published, results: Mapping[str, Any] | None = None) -> ModelCard:
+def model_card(record: Mapping[str, Any], published: Published, results: Results | None = None) -> ModelCard:
     """The card of a finished training run.
 
     Args:
         record (`Mapping`): its `craft_run.json`.
         published (`Published`): ids, licence and pictures.
-        results (`Mapping`, *optional*): `results.json` of an evaluation with the model's own `name`.
+        results (`Results`, *optional*): of its evaluation.
 
     Returns:
         `ModelCard`: text and metadata.
@@ -122,34 +121,13 @@ def model_card(record: Mapping[str, Any], published: Published, results: Mapping
         data=table(("training", "value"), _data_rows(record, options, published)),
         hyperparameters=table(("flag", "value"), _hyperparameter_rows(options)),
         cost=table(("cost", "value"), _cost_rows(record)),
-        evaluation=_evaluation(results, published.has_evaluation_grid),
+        evaluation=results_text(results) if results else "Not evaluated yet.",
         citation=CITATION,
     )
     return ModelCard(f"---\n{_metadata(record, published, results).to_yaml()}\n---\n\n{text}")
 
 
-def eval_results(results: Mapping[str, Any]) -> list[EvalResult]:
-    """Means and win rates of the model `results["name"]`, in the form of the Hub's `model-index`."""
-    settings, base = results["settings"], next(iter(results["settings"]["models"]))
-    prompts = without_paths(settings["prompts"])
-    dataset = {
-        "dataset_type": as_hub_id(prompts) or prompts,
-        "dataset_name": f"{settings['num_prompts']} of {prompts}",
-    }
-    found = []
-    for row in _rows_of(results, results["name"]):
-        unit = settings["metrics"].get(row["metric"], {}).get("unit", "raw score")
-        entries = [(row["metric"], f"{row['metric']}, mean ({unit})", row["mean"])]
-        entries.append((f"{row['metric']}_win_rate", f"{row['metric']}, win rate against {base}", row["win_rate"]))
-        found += [
-            EvalResult(task_type="text-to-image", metric_type=kind, metric_name=name, metric_value=value, **dataset)
-            for kind, name, value in entries
-            if value is not None
-        ]
-    return found
-
-
-def _metadata(record: Mapping[str, Any], published: Published, results: Mapping[str, Any] | None) -> ModelCardData:
+def _metadata(record: Mapping[str, Any], published: Published, results: Results | None) -> ModelCardData:
     family, is_lora = record["family"], published.kind == "lora"
     optional: dict[str, Any] = {"eval_results": eval_results(results)} if results else {}
     if published.base_id:
@@ -204,30 +182,3 @@ def _cost_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     ):
         if (value := record["speed"].get(key)) is not None:
             yield label, f"{value:.3g}"
-
-
-def _evaluation(results: Mapping[str, Any] | None, has_grid: bool) -> str:
-    if results is None:
-        return "Not evaluated yet."
-    settings, (base, *_) = results["settings"], results["settings"]["models"]
-    means = {row["metric"]: row["mean"] for row in _rows_of(results, base)}
-    rows = []
-    for row in _rows_of(results, results["name"]):
-        rate = "" if row["win_rate"] is None else f"{row['win_rate']:.1%} [{row['win_rate_low']:.1%},"
-        rate += f" {row['win_rate_high']:.1%}]" if rate else ""
-        rows.append((row["metric"], *(_number(value) for value in (means[row["metric"]], row["mean"])), rate))
-    alarms = "".join(f"\n- Alarm: {one['message']}" for one in results["alarms"] if one["model"] == results["name"])
-    parts = [
-        f"{settings['num_prompts']} prompts of `{without_paths(settings['prompts'])}`, one image a prompt, the same seeds"
-        f" for both models. Win rate against `{base}` with its 95 % interval; a tie counts half.",
-        table(("metric", f"{base}, mean", "this model, mean", "win rate"), rows) + ("\n" + alarms if alarms else ""),
-    ]
-    return "\n\n".join([*parts, "![base and tuned models](images/evaluation.png)"] if has_grid else parts)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
-
-
-def _rows_of(results: Mapping[str, Any], model: str) -> list[Mapping[str, Any]]:
-    return [row for row in results["rows"] if row["model"] == model]

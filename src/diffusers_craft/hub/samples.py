@@ -55,8 +55,9 @@ def load_trained(folder: Path, record: Mapping[str, Any]) -> DiffusionPipeline:
     options = record["options"]
     if not options.get("use_lora"):
         return load_pipeline(str(folder), dtype=torch.float16)
+    config = options["single_file_config"]
     base, where = options["pretrained_model_name_or_path"], (options["revision"], options["variant"])
-    pipeline = load_pipeline(base, *where, dtype=torch.float16, cache_dir=options["cache_dir"])
+    pipeline = load_pipeline(base, *where, dtype=torch.float16, cache_dir=options["cache_dir"], config=config)
     pipeline.load_lora_weights(folder)
     return pipeline
 

@@ -24,7 +24,7 @@ FAULTS = [
     ("POST", "/preupload/", 402, 1, "the quota of the account used up (402)"),
     ("POST", "objects/batch", 429, 999, "too many requests (429); wait before trying again"),
     ("PUT", "/upload/FILE", 500, 999, "500"),
-    ("PUT", "/upload/FILE", None, 999, "Server disconnected"),
+    ("PUT", "/upload/FILE", None, 999, "a connection that failed"),
     ("POST", "/commit/", 409, 1, "a conflict with another push or an existing name (409)"),
 ]
 

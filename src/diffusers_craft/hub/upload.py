@@ -156,8 +156,12 @@ class HubRepo:
 
 def _is_expected(error: Exception) -> bool:
     """Whether network, Hub or account are at fault rather than this program."""
+    return isinstance(error, (OSError, RuntimeError, ValueError)) or _is_transport_error(error)
+
+
+def _is_transport_error(error: BaseException) -> bool:
     modules = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
-    return isinstance(error, (OSError, RuntimeError, ValueError)) or bool(modules & _TRANSPORTS)
+    return isinstance(error, (ConnectionError, TimeoutError)) or bool(modules & _TRANSPORTS)
 
 
 def _reason(error: BaseException, token: str | None) -> str:
@@ -170,6 +174,8 @@ def _reason(error: BaseException, token: str | None) -> str:
     text = " ".join(str(error).split())[:300] or type(error).__name__
     if not isinstance(error, PermissionError):
         text = f"{type(error).__name__}: {text}"
+    if status is None and _is_transport_error(error):
+        text = f"a connection that failed ({text})"
     for secret in filter(None, (token, get_token())):
         text = text.replace(secret, "***")
     return text

@@ -29,7 +29,7 @@ from .filtering import (
 )
 from .generation import ROWS_PER_SHARD, GenerationSettings, generate_candidates, generation_options
 from .hub.dataset import publish_dataset
-from .hub.upload import as_hub_id
+from .hub.upload import RECORD_FILE, as_hub_id
 from .records import FUNNEL_LABELS
 from .refiners import PromptRefiner, load_refiner, refine_prompts
 from .report import write_build_report
@@ -255,6 +255,7 @@ class CRAFTDatasetBuilder:
             for place in (folder, folder / "report"):
                 remove_leftovers(place)
             save_dataset(self.dataset, folder)
+            (folder / RECORD_FILE).unlink(missing_ok=True)  # what was published may be another selection
             save_scores(assemble_scores(table, rewards, composite, advantages, mask, rows), folder)
             prompts, refined_prompts = (self.dataset[name][:] for name in ("prompt", "refined_prompt"))
             write_build_report(

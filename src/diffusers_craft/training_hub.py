@@ -2,6 +2,7 @@
 """Publishing a training run as it goes on."""
 
 import logging
+import shlex
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -59,15 +60,15 @@ class TrainingHub:
             ValueError: if the upload fails; everything is saved by then.
         """
         if self.is_active:
-            flags = f"--output_dir {self.args.output_dir} --hub_model_id {self.repo_id}"
-            flags += " --push_unet_only" if self.args.push_unet_only else ""
-            flags += " --hub_private_repo" if self.args.hub_private_repo else ""
+            command = ["python", "publish_craft.py", "--output_dir", self.args.output_dir]
+            command += ["--hub_model_id", self.repo_id]
+            command += [f"--{name}" for name in ("push_unet_only", "hub_private_repo") if getattr(self.args, name)]
             publish_model(
                 self.args.output_dir,
                 self.repo_id,
                 self.args.push_unet_only,
                 private=self.args.hub_private_repo or None,
-                retry=f"to publish it, run `python publish_craft.py {flags}`",
+                retry=f"to publish it, run `{shlex.join(command)}`",
             )
 
 

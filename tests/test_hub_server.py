@@ -7,8 +7,12 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from hub_server import PART_SIZE, TOKEN, HubServer
+
+
+NEW_CLIENT = pytest.mark.skipif(int(huggingface_hub.__version__.split(".")[0]) < 1, reason="does not wait after 429")
 
 
 @pytest.fixture
@@ -78,7 +82,7 @@ print([row["x"] for row in load_dataset("org/numbers", split="train", streaming=
     ("method", "path", "status", "headers"),
     [
         ("PUT", "/upload/", 500, {}),
-        ("POST", "objects/batch", 429, {"Retry-After": "1"}),
+        pytest.param("POST", "objects/batch", 429, {"Retry-After": "1"}, marks=NEW_CLIENT),
         ("PUT", "/upload/", None, {}),
     ],
 )

@@ -15,12 +15,13 @@ REQUIRED = ["--pretrained_model_name_or_path=m", "--dataset_name=d"]
 FLAGS = """
 hub_model_id hub_private_repo hub_strategy push_to_hub push_unet_only
 adam_beta1 adam_beta2 adam_epsilon adam_weight_decay advantage_clip_min advantage_column allow_tf32 cache_dir
-caption_column caption_dropout center_crop checkpointing_steps checkpoints_total_limit dataset_config_name dataset_name
-gradient_accumulation_steps gradient_checkpointing image_column latent_column learning_rate logging_dir lora_alpha lora_dropout loss
-lr_scheduler lr_warmup_steps max_grad_norm max_train_samples max_train_steps mixed_precision noise_offset num_train_epochs num_validation_images
-output_dir prediction_type pretrained_model_name_or_path random_flip rank report_to resolution
-resume_from_checkpoint revision scale_lr seed snr_gamma train_batch_size train_data_dir use_ema use_generated_latents use_lora
-validation_epochs validation_prompt variant
+caption_column caption_dropout center_crop channels_last checkpointing_steps checkpoints_total_limit
+dataset_config_name dataset_name gradient_accumulation_steps gradient_checkpointing image_column latent_column
+learning_rate logging_dir lora_alpha lora_dropout loss lr_scheduler lr_warmup_steps max_grad_norm max_train_samples
+max_train_steps mixed_precision noise_offset num_train_epochs num_validation_images output_dir prediction_type
+pretrained_model_name_or_path random_flip rank report_to resolution resume_from_checkpoint revision scale_lr seed
+single_file_config snr_gamma torch_compile train_batch_size train_data_dir train_dtype use_8bit_adam use_adafactor
+use_ema use_generated_latents use_lora validation_epochs validation_prompt variant
 """.split()
 
 
@@ -61,6 +62,10 @@ def test_defaults_are_the_recipe():
         (["--use_lora", "--lora_alpha=0"], "--lora_alpha: expected at least 1, found 0"),
         (["--use_lora", "--lora_dropout=1"], r"--lora_dropout: expected a probability in \[0, 1\), found 1.0"),
         (["--use_lora", "--use_ema"], "--use_ema: expected full fine-tuning, found --use_lora"),
+        (["--use_8bit_adam", "--use_adafactor"], "--use_8bit_adam, --use_adafactor: expected at most one of the two"),
+        (["--train_dtype=bf16", "--use_lora"], "--train_dtype: expected fp32 with --use_lora, .*, found bf16"),
+        (["--train_dtype=bf16", "--use_ema"], "--train_dtype: expected fp32 with --use_ema, .*, found bf16"),
+        (["--max_grad_norm=0"], "--max_grad_norm: expected more than 0, found 0.0"),
         (["--snr_gamma=0"], "--snr_gamma: expected more than 0, found 0.0"),
         (["--noise_offset=-1"], "--noise_offset: expected at least 0, found -1.0"),
         (["--hub_model_id=org/m"], "--hub_model_id, .*: expected --push_to_hub with them, found none"),

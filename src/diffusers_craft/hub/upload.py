@@ -166,7 +166,7 @@ def _is_transport_error(error: BaseException) -> bool:
 
 def _reason(error: BaseException, token: str | None) -> str:
     """What went wrong, in words without any token."""
-    while error.__cause__ is not None and getattr(error, "response", None) is None:
+    while error.__cause__ is not None and not _is_transport_error(error):
         error = error.__cause__  # `RuntimeError: Error while uploading` hides why
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in _REASONS:

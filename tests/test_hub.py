@@ -296,13 +296,15 @@ def test_a_run_whose_upload_fails_is_published_without_training_again(hub, drive
     hub.fail("POST", "org/unlucky/commit", 403)
     folder = tmp_path / "run"
     where = [f"--pretrained_model_name_or_path={base}", f"--dataset_name={dataset_folder}", f"--output_dir={folder}"]
-    outcome = driver.run("train_craft_sd15", *where, *STEPS, "--push_to_hub", "--hub_model_id=org/unlucky")
+    flags = ["--push_to_hub", "--hub_model_id=org/unlucky", "--push_unet_only"]
+    outcome = driver.run("train_craft_sd15", *where, *STEPS, *flags)
     line, before = outcome.output.strip().splitlines()[-1], snapshot(folder)
     assert outcome.code == 2 and "found a name or an organisation that this token may not write to (403)" in line
     command = line.split("`python ")[1].split("`")[0].split()
     outcome = driver.run(command[0].removesuffix(".py"), *command[1:])
     assert outcome.code == 0, outcome.output
-    assert "unet/config.json" in hub.repos["model", "org/unlucky"].files
+    files = files_on(hub, "model", "org/unlucky")
+    assert "config.json" in files and "model_index.json" not in files, "the UNet alone was asked for"
     assert {path.name for path, state in snapshot(folder).items() if before.get(path) != state} == {"craft_hub.json"}
 
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Several processes: DDP and FSDP on CPUs through gloo, and the configurations for `accelerate launch`."""
 
+import os
 import subprocess
 import sys
 from argparse import Namespace
@@ -12,7 +13,7 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from diffusers import DiffusionPipeline
-from training_driver import ROOT, environment, losses, run_json, same, weights
+from training_driver import ROOT, environment, load_script, losses, run_json, same, weights
 
 from diffusers_craft.training_accelerator import _prepare_sharding
 
@@ -28,18 +29,19 @@ FSDP = {
     "FSDP_TRANSFORMER_CLS_TO_WRAP": "BasicTransformerBlock",
     "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
 }
+DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2", "DS_ACCELERATOR": "cpu"}
 
 
 @pytest.fixture
 def launch(arguments, tmp_path):
-    """`launch("sdxl", "name", ...)`: trains on two processes, under FSDP with `fsdp=True`."""
+    """`launch("sdxl", "name", ...)`: trains on two processes, under FSDP or DeepSpeed with `sharding=`."""
 
-    def run(family: str, output: str, *flags: str, fsdp: bool = False) -> Path:
+    def run(family: str, output: str, *flags: str, sharding: dict[str, str] | None = None) -> Path:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        launcher += [str(ROOT / "tests" / "fsdp_on_cpus.py")] if fsdp else []
+        launcher += [str(ROOT / "tests" / "sharded_on_cpus.py")] if sharding else []
         script = str(ROOT / "examples" / "craft" / f"train_craft_{family}.py")
         command = [*launcher, script, *arguments(family, output, *flags)]
-        variables = environment() | (FSDP if fsdp else {})
+        variables = environment() | (sharding or {})
         done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-5000:]
         assert run_json(tmp_path / output)["num_processes"] == 2
@@ -70,7 +72,7 @@ def test_two_processes_resume_exactly(launch):
 @pytest.mark.slow
 def test_fsdp_equals_one_process_and_saves_a_whole_pipeline(train, launch):
     flags = ["--validation_prompt=a thing", "--num_validation_images=1", "--validation_epochs=1"]
-    sharded = launch("sd15", "sharded", *SPLIT, *flags, fsdp=True)
+    sharded = launch("sd15", "sharded", *SPLIT, *flags, sharding=FSDP)
     one = train("sd15", "one", *WHOLE)
     _assert_equal_but_for_rounding(one, sharded)
     grad_norms = [[entry["grad_norm"] for entry in run_json(folder)["loss_history"]] for folder in (one, sharded)]
@@ -85,11 +87,27 @@ def test_fsdp_equals_one_process_and_saves_a_whole_pipeline(train, launch):
 
 @pytest.mark.slow
 def test_fsdp_resumes_exactly_and_trains_in_bfloat16(train, launch):
-    whole = launch("sd15", "whole", *SPLIT, fsdp=True)
-    resumed = launch("sd15", "resumed", *SPLIT, f"--resume_from_checkpoint={whole}/checkpoint-2", fsdp=True)
+    whole = launch("sd15", "whole", *SPLIT, sharding=FSDP)
+    resumed = launch("sd15", "resumed", *SPLIT, f"--resume_from_checkpoint={whole}/checkpoint-2", sharding=FSDP)
     assert losses(resumed) == losses(whole) and same(weights(resumed), weights(whole))
-    mixed = launch("sdxl", "mixed", *SPLIT, "--mixed_precision=bf16", fsdp=True)
+    mixed = launch("sdxl", "mixed", *SPLIT, "--mixed_precision=bf16", sharding=FSDP)
     assert losses(mixed) == pytest.approx(losses(train("sdxl", "one", *WHOLE)), abs=0.02)
+
+
+@pytest.mark.slow
+def test_deepspeed_equals_one_process_and_resumes(train, launch):
+    pytest.importorskip("deepspeed")
+    clip = "--max_grad_norm=0.1"
+    sharded = launch("sd15", "sharded", *SPLIT, clip, sharding=DEEPSPEED)
+    one = train("sd15", "one", *WHOLE, clip)
+    _assert_equal_but_for_rounding(one, sharded)
+    assert list((sharded / "checkpoint-4").rglob("*optim_states.pt"))  # that it was DeepSpeed
+    resumed = launch(
+        "sd15", "resumed", *SPLIT, clip, f"--resume_from_checkpoint={sharded}/checkpoint-2", sharding=DEEPSPEED
+    )
+    assert losses(resumed) == losses(sharded) and same(weights(resumed), weights(sharded))
+    mixed = launch("sdxl", "mixed", *SPLIT, "--mixed_precision=bf16", sharding=DEEPSPEED)
+    assert losses(mixed) == pytest.approx(losses(train("sdxl", "plain", *WHOLE)), abs=0.02)
 
 
 def _sharding_args(**changes) -> Namespace:
@@ -114,6 +132,7 @@ def test_deepspeed_takes_its_numbers_from_the_flags():
     )
     _prepare_sharding(accelerator, _sharding_args())
     expected = {"train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 8, "gradient_clipping": 0.5}
+    expected |= {"zero_allow_untested_optimizer": True}
     assert plugin.deepspeed_config == expected | {"zero_optimization": {"stage": 2}}
 
 
@@ -146,3 +165,30 @@ def test_configurations_are_what_accelerate_reads(name, kind, machines):
         assert FSDP.items() - {("ACCELERATE_USE_FSDP", "true")} <= names.items()  # the settings tested above
     if kind == DistributedType.DEEPSPEED:
         assert config.deepspeed_config["zero_stage"] == 2
+
+
+def test_the_slurm_script_gives_every_machine_its_rank(tmp_path):
+    """Run with stand-ins for SLURM's and accelerate's commands: two machines, one after the other."""
+    commands = {
+        "scontrol": "echo node-a; echo node-b",
+        "srun": 'for id in 0 1; do SLURM_NODEID=$id "$@"; done',
+        "accelerate": f'printf "%s|" "$@" >> {tmp_path}/calls; echo >> {tmp_path}/calls',
+    }
+    for name, body in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "4"}
+    slurm |= {"SLURM_SUBMIT_DIR": str(ROOT / "examples" / "craft"), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script = str(ROOT / "examples" / "craft" / "slurm_train.sh")
+    subprocess.run(
+        ["bash", script, "--seed", "3", "--validation_prompt", "a thing"], env=os.environ | slurm, check=True
+    )
+    calls = [line.split("|") for line in (tmp_path / "calls").read_text().splitlines()]
+    for rank, call in enumerate(calls):
+        flags = dict(zip(call, call[1:], strict=False))
+        assert (flags["--machine_rank"], flags["--main_process_ip"]) == (str(rank), "node-a")
+        assert (flags["--num_machines"], flags["--num_processes"]) == ("2", "8")
+        assert Path(flags["--config_file"]).is_file() and flags["--validation_prompt"] == "a thing"
+        script_flags = call[next(i for i, word in enumerate(call) if word.endswith("train_craft_sdxl.py")) + 1 : -1]
+        load_script("sdxl").parse_args(script_flags)
+    assert len(calls) == 2

@@ -35,6 +35,7 @@ class TrainingData:
         prompt_rows (`torch.Tensor`): (n,) int64 row of `prompts` that belongs to each image.
         sizes (`dict[str, torch.Tensor]`): name -> (n, ...) conditioning on sizes, float32.
         advantages (`torch.Tensor`): (n,) weights of the loss.
+        captions (`Sequence[str]`, *optional*): some of the distinct captions, to show what the run was about.
     """
 
     latents: torch.Tensor
@@ -43,6 +44,7 @@ class TrainingData:
     prompt_rows: torch.Tensor
     sizes: dict[str, torch.Tensor]
     advantages: torch.Tensor
+    captions: Sequence[str] = ()
 
     def __len__(self) -> int:
         return self.latents.shape[1]

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 _CACHE_FORMAT = 2
 _PROMPTS_A_BATCH = 32
+_CAPTIONS_SHOWN = 4
 _PIXELS_A_BATCH = 8 * 512 * 512  # bounds the VAE's activations: 8 images of 512 px, 2 of 1024 px
 
 
@@ -81,6 +82,7 @@ def prepare_training_data(
         prompt_rows=torch.tensor([row_of[caption] for caption in captions]),
         sizes=_with_prefix(tensors, "sizes."),
         advantages=advantages,
+        captions=[caption for caption in distinct if caption][:_CAPTIONS_SHOWN],
     )
 
 

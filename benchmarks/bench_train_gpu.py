@@ -1,0 +1,292 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Training at full size on one GPU: images a second, MFU and peak memory of each configuration, and what memory to expect.
+
+    python benchmarks/bench_train_gpu.py                  # every configuration, a process each; needs a GPU
+    python benchmarks/bench_train_gpu.py --only sdxl-lora # those whose name contains it
+    python benchmarks/bench_train_gpu.py --count          # memory counted without a GPU in ten minutes: results/memory.md
+    python benchmarks/bench_train_gpu.py --smoke          # the same code on a CPU with small UNets; nothing is recorded
+
+UNets have the published architecture (859.5 M and 2567.5 M parameters) and random weights; latents and embeddings are
+random, too. The loop is that of the training scripts, run with their flags. MFU counts useful work only: three times the
+forward pass, or twice where the weights are frozen (LoRA), whatever checkpointing repeats.
+"""
+
+import argparse
+import datetime
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffusers_craft import (
+    SD15,
+    SDXL,
+    Components,
+    ModelSource,
+    TrainingData,
+    TrainingRun,
+    add_training_arguments,
+    check_training_arguments,
+    craft_loss,
+    create_accelerator,
+    run_script,
+)
+
+
+RESULTS = Path(__file__).parent / "results"
+ROWS = 100  # of the synthetic data: CRAFT's recipe
+BACKBONES = {"sd15": SD15, "sdxl": SDXL}
+FULL_SIZE: dict[str, dict[str, Any]] = {  # what differs from the defaults of UNet2DConditionModel
+    "sd15": {"sample_size": 64, "cross_attention_dim": 768},
+    "sdxl": {
+        "sample_size": 128,
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": (5, 10, 20),
+        "transformer_layers_per_block": (1, 2, 10),
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+}
+SMOKE = {"sd15": {"block_out_channels": (32, 32, 64, 64)}}
+SMOKE["sdxl"] = {"block_out_channels": (32, 32, 64), "attention_head_dim": 4, "transformer_layers_per_block": 1}
+TENSOR_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "L40S": 362, "4090": 165}  # dense bf16, as the vendor states
+
+
+class Configuration(NamedTuple):
+    """A row of the benchmark."""
+
+    family: str
+    flags: str  # of the training script
+    memory_gb: float | None = None  # of the GPU that the process may use
+
+
+CONFIGURATIONS = {
+    "sd15": Configuration("sd15", "--mixed_precision=bf16 --train_batch_size=32"),
+    "sd15-checkpointing": Configuration("sd15", "--mixed_precision=bf16 --train_batch_size=32 --gradient_checkpointing"),
+    "sd15-24gb": Configuration(
+        "sd15", "--mixed_precision=bf16 --train_batch_size=8 --gradient_checkpointing", memory_gb=24
+    ),
+    "sd15-lora-12gb": Configuration("sd15", "--mixed_precision=bf16 --train_batch_size=8 --use_lora", memory_gb=12),
+    "sdxl": Configuration("sdxl", "--mixed_precision=bf16 --train_batch_size=4"),
+    "sdxl-checkpointing": Configuration("sdxl", "--mixed_precision=bf16 --train_batch_size=8 --gradient_checkpointing"),
+    "sdxl-lora": Configuration("sdxl", "--mixed_precision=bf16 --train_batch_size=8 --use_lora"),
+    "sdxl-lora-12gb": Configuration(
+        "sdxl", "--mixed_precision=bf16 --train_batch_size=4 --use_lora --gradient_checkpointing", memory_gb=12
+    ),
+}  # fmt: skip
+
+
+def build_unet(family: str, **overrides: Any) -> UNet2DConditionModel:
+    """A UNet of the published architecture with random weights, on torch's default device."""
+    return UNet2DConditionModel(**{**FULL_SIZE[family], **overrides})
+
+
+def unet_inputs(family: str, unet: UNet2DConditionModel, rows: int, resolution: int) -> dict[str, Any]:
+    """Random conditioning (rows, ...) by name, `prompts` and `sizes` apart, and the shape of a latent."""
+    config, side = unet.config, resolution // 8
+    prompts = {"encoder_hidden_states": torch.randn(rows, 77, config.cross_attention_dim)}
+    if BACKBONES[family].sizes_and_pooled:
+        width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        prompts["text_embeds"] = torch.randn(rows, width)
+    square = torch.full((rows, 2), resolution)
+    sizes = BACKBONES[family].size_conditioning(square, torch.zeros(rows, 2), square)
+    return {"prompts": prompts, "sizes": sizes, "shape": (config.in_channels, side, side)}
+
+
+def forward_flops(family: str, resolution: int, **overrides: Any) -> int:
+    """Floating-point operations of one image's forward pass, counted without computing."""
+    with torch.device("meta"):
+        unet = build_unet(family, **overrides).requires_grad_(False)
+        inputs = unet_inputs(family, unet, 1, resolution)
+        conditioning = inputs["prompts"] | inputs["sizes"]
+        with FlopCounterMode(display=False) as counter:
+            BACKBONES[family].predict(unet, torch.empty(1, *inputs["shape"]), torch.zeros(1), conditioning)
+    return counter.get_total_flops()
+
+
+def parse_flags(configuration: Configuration, output_dir: str, *more: str) -> argparse.Namespace:
+    """The training script's arguments for a configuration."""
+    parser = argparse.ArgumentParser()
+    add_training_arguments(parser, BACKBONES[configuration.family])
+    fixed = ["--pretrained_model_name_or_path=random", "--dataset_name=random", f"--output_dir={output_dir}"]
+    fixed += ["--gradient_accumulation_steps=2", "--report_to=none"]
+    args = parser.parse_args([*fixed, *configuration.flags.split(), *more])
+    check_training_arguments(args)
+    return args
+
+
+def measure(configuration: Configuration, rounds: int, smoke: bool) -> dict[str, Any]:
+    """Optimizer steps of a training run on random data, the first two of them not counted."""
+    family, backbone = configuration.family, BACKBONES[configuration.family]
+    overrides = SMOKE[family] if smoke else {}
+    with tempfile.TemporaryDirectory() as folder:
+        more = [f"--max_train_steps={rounds + 2}", *(["--resolution=64", "--train_batch_size=2"] if smoke else [])]
+        args = parse_flags(configuration, folder, *more)
+        accelerator = create_accelerator(args)
+        if configuration.memory_gb is not None and not smoke:
+            total = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, configuration.memory_gb * 1e9 / total))
+        with accelerator.device:  # initialised where it trains: seconds instead of a minute
+            unet = build_unet(family, **overrides)
+        components = Components(unet, DDPMScheduler(beta_schedule="scaled_linear"), False)
+        inputs = unet_inputs(family, unet, ROWS, args.resolution)
+        latents = torch.randn(1, ROWS, *inputs["shape"])
+        rows, ones = torch.arange(ROWS - 1).repeat(2)[:ROWS], torch.ones(ROWS)  # the last prompt is the empty one
+        data = TrainingData(latents, torch.ones_like(latents), inputs["prompts"], rows, inputs["sizes"], ones)
+        run = TrainingRun(args, accelerator, backbone, ModelSource("random"), components, data)
+        seconds = [step_seconds(run, backbone, step) for step in run.steps()][2:]
+        run.progress.close()
+    images = args.train_batch_size * args.gradient_accumulation_steps
+    median = statistics.median(seconds)
+    result = {"images_per_second": images / median, "seconds_per_step": median, "spread": [min(seconds), max(seconds)]}
+    flops = forward_flops(family, args.resolution, **overrides) * (2 if args.use_lora else 3)
+    result["tflops_per_second"] = flops * images / median / 1e12
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+        peak = next((tflops for key, tflops in TENSOR_TFLOPS.items() if key in name), None)
+        result["mfu"] = None if peak is None else result["tflops_per_second"] / peak
+        result["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    return result
+
+
+def step_seconds(run: TrainingRun, backbone: Any, step: int) -> float:
+    """One optimizer step of the scripts' loop, the device idle before and after it."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for batch in run.micro_batches(step):
+        prediction = backbone.predict(run.unet, batch.noisy_latents, batch.timesteps, batch.conditioning)
+        run.backward(craft_loss(prediction, batch.target, batch.advantages), prediction, batch)
+    run.finish_step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def measure_apart(name: str, rounds: int) -> dict[str, Any]:
+    """`measure` in a process of its own, whose memory starts empty; running out of memory is a result."""
+    command = [sys.executable, __file__, f"--one={name}", f"--rounds={rounds}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1])
+    errors = done.stderr.strip().splitlines()
+    return {"error": "out of memory" if "OutOfMemoryError" in done.stderr else errors[-1] if errors else "killed"}
+
+
+# --- memory, counted -------------------------------------------------------------------------------------------------
+
+CARDS = (12, 16, 24, 48, 80)
+RESERVED_GB, FRAGMENTATION = 1.0, 1.1  # the CUDA context, and what the allocator loses
+LORA_RANK, LORA_TARGETS = 4, ("to_q", "to_k", "to_v", "to_out.0")
+SCHEMES = {  # bytes for each parameter: weights, gradients, optimizer, autocast's copies
+    "full, AdamW, float32 weights, bf16 passes": (4, 4, 8, 2),
+    "full, 8-bit Adam, float32 weights, bf16 passes": (4, 4, 2, 2),
+    "full, 8-bit Adam, bf16 weights": (2, 2, 2, 0),
+    "LoRA, AdamW, bf16 base": None,
+}
+
+
+def lora_parameters(unet: torch.nn.Module, rank: int = LORA_RANK) -> int:
+    """Parameters of the adapters: rank x (in + out) for each projection of an attention."""
+    layers = [module for name, module in unet.named_modules() if name.endswith(LORA_TARGETS)]
+    return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
+
+
+def activation_gb(family: str, resolution: int) -> float:
+    """Peak of what an image adds under gradient checkpointing and bf16 autocast, by torch's tracker on fake tensors."""
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    peaks = []
+    for batch_size in (1, 2):  # the difference leaves out what does not depend on the batch
+        with FakeTensorMode():
+            unet = build_unet(family).train()
+            unet.enable_gradient_checkpointing()
+            for parameter in unet.parameters():  # as from the second micro-batch on
+                parameter.grad = torch.empty_like(parameter)
+            inputs = unet_inputs(family, unet, batch_size, resolution)
+            conditioning, latents = inputs["prompts"] | inputs["sizes"], torch.randn(batch_size, *inputs["shape"])
+            tracker = MemTracker()
+            tracker.track_external(unet, latents, *conditioning.values(), *(p.grad for p in unet.parameters()))
+            with tracker:
+                with torch.autocast("cpu", torch.bfloat16):
+                    timesteps = torch.zeros(batch_size, dtype=torch.long)
+                    prediction = BACKBONES[family].predict(unet, latents, timesteps, conditioning)
+                craft_loss(prediction, latents, torch.ones(batch_size)).backward()
+            peaks.append(next(iter(tracker.get_tracker_snapshot("peak").values()))["Total"])
+    return (peaks[1] - peaks[0]) / 1e9
+
+
+def count_memory() -> str:
+    """A Markdown table: GB by family and scheme, and the largest micro-batch that each card should hold."""
+    lines = [
+        "| UNet | what is trained | weights + gradients + optimizer, GB | an image, GB |"
+        + "".join(f" {card} GB |" for card in CARDS),
+        "|---|---|---|---|" + "---|" * len(CARDS),
+    ]
+    for family, backbone in BACKBONES.items():
+        with torch.device("meta"):
+            unet = build_unet(family)
+        parameters, adapters = unet.num_parameters(), lora_parameters(unet)
+        per_image = activation_gb(family, backbone.resolution)
+        for scheme, parts in SCHEMES.items():
+            state = (sum(parts) * parameters if parts else 2 * parameters + 18 * adapters) / 1e9
+            room = [(card - RESERVED_GB) / FRAGMENTATION - state for card in CARDS]
+            batches = [max(0, int(left / per_image)) for left in room]
+            size = f"{family} ({parameters / 1e6:.1f} M, {backbone.resolution} px)"
+            fits = "".join(f" {batch or '-'} |" for batch in batches)
+            lines.append(f"| {size} | {scheme} | {state:.1f} | {per_image:.2f} |{fits}")
+    return "\n".join(lines)
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.count:
+        title = "# Memory of training, counted\n\nWritten by `benchmarks/bench_train_gpu.py --count`; not measured.\n"
+        (RESULTS / "memory.md").write_text(f"{title}\n{count_memory()}\n", encoding="utf-8")
+        print(count_memory.__doc__)
+        return
+    if args.smoke:
+        for name in ("sd15-checkpointing", "sdxl"):
+            print(json.dumps({"configuration": name} | measure(CONFIGURATIONS[name], args.rounds, smoke=True)))
+        return
+    if not torch.cuda.is_available():
+        print("No GPU here: nothing was measured. --smoke runs the same code on a CPU, --count counts the memory.")
+        return
+    if args.one is not None:
+        print(json.dumps(measure(CONFIGURATIONS[args.one], args.rounds, smoke=False)))
+        return
+    for name, configuration in CONFIGURATIONS.items():
+        if args.only in name:
+            about = {"date": datetime.date.today().isoformat(), "hardware": torch.cuda.get_device_name()}
+            about |= {"torch": torch.__version__, "configuration": name, **configuration._asdict()}
+            result = about | measure_apart(name, args.rounds)
+            print(json.dumps(result))
+            with (RESULTS / "train_gpu.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(result) + "\n")
+
+
+def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="Part of the names to measure.")
+    parser.add_argument("--rounds", type=int, default=8, help="Optimizer steps that count.")
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--count", action="store_true")
+    parser.add_argument("--one", choices=CONFIGURATIONS, help=argparse.SUPPRESS)
+    return parser.parse_args(input_args)
+
+
+if __name__ == "__main__":
+    run_script(main, parse_args())

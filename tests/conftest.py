@@ -30,6 +30,7 @@ torch.set_num_threads(1)
 
 MAX_TOKENS = 16
 TEXT_WIDTH = 16
+SECOND_TEXT_WIDTH = 24  # of SDXL's other text encoder
 RESOLUTION = 64
 
 
@@ -68,10 +69,10 @@ def random_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokenizer=_tokenizer(tmp_path_factory.mktemp("tokenizer")),
         tokenizer_2=_tokenizer(tmp_path_factory.mktemp("tokenizer_2"), pad_token="!"),
         unet=_random_unet(
-            cross_attention_dim=2 * TEXT_WIDTH,
+            cross_attention_dim=TEXT_WIDTH + SECOND_TEXT_WIDTH,
             addition_embed_type="text_time",
             addition_time_embed_dim=time_width,
-            projection_class_embeddings_input_dim=6 * time_width + TEXT_WIDTH,
+            projection_class_embeddings_input_dim=6 * time_width + SECOND_TEXT_WIDTH,
             use_linear_projection=True,
         ),
         scheduler=EulerDiscreteScheduler(**{k: v for k, v in _SCHEDULE.items() if k != "clip_sample"}),
@@ -195,12 +196,12 @@ def _random_vae():
 def _random_text_encoder(with_projection: bool):
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    vocabulary = _vocabulary()
+    vocabulary, width = _vocabulary(), SECOND_TEXT_WIDTH if with_projection else TEXT_WIDTH
     config = CLIPTextConfig(
         vocab_size=len(vocabulary),
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=2 * TEXT_WIDTH,
-        projection_dim=TEXT_WIDTH,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=width,
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=MAX_TOKENS,

@@ -7,8 +7,7 @@
     python benchmarks/bench_train_gpu.py --smoke          # the same code on a CPU with small UNets; nothing is recorded
 
 UNets have the published architecture (859.5 M and 2567.5 M parameters) and random weights; latents and embeddings are
-random, too. The loop is that of the training scripts, run with their flags. MFU counts useful work only: three times the
-forward pass, or twice where the weights are frozen (LoRA), whatever checkpointing repeats.
+random, too. The loop is that of the training scripts, run with their flags, and so is the report.
 """
 
 import argparse
@@ -25,7 +24,6 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from diffusers_craft import (
     SD15,
@@ -38,7 +36,9 @@ from diffusers_craft import (
     check_training_arguments,
     craft_loss,
     create_accelerator,
+    forward_flops,
     run_script,
+    speed_report,
 )
 
 
@@ -63,7 +63,6 @@ FULL_SIZE: dict[str, dict[str, Any]] = {  # what differs from the defaults of UN
 }
 SMOKE = {"sd15": {"block_out_channels": (32, 32, 64, 64)}}
 SMOKE["sdxl"] = {"block_out_channels": (32, 32, 64), "attention_head_dim": 4, "transformer_layers_per_block": 1}
-TENSOR_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "L40S": 362, "4090": 165}  # dense bf16, as the vendor states
 
 
 class Configuration(NamedTuple):
@@ -74,20 +73,23 @@ class Configuration(NamedTuple):
     memory_gb: float | None = None  # of the GPU that the process may use
 
 
+FAST = "--mixed_precision=bf16 --channels_last --train_batch_size="
+SMALL = "--mixed_precision=bf16 --channels_last --gradient_checkpointing --train_batch_size="
 CONFIGURATIONS = {
-    "sd15": Configuration("sd15", "--mixed_precision=bf16 --train_batch_size=32"),
-    "sd15-checkpointing": Configuration("sd15", "--mixed_precision=bf16 --train_batch_size=32 --gradient_checkpointing"),
-    "sd15-24gb": Configuration(
-        "sd15", "--mixed_precision=bf16 --train_batch_size=8 --gradient_checkpointing", memory_gb=24
-    ),
-    "sd15-lora-12gb": Configuration("sd15", "--mixed_precision=bf16 --train_batch_size=8 --use_lora", memory_gb=12),
-    "sdxl": Configuration("sdxl", "--mixed_precision=bf16 --train_batch_size=4"),
-    "sdxl-checkpointing": Configuration("sdxl", "--mixed_precision=bf16 --train_batch_size=8 --gradient_checkpointing"),
-    "sdxl-lora": Configuration("sdxl", "--mixed_precision=bf16 --train_batch_size=8 --use_lora"),
-    "sdxl-lora-12gb": Configuration(
-        "sdxl", "--mixed_precision=bf16 --train_batch_size=4 --use_lora --gradient_checkpointing", memory_gb=12
-    ),
-}  # fmt: skip
+    "sd15": Configuration("sd15", f"{FAST}32"),
+    "sd15-compiled": Configuration("sd15", f"{FAST}32 --torch_compile"),
+    "sd15-checkpointing": Configuration("sd15", f"{SMALL}32"),
+    "sd15-24gb": Configuration("sd15", f"{SMALL}8", memory_gb=24),
+    "sd15-12gb": Configuration("sd15", f"{SMALL}8 --train_dtype=bf16 --use_8bit_adam", memory_gb=12),
+    "sd15-lora-12gb": Configuration("sd15", f"{FAST}4 --use_lora", memory_gb=12),
+    "sdxl": Configuration("sdxl", f"{FAST}4"),
+    "sdxl-compiled": Configuration("sdxl", f"{FAST}4 --torch_compile"),
+    "sdxl-checkpointing": Configuration("sdxl", f"{SMALL}8"),
+    "sdxl-24gb": Configuration("sdxl", f"{SMALL}2 --train_dtype=bf16 --use_8bit_adam", memory_gb=24),
+    "sdxl-24gb-adafactor": Configuration("sdxl", f"{SMALL}2 --train_dtype=bf16 --use_adafactor", memory_gb=24),
+    "sdxl-lora": Configuration("sdxl", f"{SMALL}8 --use_lora"),
+    "sdxl-lora-12gb": Configuration("sdxl", f"{SMALL}4 --use_lora", memory_gb=12),
+}
 
 
 def build_unet(family: str, **overrides: Any) -> UNet2DConditionModel:
@@ -105,17 +107,6 @@ def unet_inputs(family: str, unet: UNet2DConditionModel, rows: int, resolution: 
     square = torch.full((rows, 2), resolution)
     sizes = BACKBONES[family].size_conditioning(square, torch.zeros(rows, 2), square)
     return {"prompts": prompts, "sizes": sizes, "shape": (config.in_channels, side, side)}
-
-
-def forward_flops(family: str, resolution: int, **overrides: Any) -> int:
-    """Floating-point operations of one image's forward pass, counted without computing."""
-    with torch.device("meta"):
-        unet = build_unet(family, **overrides).requires_grad_(False)
-        inputs = unet_inputs(family, unet, 1, resolution)
-        conditioning = inputs["prompts"] | inputs["sizes"]
-        with FlopCounterMode(display=False) as counter:
-            BACKBONES[family].predict(unet, torch.empty(1, *inputs["shape"]), torch.zeros(1), conditioning)
-    return counter.get_total_flops()
 
 
 def parse_flags(configuration: Configuration, output_dir: str, *more: str) -> argparse.Namespace:
@@ -150,17 +141,12 @@ def measure(configuration: Configuration, rounds: int, smoke: bool) -> dict[str,
         run = TrainingRun(args, accelerator, backbone, ModelSource("random"), components, data)
         seconds = [step_seconds(run, backbone, step) for step in run.steps()][2:]
         run.progress.close()
-    images = args.train_batch_size * args.gradient_accumulation_steps
-    median = statistics.median(seconds)
-    result = {"images_per_second": images / median, "seconds_per_step": median, "spread": [min(seconds), max(seconds)]}
-    flops = forward_flops(family, args.resolution, **overrides) * (2 if args.use_lora else 3)
-    result["tflops_per_second"] = flops * images / median / 1e12
-    if torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
-        peak = next((tflops for key, tflops in TENSOR_TFLOPS.items() if key in name), None)
-        result["mfu"] = None if peak is None else result["tflops_per_second"] / peak
-        result["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
-    return result
+    conditioning = {name: value[:1] for name, value in (inputs["prompts"] | inputs["sizes"]).items()}
+    with run.meter.pause():
+        flops = forward_flops(backbone, unet.config, latents[0, :1], conditioning)
+    workload = (args.train_batch_size * args.gradient_accumulation_steps, 1, backbone.max_train_steps)
+    report = speed_report(run.meter, *workload, flops, accelerator.mixed_precision)
+    return report | {"seconds_per_step": statistics.median(seconds), "spread": [min(seconds), max(seconds)]}
 
 
 def step_seconds(run: TrainingRun, backbone: Any, step: int) -> float:

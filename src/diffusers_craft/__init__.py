@@ -56,6 +56,7 @@ _EXPORTS = {
     "training_args": ["add_training_arguments", "check_training_arguments"],
     "training_data": ["TrainingData"],
     "training_encoding": ["prepare_training_data"],
+    "training_speed": ["forward_flops", "speed_report"],
     "workdir": [
         "Stage",
         "WorkDir",

@@ -164,15 +164,9 @@ def _draw(pipeline: DiffusionPipeline) -> np.ndarray:
 
 
 def _first_weights(folder: Path) -> torch.Tensor:
-    files = sorted((folder / "unet").glob("*.safetensors"))
-    with safe_open(files[0], "pt") as file:
-        return file.get_tensor("conv_in.weight") if "conv_in.weight" in file.keys() else None
-
-
-def test_the_published_sizes(benchmark):
-    with torch.device("meta"):
-        millions = {family: benchmark.build_unet(family).num_parameters() / 1e6 for family in ("sd15", "sdxl")}
-    assert millions == {"sd15": pytest.approx(859.52, abs=0.01), "sdxl": pytest.approx(2567.46, abs=0.01)}
+    (path,) = (folder / "unet").glob("*.safetensors")
+    with safe_open(path, "pt") as file:
+        return file.get_tensor("conv_in.weight")
 
 
 def test_sd15_in_full(folder, save_pipeline, make_images):

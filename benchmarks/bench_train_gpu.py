@@ -176,14 +176,28 @@ def measure_apart(name: str, rounds: int) -> dict[str, Any]:
 # --- memory, counted -------------------------------------------------------------------------------------------------
 
 CARDS = (12, 16, 24, 48, 80)
+BATCHES = (16, 8, 4, 2, 1)  # micro-batches that divide the recipe's 128
 RESERVED_GB, FRAGMENTATION = 1.0, 1.1  # the CUDA context, and what the allocator loses
 LORA_RANK, LORA_TARGETS = 4, ("to_q", "to_k", "to_v", "to_out.0")
-SCHEMES = {  # bytes for each parameter: weights, gradients, optimizer, autocast's copies
-    "full, AdamW, float32 weights, bf16 passes": (4, 4, 8, 2),
-    "full, 8-bit Adam, float32 weights, bf16 passes": (4, 4, 2, 2),
-    "full, 8-bit Adam, bf16 weights": (2, 2, 2, 0),
-    "LoRA, AdamW, bf16 base": None,
-}
+
+
+def state_bytes(unet: torch.nn.Module) -> dict[str, int]:
+    """What is there whatever the batch: weights, gradients, optimizer and autocast's bf16 copies, by training flags."""
+    parameters = sum(parameter.numel() for parameter in unet.parameters())
+    return {
+        "(none)": (4 + 4 + 8 + 2) * parameters,
+        "`--use_8bit_adam`": (4 + 4 + 2 + 2) * parameters,
+        "`--train_dtype bf16 --use_8bit_adam`": (2 + 2 + 2) * parameters,
+        "`--train_dtype bf16 --use_adafactor`": (2 + 2) * parameters + adafactor_bytes(unet),
+        "`--use_lora`": 2 * parameters + (4 + 4 + 8 + 2) * lora_parameters(unet),
+    }
+
+
+def adafactor_bytes(unet: torch.nn.Module) -> int:
+    """State of transformers' Adafactor: a row and a column of the last two dimensions, so little saved on 3x3 kernels."""
+    return 4 * sum(
+        p.numel() // p.shape[-1] + p.numel() // p.shape[-2] if p.dim() > 1 else p.numel() for p in unet.parameters()
+    )
 
 
 def lora_parameters(unet: torch.nn.Module, rank: int = LORA_RANK) -> int:
@@ -216,33 +230,33 @@ def activation_gb(family: str, resolution: int) -> float:
     return (peaks[1] - peaks[0]) / 1e9
 
 
+def largest_batch(card_gb: float, state_gb: float, image_gb: float) -> int | None:
+    """The largest micro-batch that a card should hold."""
+    room = (card_gb - RESERVED_GB) / FRAGMENTATION - state_gb
+    return next((batch for batch in BATCHES if batch * image_gb <= room), None)
+
+
 def count_memory() -> str:
-    """A Markdown table: GB by family and scheme, and the largest micro-batch that each card should hold."""
-    lines = [
-        "| UNet | what is trained | weights + gradients + optimizer, GB | an image, GB |"
-        + "".join(f" {card} GB |" for card in CARDS),
-        "|---|---|---|---|" + "---|" * len(CARDS),
-    ]
+    """A Markdown table: memory by UNet and flags, and the largest micro-batch of each card."""
+    head = ["UNet", "flags", "state, GB", "an image, GB", *(f"{card} GB" for card in CARDS)]
+    rows = [head, ["---"] * len(head)]
     for family, backbone in BACKBONES.items():
         with torch.device("meta"):
             unet = build_unet(family)
-        parameters, adapters = unet.num_parameters(), lora_parameters(unet)
-        per_image = activation_gb(family, backbone.resolution)
-        for scheme, parts in SCHEMES.items():
-            state = (sum(parts) * parameters if parts else 2 * parameters + 18 * adapters) / 1e9
-            room = [(card - RESERVED_GB) / FRAGMENTATION - state for card in CARDS]
-            batches = [max(0, int(left / per_image)) for left in room]
-            size = f"{family} ({parameters / 1e6:.1f} M, {backbone.resolution} px)"
-            fits = "".join(f" {batch or '-'} |" for batch in batches)
-            lines.append(f"| {size} | {scheme} | {state:.1f} | {per_image:.2f} |{fits}")
-    return "\n".join(lines)
+        image_gb = activation_gb(family, backbone.resolution)
+        for flags, size in state_bytes(unet).items():
+            batches = [largest_batch(card, size / 1e9, image_gb) for card in CARDS]
+            place = [f"{family}, {backbone.resolution} px", flags, f"{size / 1e9:.1f}", f"{image_gb:.2f}"]
+            rows.append([*place, *(str(batch or "-") for batch in batches)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def main(args: argparse.Namespace) -> None:
     if args.count:
-        title = "# Memory of training, counted\n\nWritten by `benchmarks/bench_train_gpu.py --count`; not measured.\n"
-        (RESULTS / "memory.md").write_text(f"{title}\n{count_memory()}\n", encoding="utf-8")
-        print(count_memory.__doc__)
+        title = "# Memory of training with bf16 passes and gradient checkpointing: counted, not measured"
+        source = "Written by `benchmarks/bench_train_gpu.py --count`. Card columns: the largest micro-batch up to 16."
+        (RESULTS / "memory.md").write_text(f"{title}\n\n{source}\n\n{count_memory()}\n", encoding="utf-8")
+        print((RESULTS / "memory.md").read_text(encoding="utf-8"))
         return
     if args.smoke:
         for name in ("sd15-checkpointing", "sdxl"):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from transformers.optimization import Adafactor
 
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "bench_train_gpu.py"
@@ -43,6 +44,24 @@ def test_adapters_are_counted_as_peft_makes_them(benchmark):
     expected = benchmark.lora_parameters(unet, rank=4)
     unet.requires_grad_(False).add_adapter(lora)
     assert expected == sum(parameter.numel() for parameter in unet.parameters() if parameter.requires_grad) > 0
+
+
+def test_adafactor_is_counted_as_transformers_makes_it(benchmark):
+    unet = benchmark.build_unet("sd15", **benchmark.SMOKE["sd15"])
+    optimizer = Adafactor(unet.parameters(), lr=1e-3, scale_parameter=False, relative_step=False)
+    for parameter in unet.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    state = [value for each in optimizer.state.values() for value in each.values() if torch.is_tensor(value)]
+    assert sum(value.nbytes for value in state if value.dim()) == benchmark.adafactor_bytes(unet)
+
+
+def test_batches_that_fit(benchmark):
+    unet = torch.nn.Linear(10, 10, bias=False)
+    assert benchmark.state_bytes(unet)["(none)"] == 1800
+    assert benchmark.largest_batch(12, state_gb=9.0, image_gb=0.5) == 2  # 11 / 1.1 = 10: one left
+    assert benchmark.largest_batch(12, state_gb=10.1, image_gb=0.5) is None
+    assert benchmark.largest_batch(80, state_gb=10.0, image_gb=0.1) == 16
 
 
 def test_every_configuration_has_flags_that_the_scripts_know(benchmark, tmp_path):

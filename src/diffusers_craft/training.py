@@ -262,6 +262,8 @@ class TrainingRun:
     def _metrics(self, grad_norm: torch.Tensor) -> dict[str, torch.Tensor]:
         loss, good, num_good, bad, num_bad = self.accelerator.reduce(self._sums, reduction="sum").unbind()
         self._sums = torch.zeros_like(self._sums)
+        if hasattr(grad_norm, "full_tensor"):  # shared between the processes, under FSDP
+            grad_norm = grad_norm.full_tensor()
         return {
             "train_loss": loss / self.batch_size,
             "error_positive": good / num_good,  # not finite, and left out, where there is no such row

@@ -12,7 +12,7 @@ __version__ = "0.1.0.dev0"
 
 # Module -> its public names. To publish a name, add it here.
 _EXPORTS = {
-    "backbones": ["SD15", "SDXL", "ModelSource", "load_pipeline"],
+    "backbones": ["SD15", "SDXL", "Components", "ModelSource", "load_pipeline"],
     "builder": ["CRAFTDatasetBuilder"],
     "cli": ["default_device", "parse_pairs", "run_script", "write_run_json"],
     "composite": ["composite_reward", "normalization_constants"],
@@ -57,7 +57,9 @@ _EXPORTS = {
     "training": ["TrainingRun"],
     "training_accelerator": ["create_accelerator"],
     "training_args": ["add_training_arguments", "check_training_arguments"],
+    "training_data": ["TrainingData"],
     "training_encoding": ["prepare_training_data"],
+    "training_speed": ["forward_flops", "speed_report"],
     "workdir": [
         "Stage",
         "WorkDir",

@@ -19,6 +19,7 @@ _deps = [
     "openai>=1.55.3",
     "open_clip_torch>=2.26.1",
     "Pillow>=10.3",
+    "peft>=0.15.0",
     "pyarrow>=15.0",
     "pytest>=8.0",
     "ruff>=0.9.0",
@@ -40,10 +41,11 @@ def deps_list(*names: str) -> list[str]:
 
 extras = {
     "llm": deps_list("openai"),
+    "lora": deps_list("peft"),
     "rewards": deps_list("open_clip_torch", "torchvision"),
     "tensorboard": deps_list("tensorboard"),
 }
-extras["test"] = [*deps_list("pytest"), *extras["llm"], *extras["rewards"], *extras["tensorboard"]]
+extras["test"] = [*deps_list("pytest"), *extras["llm"], *extras["lora"], *extras["rewards"], *extras["tensorboard"]]
 extras["dev"] = [*extras["test"], *deps_list("ruff")]
 
 setup(

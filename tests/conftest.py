@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from training_driver import FIXED, load_script
 
 
 torch.set_num_threads(1)
@@ -90,6 +91,47 @@ def make_images() -> Callable[..., list[Image.Image]]:
 def tiny_images() -> list[Image.Image]:
     """Eight distinct 64 px RGB images."""
     return _make_images(8)
+
+
+@pytest.fixture(scope="session")
+def dataset_folder(tmp_path_factory, make_images) -> Path:
+    """Ten rows with advantages of both signs."""
+    from datasets import Dataset
+    from datasets import Image as ImageFeature
+
+    folder = tmp_path_factory.mktemp("data")
+    columns = {"image": make_images(10), "prompt": [f"thing {row % 7}" for row in range(10)]}
+    columns |= {"reward": [0.1 * row for row in range(10)], "advantage": [(row - 3) / 4 for row in range(10)]}
+    (folder / "dataset").mkdir()
+    Dataset.from_dict(columns).cast_column("image", ImageFeature()).to_parquet(folder / "dataset" / "train-0.parquet")
+    return folder
+
+
+@pytest.fixture
+def arguments(dataset_folder, random_sd15, random_sdxl, tmp_path):
+    """`arguments("sd15", "name", ...)`: a command line that trains into `tmp_path / name`."""
+    models = {"sd15": random_sd15, "sdxl": random_sdxl}
+
+    def make(family: str, output: str, *flags: str) -> list[str]:
+        where = [f"--pretrained_model_name_or_path={models[family]}", f"--output_dir={tmp_path / output}"]
+        return [*where, f"--dataset_name={dataset_folder}", *FIXED, *flags]
+
+    return make
+
+
+@pytest.fixture
+def train(arguments, tmp_path):
+    """`train("sd15", "name", ...)`: trains in this process, returns the output folder."""
+
+    def run(family: str, output: str, *flags: str) -> Path:
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        script = load_script(family)
+        script.main(script.parse_args(arguments(family, output, *flags)))
+        return tmp_path / output
+
+    return run
 
 
 _SCHEDULE = {

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from diffusers_craft.objectives.craft import craft_loss, denoising_errors, transform_advantages
+from diffusers_craft.objectives.min_snr import min_snr_weights
 
 
 SHAPE = (4, 3, 3)
@@ -135,6 +136,38 @@ def test_clipped_advantages_make_the_theorem_an_inequality(net):
         assert gap(transform_advantages(advantages, clip_min=0.0)) >= 0
         violations += gap(transform_advantages(advantages)) < 0
     assert violations > 0
+
+
+def test_timestep_weights_multiply_the_rows():
+    prediction, target, advantages = _random(3), _random(3, seed=2), torch.tensor([1.0, -0.5, 2.0])
+    weights = torch.tensor([0.25, 2.0, 0.0])
+    by_hand = sum(w * a * e for w, a, e in zip(weights, advantages, denoising_errors(prediction, target), strict=True))
+    torch.testing.assert_close(craft_loss(prediction, target, advantages, weights), by_hand / 3)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_min_snr_weighs_the_error_of_the_clean_image(prediction_type):
+    """Whatever the model predicts: the weight times its error is min(SNR, gamma) times the implied error of x_0."""
+    gamma, abar = 5.0, torch.tensor([0.99, 0.9, 0.5, 0.05], dtype=torch.float64)
+    clean, noise, wrong = _random(4), _random(4, seed=2), _random(4, seed=3)
+    signal, sigma = (value.sqrt()[:, None, None, None] for value in (abar, 1 - abar))
+    noisy = signal * clean + sigma * noise
+    target, implied = {
+        "epsilon": (noise, (noisy - sigma * wrong) / signal),
+        "v_prediction": (signal * noise - sigma * clean, signal * noisy - sigma * wrong),
+        "sample": (clean, wrong),
+    }[prediction_type]
+    weights = min_snr_weights(abar, torch.arange(4), gamma, prediction_type)
+    of_prediction, of_clean = (
+        (guess - truth).square().flatten(1).mean(1) for guess, truth in ((wrong, target), (implied, clean))
+    )
+    expected = (abar / (1 - abar)).clamp(max=gamma) * of_clean
+    torch.testing.assert_close(weights.double() * of_prediction, expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("prediction_type", "last"), [("epsilon", 1.0), ("v_prediction", 0.0), ("sample", 0.0)])
+def test_min_snr_is_finite_where_there_is_only_noise(prediction_type, last):
+    assert min_snr_weights(torch.tensor([0.9, 0.0]), torch.tensor([1]), 5.0, prediction_type).tolist() == [last]
 
 
 def test_transform_advantages():

@@ -3,91 +3,18 @@
 
 import importlib.util
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from datasets import Dataset, Image
 from diffusers import DiffusionPipeline
-from safetensors.torch import load_file
+from training_driver import FIXED, ROOT, environment, load_script, losses, run_json, same, weights
 
 from diffusers_craft.training import TrainingRun
-
-
-ROOT = Path(__file__).parent.parent
-ROWS = 10
-FIXED = ["--resolution=64", "--report_to=none", "--learning_rate=1e-3"]
-
-
-@pytest.fixture(scope="module")
-def dataset_folder(tmp_path_factory, make_images) -> Path:
-    """Ten rows with advantages of both signs."""
-    folder = tmp_path_factory.mktemp("data")
-    columns = {"image": make_images(ROWS), "prompt": [f"thing {row % 7}" for row in range(ROWS)]}
-    columns |= {"reward": [0.1 * row for row in range(ROWS)], "advantage": [(row - 3) / 4 for row in range(ROWS)]}
-    (folder / "dataset").mkdir()
-    Dataset.from_dict(columns).cast_column("image", Image()).to_parquet(folder / "dataset" / "train-0.parquet")
-    return folder
-
-
-@pytest.fixture
-def arguments(dataset_folder, random_sd15, random_sdxl, tmp_path):
-    """`arguments("sd15", "name", ...)`: a command line that trains into `tmp_path / name`."""
-    models = {"sd15": random_sd15, "sdxl": random_sdxl}
-
-    def make(family: str, output: str, *flags: str) -> list[str]:
-        where = [f"--pretrained_model_name_or_path={models[family]}", f"--output_dir={tmp_path / output}"]
-        return [*where, f"--dataset_name={dataset_folder}", *FIXED, *flags]
-
-    return make
-
-
-@pytest.fixture
-def train(arguments, tmp_path):
-    """`train("sd15", "name", ...)`: trains in this process, returns the output folder."""
-
-    def run(family: str, output: str, *flags: str) -> Path:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        script = _script(family)
-        script.main(script.parse_args(arguments(family, output, *flags)))
-        return tmp_path / output
-
-    return run
-
-
-def _script(family: str):
-    path = ROOT / "examples" / "craft" / f"train_craft_{family}.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
-
-
-def _weights(folder: Path, part: str = "unet") -> dict[str, torch.Tensor]:
-    return load_file(folder / part / "diffusion_pytorch_model.safetensors")
-
-
-def _same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def _run_json(folder: Path) -> dict:
-    return json.loads((folder / "craft_run.json").read_text())
-
-
-def _losses(folder: Path) -> list[float]:
-    return [entry["train_loss"] for entry in _run_json(folder)["loss_history"]]
-
-
-def _environment() -> dict[str, str]:
-    paths = [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
@@ -98,27 +25,27 @@ def test_a_trained_pipeline_loads_and_only_its_unet_changed(train, family, rando
     pipeline = DiffusionPipeline.from_pretrained(folder)
     assert type(pipeline) is type(DiffusionPipeline.from_pretrained(base))
     assert pipeline("a thing", num_inference_steps=1, height=64, width=64).images[0].size == (64, 64)
-    assert not _same(_weights(folder), _weights(base))
-    assert _same(_weights(folder, "vae"), _weights(base, "vae"))
+    assert not same(weights(folder), weights(base))
+    assert same(weights(folder, "vae"), weights(base, "vae"))
     assert [path.name for path in sorted((folder / "validation").rglob("*.png"))] == ["0.png"]
-    run = _run_json(folder)
+    run = run_json(folder)
     assert run["options"]["learning_rate"] == 1e-3 and run["seed"] == 0 and "torch" in run["versions"]
     assert [entry["step"] for entry in run["loss_history"]] == [1, 2, 3]
 
 
 def test_overfitting_one_row_drives_the_error_down(train):
     flags = ["--max_train_samples=1", "--loss=sft", "--train_batch_size=32", "--gradient_accumulation_steps=1"]
-    losses = _losses(train("sd15", "out", *flags, "--max_train_steps=40", "--learning_rate=1e-2"))
-    assert 0.9 < losses[0] < 1.5  # a random UNet predicts next to nothing of unit-variance noise
-    assert sum(losses[-5:]) / 5 < 0.8 * losses[0]
+    curve = losses(train("sd15", "out", *flags, "--max_train_steps=40", "--learning_rate=1e-2"))
+    assert 0.9 < curve[0] < 1.5  # a random UNet predicts next to nothing of unit-variance noise
+    assert sum(curve[-5:]) / 5 < 0.8 * curve[0]
 
 
 def test_accumulation_does_not_change_the_run(train):
     whole = train("sd15", "whole", "--train_batch_size=12", "--gradient_accumulation_steps=1", "--max_train_steps=4")
     parts = train("sd15", "parts", "--train_batch_size=3", "--gradient_accumulation_steps=4", "--max_train_steps=4")
-    assert _losses(whole) == pytest.approx(_losses(parts), abs=1e-5)
-    for name, value in _weights(whole).items():
-        torch.testing.assert_close(value, _weights(parts)[name], rtol=0, atol=1e-4)
+    assert losses(whole) == pytest.approx(losses(parts), abs=1e-5)
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(value, weights(parts)[name], rtol=0, atol=1e-4)
 
 
 def test_two_processes_give_the_curve_of_one(train, arguments, tmp_path):
@@ -128,13 +55,13 @@ def test_two_processes_give_the_curve_of_one(train, arguments, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     script = ROOT / "examples" / "craft" / "train_craft_sdxl.py"
     command = [*launcher, str(script), *arguments("sdxl", "two", *two)]
-    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    run = _run_json(tmp_path / "two")
+    run = run_json(tmp_path / "two")
     assert run["num_processes"] == 2 and run["global_batch_size"] == 16
-    assert _losses(tmp_path / "two") == pytest.approx(_losses(one), abs=1e-5)
-    for name, value in _weights(one).items():
-        torch.testing.assert_close(value, _weights(tmp_path / "two")[name], rtol=0, atol=1e-4)
+    assert losses(tmp_path / "two") == pytest.approx(losses(one), abs=1e-5)
+    for name, value in weights(one).items():
+        torch.testing.assert_close(value, weights(tmp_path / "two")[name], rtol=0, atol=1e-4)
 
 
 def test_resume_is_exact_in_the_middle_of_a_pass(train, tmp_path):
@@ -144,11 +71,11 @@ def test_resume_is_exact_in_the_middle_of_a_pass(train, tmp_path):
     part = train("sd15", "part", *common, "--checkpoints_total_limit=1")
     assert [path.name for path in part.glob("checkpoint-*")] == ["checkpoint-6"]
     resumed = train("sd15", "resumed", *common, f"--resume_from_checkpoint={whole}/checkpoint-3/")
-    assert _same(_weights(whole), _weights(resumed)) and _same(_weights(whole), _weights(part))
-    assert _losses(whole) == _losses(resumed)
+    assert same(weights(whole), weights(resumed)) and same(weights(whole), weights(part))
+    assert losses(whole) == losses(resumed)
     for kind in ("unet", "unet_ema"):
-        assert _same(_weights(whole / "checkpoint-6", kind), _weights(resumed / "checkpoint-6", kind))
-    assert not _same(_weights(whole / "checkpoint-6"), _weights(whole / "checkpoint-6", "unet_ema"))
+        assert same(weights(whole / "checkpoint-6", kind), weights(resumed / "checkpoint-6", kind))
+    assert not same(weights(whole / "checkpoint-6"), weights(whole / "checkpoint-6", "unet_ema"))
 
 
 def test_a_new_run_among_old_checkpoints_is_refused_and_a_changed_one_warned_about(train, caplog):
@@ -160,7 +87,7 @@ def test_a_new_run_among_old_checkpoints_is_refused_and_a_changed_one_warned_abo
         train("sd15", "out", *common, "--max_train_steps=2")
     folder = train("sd15", "out", *common, "--max_train_steps=2", "--seed=5", "--resume_from_checkpoint=latest")
     assert "seed of the checkpoint is 0, now 5: not the same run." in caplog.text
-    assert [entry["step"] for entry in _run_json(folder)["loss_history"]] == [1, 2]
+    assert [entry["step"] for entry in run_json(folder)["loss_history"]] == [1, 2]
 
 
 def test_a_killed_run_resumes_to_the_same_weights(train, arguments, tmp_path):
@@ -169,15 +96,15 @@ def test_a_killed_run_resumes_to_the_same_weights(train, arguments, tmp_path):
     undisturbed = train("sd15", "undisturbed", *common)
     script = ROOT / "examples" / "craft" / "train_craft_sd15.py"
     command = [sys.executable, str(script), *arguments("sd15", "killed", *common)]
-    process = subprocess.Popen(command, env=_environment(), stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL)
     while process.poll() is None and not (tmp_path / "killed" / "checkpoint-20").is_dir():
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed" / "craft_run.json").exists()
     killed = train("sd15", "killed", *common)
-    assert _same(_weights(undisturbed), _weights(killed))
-    assert _losses(undisturbed) == _losses(killed)
+    assert same(weights(undisturbed), weights(killed))
+    assert losses(undisturbed) == losses(killed)
     assert not list(killed.glob(".checkpoint-*"))
 
 
@@ -191,7 +118,7 @@ def test_checkpoints_and_validation_leave_the_run_alone(train):
         *["--validation_prompt=a thing", "--num_validation_images=1", "--validation_epochs=1"],
         *["--checkpointing_steps=1", "--checkpoints_total_limit=2"],
     )
-    assert _same(_weights(plain), _weights(watched))
+    assert same(weights(plain), weights(watched))
     assert sorted(path.name for path in watched.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
     # ten rows in batches of five: a pass ends after steps 2 and 4
     assert sorted(path.name for path in (watched / "validation").iterdir()) == ["step-000002", "step-000004"]
@@ -202,23 +129,23 @@ def test_sft_is_craft_with_advantages_of_one(train, dataset_folder, tmp_path, ma
     sft = train("sd15", "sft", *common, "--loss=sft")
     craft = train("sd15", "craft", *common)
     without = train("sd15", "without", *common, "--advantage_column=missing")
-    assert _same(_weights(sft), _weights(without)) and not _same(_weights(sft), _weights(craft))
-    history = _run_json(craft)["loss_history"]
+    assert same(weights(sft), weights(without)) and not same(weights(sft), weights(craft))
+    history = run_json(craft)["loss_history"]
     assert sum(entry["share_negative"] for entry in history) / 2 == pytest.approx(0.3)  # rows 0, 1, 2 of 10
-    assert all("error_negative" not in entry for entry in _run_json(sft)["loss_history"])
+    assert all("error_negative" not in entry for entry in run_json(sft)["loss_history"])
 
 
 def test_the_schedule_counts_optimizer_steps_under_accumulation(train):
     common = ["--max_train_steps=4", "--lr_scheduler=linear", "--train_batch_size=2"]
     rates = [
-        e["lr"] for e in _run_json(train("sd15", "out", *common, "--gradient_accumulation_steps=3"))["loss_history"]
+        e["lr"] for e in run_json(train("sd15", "out", *common, "--gradient_accumulation_steps=3"))["loss_history"]
     ]
     assert rates == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
 
 
 def test_epochs_become_steps(train):
     folder = train("sd15", "out", "--num_train_epochs=2", "--train_batch_size=8", "--gradient_accumulation_steps=1")
-    assert _run_json(folder)["options"]["max_train_steps"] == 3  # 20 rows in batches of 8
+    assert run_json(folder)["options"]["max_train_steps"] == 3  # 20 rows in batches of 8
 
 
 def test_a_run_that_diverges_stops_and_keeps_its_checkpoint(train, tmp_path, monkeypatch):
@@ -242,8 +169,8 @@ def test_bfloat16_and_checkpointing_train_and_a_tracker_records(train):
     flags = ["--mixed_precision=bf16", "--gradient_checkpointing", "--report_to=tensorboard"]
     flags += ["--validation_prompt=a thing", "--num_validation_images=2", "--validation_epochs=1"]
     mixed = train("sdxl", "mixed", *common, *flags)
-    assert _losses(mixed) == pytest.approx(_losses(plain), abs=0.02) and _losses(mixed) != _losses(plain)
-    assert all(value.dtype == torch.float32 for value in _weights(mixed).values())
+    assert losses(mixed) == pytest.approx(losses(plain), abs=0.02) and losses(mixed) != losses(plain)
+    assert all(value.dtype == torch.float32 for value in weights(mixed).values())
     assert list((mixed / "logs").rglob("events.out.tfevents.*"))
 
 
@@ -251,7 +178,7 @@ def test_velocity_prediction_is_trained_and_recorded(train):
     common = ["--train_batch_size=4", "--gradient_accumulation_steps=1", "--max_train_steps=1"]
     folder = train("sd15", "v", *common, "--prediction_type=v_prediction")
     assert DiffusionPipeline.from_pretrained(folder).scheduler.config.prediction_type == "v_prediction"
-    assert _losses(folder) != _losses(train("sd15", "eps", *common))
+    assert losses(folder) != losses(train("sd15", "eps", *common))
 
 
 def test_an_image_folder_trains_as_sft(train, make_images, tmp_path, random_sd15):
@@ -262,16 +189,16 @@ def test_an_image_folder_trains_as_sft(train, make_images, tmp_path, random_sd15
         image.save(folder / f"{index}.png")
         lines.append(json.dumps({"file_name": f"{index}.png", "text": f"thing {index}"}))
     (folder / "metadata.jsonl").write_text("\n".join(lines))
-    script = _script("sd15")
+    script = load_script("sd15")
     flags = [f"--pretrained_model_name_or_path={random_sd15}", f"--train_data_dir={folder}", "--caption_column=text"]
     flags += [*FIXED, f"--output_dir={tmp_path / 'out'}", "--max_train_steps=1", "--train_batch_size=2"]
     AcceleratorState._reset_state(reset_partial_state=True)
     script.main(script.parse_args(flags))
-    assert _run_json(tmp_path / "out")["num_rows"] == 3
+    assert run_json(tmp_path / "out")["num_rows"] == 3
 
 
 def test_user_errors_are_one_line_and_exit_code_2(arguments, capsys):
-    script = _script("sd15")
+    script = load_script("sd15")
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(SystemExit) as exit_:
         script.run_script(script.main, script.parse_args(arguments("sd15", "out", "--caption_column=text")))

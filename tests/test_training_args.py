@@ -15,10 +15,11 @@ REQUIRED = ["--pretrained_model_name_or_path=m", "--dataset_name=d"]
 FLAGS = """
 adam_beta1 adam_beta2 adam_epsilon adam_weight_decay advantage_clip_min advantage_column allow_tf32 cache_dir
 caption_column caption_dropout center_crop checkpointing_steps checkpoints_total_limit dataset_config_name dataset_name
-gradient_accumulation_steps gradient_checkpointing image_column latent_column learning_rate logging_dir loss lr_scheduler
-lr_warmup_steps max_grad_norm max_train_samples max_train_steps mixed_precision num_train_epochs num_validation_images
-output_dir prediction_type pretrained_model_name_or_path random_flip report_to resolution resume_from_checkpoint revision
-scale_lr seed train_batch_size train_data_dir use_ema use_generated_latents validation_epochs validation_prompt variant
+gradient_accumulation_steps gradient_checkpointing image_column latent_column learning_rate logging_dir lora_alpha lora_dropout loss
+lr_scheduler lr_warmup_steps max_grad_norm max_train_samples max_train_steps mixed_precision noise_offset num_train_epochs num_validation_images
+output_dir prediction_type pretrained_model_name_or_path random_flip rank report_to resolution
+resume_from_checkpoint revision scale_lr seed snr_gamma train_batch_size train_data_dir use_ema use_generated_latents use_lora
+validation_epochs validation_prompt variant
 """.split()
 
 
@@ -54,6 +55,13 @@ def test_defaults_are_the_recipe():
         (["--train_batch_size=0"], "--train_batch_size: expected at least 1, found 0"),
         (["--max_train_steps=-3"], "--max_train_steps: expected at least 1, found -3"),
         (["--caption_dropout=1.5"], r"--caption_dropout: expected a probability in \[0, 1\], found 1.5"),
+        (["--rank=8"], "--rank, --lora_alpha, --lora_dropout: expected --use_lora with them, found none"),
+        (["--use_lora", "--rank=0"], "--rank: expected at least 1, found 0"),
+        (["--use_lora", "--lora_alpha=0"], "--lora_alpha: expected at least 1, found 0"),
+        (["--use_lora", "--lora_dropout=1"], r"--lora_dropout: expected a probability in \[0, 1\), found 1.0"),
+        (["--use_lora", "--use_ema"], "--use_ema: expected full fine-tuning, found --use_lora"),
+        (["--snr_gamma=0"], "--snr_gamma: expected more than 0, found 0.0"),
+        (["--noise_offset=-1"], "--noise_offset: expected at least 0, found -1.0"),
         (["--random_flip", "--use_generated_latents"], "--random_flip: expected no flips"),
     ],
 )

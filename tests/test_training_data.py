@@ -100,3 +100,14 @@ def test_only_prompts_take_the_lower_precision():
     data = _data().to(torch.device("cpu"), torch.bfloat16)
     assert data.prompts["text_embeds"].dtype == torch.bfloat16
     assert data.sizes["time_ids"].dtype == data.latents.dtype == data.advantages.dtype == torch.float32
+
+
+def test_a_noise_offset_shifts_whole_channels_of_the_noise_and_nothing_else():
+    common = {"seed": 7, "num_timesteps": 1000, "caption_dropout": 0.0}
+    slots, rows = range(300), torch.arange(300) % 6
+    plain, shifted = (_data().draw(3, slots, rows, **common, noise_offset=offset) for offset in (0.0, 0.5))
+    offsets = shifted.noise - plain.noise  # (B, C, h, w)
+    assert offsets.std(dim=(2, 3)).max() < 1e-5
+    assert offsets[:, :, 0, 0].std().item() == pytest.approx(0.5, rel=0.1)  # 1200 draws
+    assert offsets[:, :, 0, 0].mean().item() == pytest.approx(0.0, abs=0.06)
+    assert torch.equal(plain.latents, shifted.latents) and torch.equal(plain.timesteps, shifted.timesteps)

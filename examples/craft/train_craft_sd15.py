@@ -62,7 +62,7 @@ def main(args: argparse.Namespace) -> None:
     for step in run.steps():
         for batch in run.micro_batches(step):
             prediction = SD15.predict(run.unet, batch.noisy_latents, batch.timesteps, batch.conditioning)
-            loss = craft_loss(prediction, batch.target, batch.advantages)
+            loss = craft_loss(prediction, batch.target, batch.advantages, batch.timestep_weights)
             run.backward(loss, prediction, batch)
         run.finish_step()
     run.finish()

@@ -38,6 +38,7 @@ _EXPORTS = {
     "generation": ["GenerationSettings", "generate_candidates", "generate_images", "generation_options"],
     "grid": ["image_grid"],
     "objectives.craft": ["craft_loss", "transform_advantages"],
+    "objectives.min_snr": ["min_snr_weights"],
     "prompts": ["load_prompts"],
     "records": ["derive_seed"],
     "refiners": ["load_refiner", "refine_prompts"],

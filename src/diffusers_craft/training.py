@@ -5,7 +5,8 @@ run = TrainingRun(args, accelerator, backbone, source, components, data)
 for step in run.steps():
     for batch in run.micro_batches(step):
         prediction = backbone.predict(run.unet, batch.noisy_latents, batch.timesteps, batch.conditioning)
-        run.backward(craft_loss(prediction, batch.target, batch.advantages), prediction, batch)
+        loss = craft_loss(prediction, batch.target, batch.advantages, batch.timestep_weights)
+        run.backward(loss, prediction, batch)
     run.finish_step()
 run.finish()
 """
@@ -18,7 +19,6 @@ from argparse import Namespace
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 import diffusers
 import torch
@@ -33,7 +33,10 @@ from tqdm.auto import tqdm
 from .backbones import Backbone, Components, ModelSource
 from .cli import write_run_json
 from .objectives.craft import denoising_errors
+from .records import derive_seed
+from .training_batch import MicroBatch, diffuse
 from .training_data import TrainingData, shuffled_rows
+from .training_optimizer import create_optimizer
 from .training_state import (
     MetricLog,
     find_checkpoint,
@@ -43,21 +46,10 @@ from .training_state import (
     save_checkpoint,
 )
 from .training_validation import draw_validation_images
+from .training_weights import trained_weights
 
 
 logger = logging.getLogger(__name__)
-
-
-class MicroBatch(NamedTuple):
-    """What one forward and backward pass sees: B rows of this process."""
-
-    noisy_latents: torch.Tensor  # (B, C, h, w) x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise
-    timesteps: torch.Tensor  # (B,) int64
-    conditioning: dict[str, torch.Tensor]  # name -> (B, ...)
-    target: torch.Tensor  # (B, C, h, w) noise, velocity or sample, as the model predicts
-    advantages: torch.Tensor  # (B,)
-    latents: torch.Tensor  # (B, C, h, w) x_0
-    noise: torch.Tensor  # (B, C, h, w)
 
 
 def create_accelerator(args: Namespace) -> Accelerator:
@@ -90,7 +82,7 @@ def create_accelerator(args: Namespace) -> Accelerator:
 
 
 class TrainingRun:
-    """Full fine-tuning of a UNet: optimizer, schedule, EMA, checkpoints, metrics, validation and the final pipeline.
+    """Fine-tuning of a UNet: optimizer, schedule, EMA, checkpoints, metrics, validation and the final pipeline.
 
     Args:
         args (`argparse.Namespace`): flags of `add_training_arguments`.
@@ -115,11 +107,13 @@ class TrainingRun:
         self.noise_scheduler = components.noise_scheduler
         self.prediction_type = args.prediction_type or self.noise_scheduler.config.prediction_type
         precisions = {"fp16": torch.float16, "bf16": torch.bfloat16}
-        self.data = data.to(accelerator.device, precisions.get(accelerator.mixed_precision, torch.float32))
+        self.dtype = precisions.get(accelerator.mixed_precision, torch.float32)
+        self.weights = trained_weights(args, backbone.pipeline_class)
+        self.data = data.to(accelerator.device, self.dtype)
         self.batch_size = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
         self.max_train_steps = _train_steps(args, len(data), self.batch_size, backbone.max_train_steps)
         self._prepare_model(components.unet)
-        keep_unet_in_checkpoints(accelerator, self.ema)
+        keep_unet_in_checkpoints(accelerator, self.ema, self.weights)
         self.step, history = self._resume()
         self.log = MetricLog(accelerator, history, check_gradients=accelerator.mixed_precision != "fp16")
         self._sums = torch.zeros(5, device=accelerator.device)
@@ -147,17 +141,17 @@ class TrainingRun:
             start = (micro_step * self.accelerator.num_processes + self.accelerator.process_index) * size
             slots = range(start, start + size)
             draw = self.data.draw(
-                step, slots, rows[slots.start : slots.stop], args.seed, num_timesteps, args.caption_dropout
+                step,
+                slots,
+                rows[slots.start : slots.stop],
+                args.seed,
+                num_timesteps,
+                caption_dropout=args.caption_dropout,
+                noise_offset=args.noise_offset,
             )
-            batch = MicroBatch(
-                noisy_latents=self.noise_scheduler.add_noise(draw.latents, draw.noise, draw.timesteps),
-                timesteps=draw.timesteps,
-                conditioning=draw.conditioning,
-                target=self._target(draw.latents, draw.noise, draw.timesteps),
-                advantages=draw.advantages,
-                latents=draw.latents,
-                noise=draw.noise,
-            )
+            batch = diffuse(draw, self.noise_scheduler, self.prediction_type, args.snr_gamma)
+            if args.use_lora and args.lora_dropout:  # the only randomness that torch draws by itself
+                torch.manual_seed(derive_seed(args.seed, "dropout", step, start))
             is_last = micro_step == args.gradient_accumulation_steps - 1
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.unet):
                 yield batch
@@ -197,7 +191,7 @@ class TrainingRun:
         """Draws `--validation_prompt`, always from the same noise; weights and random state stay as they are."""
         if not self.accelerator.is_main_process:
             return
-        unet = self.accelerator.unwrap_model(self.unet)
+        unet = self.accelerator.unwrap_model(self.unet).eval()
         if self.ema is not None:
             self.ema.store(unet.parameters())
             self.ema.copy_to(unet.parameters())
@@ -205,18 +199,20 @@ class TrainingRun:
         draw_validation_images(pipeline, self.accelerator, self.args, self.step)
         if self.ema is not None:
             self.ema.restore(unet.parameters())
+        unet.train()
 
     def finish(self) -> None:
-        """Saves the whole pipeline, and beside it `craft_run.json` with options, versions and the loss history."""
+        """Saves the whole pipeline or the LoRA weights, and beside them `craft_run.json` with options, versions and the loss history."""
         self.log.flush()
         self.progress.close()
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            unet = self.accelerator.unwrap_model(self.unet, keep_fp32_wrapper=False)
+            # A frozen UNet in bfloat16 still needs autocast, which the wrapper is; float32 weights are saved without.
+            unet = self.accelerator.unwrap_model(self.unet, keep_fp32_wrapper=self.args.use_lora).eval()
             if self.ema is not None:
                 self.ema.copy_to(unet.parameters())
             pipeline = self._pipeline(unet, self.accelerator.device)
-            pipeline.save_pretrained(self.args.output_dir)
+            self.weights.save_result(pipeline, self.args.output_dir)
             if self.args.validation_prompt is not None:
                 draw_validation_images(pipeline, self.accelerator, self.args, self.step)
             options = vars(self.args) | {"max_train_steps": self.max_train_steps}
@@ -224,24 +220,18 @@ class TrainingRun:
             results = {key: value for key, value in self._identity().items() if key != "seed"}
             results |= {"num_processes": self.accelerator.num_processes, "loss_history": self.log.history}
             write_run_json(Path(self.args.output_dir) / "craft_run.json", options, **results)
-            logger.info("Saved the pipeline in %s", self.args.output_dir)
+            logger.info("Saved the result in %s", self.args.output_dir)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
     def _prepare_model(self, unet: UNet2DConditionModel) -> None:
         args = self.args
-        unet.requires_grad_(True).train()
+        self.weights.prepare(unet, self.dtype)
+        unet.to(self.accelerator.device).train()
         if args.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         scale = self.batch_size if args.scale_lr else 1
-        optimizer = torch.optim.AdamW(
-            unet.to(self.accelerator.device).parameters(),
-            lr=args.learning_rate * scale,
-            betas=(args.adam_beta1, args.adam_beta2),
-            weight_decay=args.adam_weight_decay,
-            eps=args.adam_epsilon,
-            fused=True,
-        )
+        optimizer = create_optimizer(unet.parameters(), args, args.learning_rate * scale)
         lr_scheduler = get_scheduler(
             args.lr_scheduler,
             optimizer=optimizer,
@@ -276,13 +266,6 @@ class TrainingRun:
     def _identity(self) -> dict[str, int]:
         """What has to stay the same for a resumed run to equal an undisturbed one, besides the optimizer's flags."""
         return {"seed": self.args.seed, "num_rows": len(self.data), "global_batch_size": self.batch_size}
-
-    def _target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        if self.prediction_type == "epsilon":
-            return noise
-        if self.prediction_type == "v_prediction":
-            return self.noise_scheduler.get_velocity(latents, noise, timesteps)
-        return latents
 
     def _metrics(self, grad_norm: torch.Tensor) -> dict[str, torch.Tensor]:
         loss, good, num_good, bad, num_bad = self.accelerator.reduce(self._sums, reduction="sum").unbind()

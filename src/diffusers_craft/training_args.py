@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .backbones import Backbone
 
+_LORA_RANK = 4  # diffusers' default
+
 
 def add_training_arguments(parser: argparse.ArgumentParser, backbone: "Backbone") -> None:
     """Declares the flags that all training scripts share.
@@ -20,6 +22,7 @@ def add_training_arguments(parser: argparse.ArgumentParser, backbone: "Backbone"
     _add_data_arguments(parser, backbone.resolution)
     _add_objective_arguments(parser)
     _add_run_arguments(parser, backbone.max_train_steps)
+    _add_lora_arguments(parser)
     _add_optimizer_arguments(parser)
     _add_checkpoint_arguments(parser)
     _add_logging_arguments(parser)
@@ -35,6 +38,8 @@ def check_training_arguments(args: argparse.Namespace) -> None:
     positive = ["train_batch_size", "gradient_accumulation_steps", "max_train_steps", "num_train_epochs", "resolution"]
     positive += [
         "max_train_samples",
+        "rank",
+        "lora_alpha",
         "num_validation_images",
         "checkpointing_steps",
         "checkpoints_total_limit",
@@ -44,8 +49,24 @@ def check_training_arguments(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name}: expected at least 1, found {value}")
+    _check_lora_arguments(args)
+    if args.snr_gamma is not None and not args.snr_gamma > 0:
+        raise ValueError(f"--snr_gamma: expected more than 0, found {args.snr_gamma}")
+    if not args.noise_offset >= 0:
+        raise ValueError(f"--noise_offset: expected at least 0, found {args.noise_offset}")
     if not 0.0 <= args.caption_dropout <= 1.0:
         raise ValueError(f"--caption_dropout: expected a probability in [0, 1], found {args.caption_dropout}")
+
+
+def _check_lora_arguments(args: argparse.Namespace) -> None:
+    if not args.use_lora:
+        if (args.rank, args.lora_alpha, args.lora_dropout) != (_LORA_RANK, None, 0.0):
+            raise ValueError("--rank, --lora_alpha, --lora_dropout: expected --use_lora with them, found none")
+        return
+    if args.use_ema:
+        raise ValueError("--use_ema: expected full fine-tuning, found --use_lora, whose adapters are not averaged")
+    if not 0.0 <= args.lora_dropout < 1.0:
+        raise ValueError(f"--lora_dropout: expected a probability in [0, 1), found {args.lora_dropout}")
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,6 +119,12 @@ def _add_objective_arguments(parser: argparse.ArgumentParser) -> None:
         "--caption_dropout", type=float, default=0.0, help="Probability of training a draw on the empty caption."
     )
     group.add_argument(
+        "--snr_gamma", type=float, help="Weigh timesteps by min-SNR with this gamma (5 in its paper); default: alike."
+    )
+    group.add_argument(
+        "--noise_offset", type=float, default=0.0, help="Deviation of a constant on each channel's noise, e.g. 0.05."
+    )
+    group.add_argument(
         "--prediction_type",
         choices=["epsilon", "v_prediction", "sample"],
         help="What the UNet predicts; the default is what the model's scheduler says.",
@@ -122,6 +149,19 @@ def _add_run_arguments(parser: argparse.ArgumentParser, max_train_steps: int) ->
     group.add_argument("--gradient_checkpointing", action="store_true", help="Less memory for a third more work.")
     group.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="Default: accelerate's setting.")
     group.add_argument("--allow_tf32", action="store_true", help="TF32 matrix products on Ampere and later.")
+
+
+def _add_lora_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("LoRA")
+    group.add_argument(
+        "--use_lora",
+        action="store_true",
+        help="Train low-rank adapters of all attention projections instead of the whole UNet; needs peft. The learning"
+        " rate usually wants to be higher, e.g. 1e-4.",
+    )
+    group.add_argument("--rank", type=int, default=_LORA_RANK, help="Of the adapters.")
+    group.add_argument("--lora_alpha", type=int, help="The adapters count alpha / rank; the default is the rank.")
+    group.add_argument("--lora_dropout", type=float, default=0.0, help="Probability of dropping an adapter's input.")
 
 
 def _add_optimizer_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ class Draw(NamedTuple):
     """Clean latents and everything random about one micro-batch of B rows, on the training device."""
 
     latents: torch.Tensor  # (B, C, h, w) sampled from the VAE's posterior, scaled
-    noise: torch.Tensor  # (B, C, h, w) standard normal
+    noise: torch.Tensor  # (B, C, h, w) standard normal, but for a noise offset
     timesteps: torch.Tensor  # (B,) int64, uniform in [0, T)
     conditioning: dict[str, torch.Tensor]  # name -> (B, ...)
     advantages: torch.Tensor  # (B,)
@@ -67,6 +67,7 @@ class TrainingData:
         seed: int,
         num_timesteps: int,
         caption_dropout: float,
+        noise_offset: float = 0.0,
     ) -> Draw:
         """Draws the rows of one micro-batch.
 
@@ -77,6 +78,8 @@ class TrainingData:
             seed (`int`): the run's seed.
             num_timesteps (`int`): T.
             caption_dropout (`float`): probability of the empty caption.
+            noise_offset (`float`, *optional*, defaults to 0): deviation of a constant that each channel's noise gets,
+                which lets the model learn very dark and very bright images (diffusers' `--noise_offset`).
         """
         draws = 1 if self.latent_stds is None else 2  # the posterior's sample needs noise of its own
         device, pinned = self.latents.device, self.latents.is_cuda  # a copy from pinned memory does not wait
@@ -87,6 +90,8 @@ class TrainingData:
             generator.manual_seed(derive_seed(seed, "draw", step, slot))
             uniform[i].uniform_(generator=generator)
             noise[i].normal_(generator=generator)
+            if noise_offset:  # after the rest, so that it changes nothing else
+                noise[i, 0] += noise_offset * torch.randn(noise.shape[2], 1, 1, generator=generator)
         noise = noise.to(device, non_blocking=True)
         flips = (uniform[:, 1] * self.latents.shape[0]).long()
         dropped = (uniform[:, 2] < caption_dropout).long()

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 
+from .training_weights import FullWeights, LoraWeights
 from .workdir import atomic_write_json
 
 
@@ -88,21 +89,22 @@ def load_checkpoint(accelerator: Accelerator, path: Path) -> dict:
     return json.loads((path / _STATE_FILE).read_text(encoding="utf-8"))
 
 
-def keep_unet_in_checkpoints(accelerator: Accelerator, ema: EMAModel | None) -> None:
-    """Makes `save_state` write `unet/` and `unet_ema/` as diffusers folders, and `load_state` read them."""
+def keep_unet_in_checkpoints(
+    accelerator: Accelerator, ema: EMAModel | None, weights: FullWeights | LoraWeights
+) -> None:
+    """Makes `save_state` write `weights` and `unet_ema/` as diffusers' files, and `load_state` read them."""
 
-    def save(models: list, weights: list, folder: str) -> None:
+    def save(models: list, state_dicts: list, folder: str) -> None:
         if accelerator.is_main_process:
             for model in models:
-                accelerator.unwrap_model(model).save_pretrained(Path(folder) / "unet")
+                weights.save(accelerator.unwrap_model(model), folder)
             if ema is not None:
                 ema.save_pretrained(Path(folder) / "unet_ema")
-        weights.clear()  # tells accelerate that they are saved
+        state_dicts.clear()  # tells accelerate that they are saved
 
     def load(models: list, folder: str) -> None:
         while models:  # an emptied list tells accelerate that they are loaded
-            loaded = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
-            accelerator.unwrap_model(models.pop()).load_state_dict(loaded.state_dict())
+            weights.load(accelerator.unwrap_model(models.pop()), folder)
         if ema is not None:
             if not (Path(folder) / "unet_ema").is_dir():
                 raise ValueError(f"--use_ema: expected a checkpoint with unet_ema/, found none in {folder}")

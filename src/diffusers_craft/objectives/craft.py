@@ -17,8 +17,13 @@ def denoising_errors(model_pred: torch.Tensor, target: torch.Tensor) -> torch.Te
     return (model_pred.float() - target.float()).square().flatten(1).mean(dim=1)
 
 
-def craft_loss(model_pred: torch.Tensor, target: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
-    """mean_B(A * mean_CHW((prediction - target)^2)): the denoising error, weighted by each row's advantage.
+def craft_loss(
+    model_pred: torch.Tensor,
+    target: torch.Tensor,
+    advantages: torch.Tensor,
+    timestep_weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """mean_B(w_t * A * mean_CHW((prediction - target)^2)): the denoising error, weighted by each row's advantage.
 
     The sum is divided by the number of rows, not by the sum of the weights: weights of one give plain fine-tuning, and
     equal micro-batches may be averaged. A negative advantage makes the model unlearn its row.
@@ -27,11 +32,15 @@ def craft_loss(model_pred: torch.Tensor, target: torch.Tensor, advantages: torch
         model_pred (`torch.Tensor`): (B, C, H, W) prediction of the UNet.
         target (`torch.Tensor`): (B, C, H, W) noise, velocity or sample, as the model predicts.
         advantages (`torch.Tensor`): (B,) weights.
+        timestep_weights (`torch.Tensor`, *optional*): (B,) w_t, e.g. of `min_snr_weights`; the default is 1.
 
     Returns:
         `torch.Tensor`: scalar, float32.
     """
-    return (advantages.float() * denoising_errors(model_pred, target)).mean()
+    errors = denoising_errors(model_pred, target)
+    if timestep_weights is not None:
+        errors = timestep_weights.float() * errors
+    return (advantages.float() * errors).mean()
 
 
 def transform_advantages(advantages: torch.Tensor, clip_min: float | None = None) -> torch.Tensor:

@@ -1,0 +1,116 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""What of a UNet is trained, and how it is kept: all of it, or LoRA adapters (arXiv 2106.09685) through peft."""
+
+from argparse import Namespace
+from importlib.util import find_spec
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers.training_utils import cast_training_params
+from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
+from safetensors.torch import load_file
+
+from .records import derive_seed
+
+
+LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that `load_lora_weights` looks for
+LORA_TARGETS = ["to_k", "to_q", "to_v", "to_out.0"]  # every attention, as in diffusers' LoRA scripts
+
+
+class FullWeights:
+    """The whole UNet is trained: `unet/` in a checkpoint, a whole pipeline at the end."""
+
+    def prepare(self, unet: UNet2DConditionModel, dtype: torch.dtype) -> None:
+        """Makes every parameter trainable; master weights stay float32 whatever the passes' `dtype`."""
+        unet.requires_grad_(True)
+
+    def save(self, unet: UNet2DConditionModel, folder: str | Path) -> None:
+        """Writes what a checkpoint needs into `folder`."""
+        unet.save_pretrained(Path(folder) / "unet")
+
+    def load(self, unet: UNet2DConditionModel, folder: str | Path) -> None:
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: if the checkpoint holds LoRA weights only.
+        """
+        if not (Path(folder) / "unet").is_dir():
+            raise ValueError(f"--resume_from_checkpoint: expected a checkpoint with unet/, found none in {folder}")
+        loaded = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+        unet.load_state_dict(loaded.state_dict())
+
+    def save_result(self, pipeline: DiffusionPipeline, folder: str | Path) -> None:
+        """Writes the end of a run: what `from_pretrained` loads."""
+        pipeline.save_pretrained(folder)
+
+
+class LoraWeights:
+    """Low-rank adapters of all attention projections are trained; one file in a checkpoint and at the end.
+
+    Args:
+        args (`argparse.Namespace`): `--rank`, `--lora_alpha`, `--lora_dropout`, `--seed`.
+        pipeline_class (`str`): name of the diffusers pipeline class that will load the file.
+    """
+
+    def __init__(self, args: Namespace, pipeline_class: str) -> None:
+        if find_spec("peft") is None:
+            raise ValueError("--use_lora: expected an installed peft, found none (pip install diffusers-craft[lora])")
+        self.rank, self.dropout, self.seed = args.rank, args.lora_dropout, args.seed
+        self.alpha = args.rank if args.lora_alpha is None else args.lora_alpha
+        self.pipeline_class = getattr(diffusers, pipeline_class)
+
+    def prepare(self, unet: UNet2DConditionModel, dtype: torch.dtype) -> None:
+        """Freezes the UNet in `dtype` and adds float32 adapters, drawn from the run's seed; they start as nothing."""
+        from peft import LoraConfig
+
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            init_lora_weights="gaussian",
+            target_modules=LORA_TARGETS,
+        )
+        unet.requires_grad_(False).to(dtype)
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed(self.seed, "lora"))
+            unet.add_adapter(config)
+        cast_training_params(unet, dtype=torch.float32)
+
+    def save(self, unet: UNet2DConditionModel, folder: str | Path) -> None:
+        """Writes the adapters; the file's metadata hold rank and alpha, so that loading scales them alike."""
+        from peft.utils import get_peft_model_state_dict
+
+        self.pipeline_class.save_lora_weights(
+            save_directory=str(folder),
+            unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(unet)),
+            unet_lora_adapter_metadata=unet.peft_config["default"].to_dict(),
+        )
+
+    def load(self, unet: UNet2DConditionModel, folder: str | Path) -> None:
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: if the checkpoint holds no LoRA weights, or some of another rank.
+        """
+        from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+
+        path = Path(folder) / LORA_FILE
+        if not path.is_file():
+            raise ValueError(f"--use_lora: expected a checkpoint with {LORA_FILE}, found none in {folder}")
+        saved = {name.removeprefix("unet."): value for name, value in load_file(path).items()}
+        saved = convert_unet_state_dict_to_peft(saved)
+        for name, value in get_peft_model_state_dict(unet).items():
+            if "lora_A" in name and saved[name].shape != value.shape:
+                raise ValueError(f"--rank: expected the checkpoint's {saved[name].shape[0]}, found {self.rank}")
+        set_peft_model_state_dict(unet, saved)
+
+    def save_result(self, pipeline: DiffusionPipeline, folder: str | Path) -> None:
+        """Writes the end of a run: what `load_lora_weights` loads into the base pipeline."""
+        self.save(pipeline.unet, folder)
+
+
+def trained_weights(args: Namespace, pipeline_class: str) -> FullWeights | LoraWeights:
+    """What `--use_lora` asks for."""
+    return LoraWeights(args, pipeline_class) if args.use_lora else FullWeights()

@@ -1,0 +1,114 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""LoRA through the training scripts: what is trained, what is saved, and what the pipeline makes of it."""
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+from training_driver import losses, same
+
+from diffusers_craft.backbones import SD15, SDXL, ModelSource
+from diffusers_craft.training import TrainingRun
+
+
+STEPS = ["--train_batch_size=4", "--gradient_accumulation_steps=1", "--max_train_steps=4"]
+LORA = [*STEPS, "--use_lora", "--rank=2", "--lora_alpha=6", "--learning_rate=1e-2"]
+
+
+def _adapters(folder):
+    return load_file(folder / "pytorch_lora_weights.safetensors")
+
+
+@pytest.mark.parametrize("backbone", [SD15, SDXL], ids=["sd15", "sdxl"])
+def test_the_pipeline_loads_what_was_trained(train, backbone, random_sd15, random_sdxl, monkeypatch):
+    """The trained UNet and the one that `load_lora_weights` makes predict the same, at an alpha that is not the rank."""
+    family, base = ("sd15", random_sd15) if backbone is SD15 else ("sdxl", random_sdxl)
+    kept = {}
+    finish = TrainingRun.finish
+    monkeypatch.setattr(TrainingRun, "finish", lambda run: (finish(run), kept.update(run=run)))
+    folder = train(family, "lora", *LORA, "--validation_prompt=a thing", "--num_validation_images=1")
+    assert not (folder / "unet").exists() and (folder / "validation" / "step-000004" / "0.png").is_file()
+    adapters = _adapters(folder)
+    assert {value.shape[0] for name, value in adapters.items() if "lora_A" in name or "lora.down" in name} == {2}
+
+    run, pipeline = kept["run"], DiffusionPipeline.from_pretrained(base)
+    plain = backbone.load(ModelSource(str(base))).unet
+    pipeline.load_lora_weights(folder)
+    batch = next(run.micro_batches(0))
+    with torch.no_grad():
+        trained, loaded, untouched = (
+            backbone.predict(unet, batch.noisy_latents, batch.timesteps, batch.conditioning)
+            for unet in (run.unet.eval(), pipeline.unet, plain)
+        )
+    torch.testing.assert_close(trained, loaded, rtol=0, atol=1e-5)
+    assert (trained - untouched).abs().max() > 1e-2
+    for name, value in run.unet.named_parameters():
+        assert ("lora_" in name) == value.requires_grad
+        assert value.requires_grad or torch.equal(value, plain.state_dict()[name.replace(".base_layer", "")])
+
+
+def test_resume_is_exact_with_dropout(train):
+    common = [*LORA, "--max_train_steps=6", "--lora_dropout=0.4", "--checkpointing_steps=2"]
+    whole = train("sd15", "whole", *common)
+    resumed = train("sd15", "resumed", *common, f"--resume_from_checkpoint={whole}/checkpoint-2")
+    assert same(_adapters(whole), _adapters(resumed)) and losses(whole) == losses(resumed)
+    assert same(_adapters(whole), _adapters(whole / "checkpoint-6"))
+    assert not same(_adapters(whole), _adapters(whole / "checkpoint-4"))
+
+
+def test_rank_alpha_dropout_and_seed_each_change_the_run(train):
+    """Adapters start as nothing, so the first loss is the base model's; from the second on every flag shows."""
+    variants = {
+        "plain": [],
+        "rank": ["--rank=3"],
+        "alpha": ["--lora_alpha=2"],
+        "dropout": ["--lora_dropout=0.5"],
+        "full": ["--lora_alpha=2"],
+    }
+    curves = {name: losses(train("sd15", name, *LORA, *flags)) for name, flags in variants.items()}
+    assert curves.pop("full") == curves["alpha"]  # the same flags give the same run
+    assert len({curve[0] for curve in curves.values()}) == 1
+    assert len({curve[-1] for curve in curves.values()}) == len(curves)
+
+
+def test_alpha_defaults_to_the_rank(train):
+    common = [*STEPS, "--use_lora", "--rank=2"]
+    assert same(_adapters(train("sd15", "one", *common)), _adapters(train("sd15", "two", *common, "--lora_alpha=2")))
+
+
+def test_the_frozen_unet_is_bfloat16_and_the_adapters_float32(train, monkeypatch):
+    kept = {}
+    finish = TrainingRun.finish
+    monkeypatch.setattr(TrainingRun, "finish", lambda run: (kept.update(run=run), finish(run)))
+    flags = ["--mixed_precision=bf16", "--gradient_checkpointing", "--validation_prompt=a thing"]
+    plain = train("sdxl", "plain", *LORA)
+    folder = train("sdxl", "mixed", *LORA, *flags, "--num_validation_images=1", "--validation_epochs=1")
+    for name, value in kept["run"].unet.named_parameters():
+        assert value.dtype == (torch.float32 if "lora_" in name else torch.bfloat16), name
+    assert losses(folder) == pytest.approx(losses(plain), abs=0.02) and losses(folder) != losses(plain)
+    assert len(list((folder / "validation").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (STEPS, "--resume_from_checkpoint: expected a checkpoint with unet/, found none in"),
+        ([*LORA, "--rank=3"], "--rank: expected the checkpoint's 2, found 3"),
+    ],
+)
+def test_another_kind_of_checkpoint_is_refused(train, flags, message):
+    checkpoint = train("sd15", "lora", *LORA, "--checkpointing_steps=2") / "checkpoint-2"
+    with pytest.raises(ValueError, match=message):
+        train("sd15", "other", *flags, f"--resume_from_checkpoint={checkpoint}")
+
+
+def test_a_full_checkpoint_is_refused(train):
+    checkpoint = train("sd15", "full", *STEPS, "--checkpointing_steps=2") / "checkpoint-2"
+    with pytest.raises(ValueError, match="--use_lora: expected a checkpoint with pytorch_lora_weights.safetensors"):
+        train("sd15", "lora", *LORA, f"--resume_from_checkpoint={checkpoint}")
+
+
+def test_a_missing_peft_is_named(train, monkeypatch):
+    monkeypatch.setattr("diffusers_craft.training_weights.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"--use_lora: expected an installed peft, .*diffusers-craft\[lora\]"):
+        train("sd15", "out", *LORA)

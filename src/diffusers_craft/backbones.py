@@ -234,6 +234,8 @@ SDXL = Backbone(
     max_train_steps=200,
 )
 
+BACKBONES = {"sd15": SD15, "sdxl": SDXL}
+
 
 def _pipeline_class_name(name: str, path: str, where: dict[str, str | None]) -> str:
     try:

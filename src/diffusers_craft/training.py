@@ -117,6 +117,7 @@ class TrainingRun:
         self.step, history = self._resume()
         self.log = MetricLog(accelerator, history, check_gradients=accelerator.mixed_precision != "fp16")
         self._sums = torch.zeros(5, device=accelerator.device)
+        self._means: dict[str, torch.Tensor] = {}
         if accelerator.log_with:
             config = {name: value for name, value in vars(args).items() if isinstance(value, (int, float, str))}
             accelerator.init_trackers("diffusers-craft", config=config)
@@ -156,13 +157,34 @@ class TrainingRun:
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.unet):
                 yield batch
 
-    def backward(self, loss: torch.Tensor, prediction: torch.Tensor, batch: MicroBatch) -> None:
-        """Adds the gradient of a micro-batch; `loss` is a mean over its rows, the step's loss one over all rows."""
+    def backward(
+        self,
+        loss: torch.Tensor,
+        prediction: torch.Tensor,
+        batch: MicroBatch,
+        metrics: dict[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Adds the gradient of a micro-batch; `loss` is a mean over its units, the step's loss one over all units.
+
+        Args:
+            loss (`torch.Tensor`): scalar.
+            prediction (`torch.Tensor`): (B, C, h, w) what the UNet said.
+            batch (`MicroBatch`): or anything with `target` and `advantages` of B rows.
+            metrics (`dict[str, torch.Tensor]`, *optional*): scalars to average over the step and log.
+        """
         self.accelerator.backward(loss / self.args.gradient_accumulation_steps)
         errors = denoising_errors(prediction.detach(), batch.target)
         good, bad = (batch.advantages > 0).float(), (batch.advantages < 0).float()
-        parts = [loss.detach().float() * len(errors), good @ errors, good.sum(), bad @ errors, bad.sum()]
+        parts = [
+            loss.detach().float() * self.args.train_batch_size,
+            good @ errors,
+            good.sum(),
+            bad @ errors,
+            bad.sum(),
+        ]
         self._sums += torch.stack(parts)
+        for name, value in (metrics or {}).items():
+            self._means[name] = self._means.get(name, 0.0) + value.detach().float() * self.args.train_batch_size
 
     def finish_step(self) -> None:
         """Clips, steps, averages, logs; checkpoints and draws validation images where they are due."""
@@ -270,7 +292,11 @@ class TrainingRun:
     def _metrics(self, grad_norm: torch.Tensor) -> dict[str, torch.Tensor]:
         loss, good, num_good, bad, num_bad = self.accelerator.reduce(self._sums, reduction="sum").unbind()
         self._sums = torch.zeros_like(self._sums)
-        return {
+        own, self._means = self._means, {}
+        if own:
+            means = self.accelerator.reduce(torch.stack(list(own.values())), reduction="sum") / self.batch_size
+            own = dict(zip(own, means.unbind()))
+        return own | {
             "train_loss": loss / self.batch_size,
             "error_positive": good / num_good,  # not finite, and left out, where there is no such row
             "error_negative": bad / num_bad,

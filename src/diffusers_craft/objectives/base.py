@@ -66,9 +66,12 @@ class Context(Protocol):
 class Objective:
     """Base of all objectives; the default `prepare` is forward noising, which the data have done already."""
 
-    unit: ClassVar[str] = "single"  # what one row of the data is: `single` image, `pair` of images, or `prompt`
-    uses_reference: bool = False
-    uses_reward: bool = False
+    unit: ClassVar[str] = (
+        "single"  # a row of the data: `single` image, image with a `label`, `pair` of images, `prompt`
+    )
+    uses_reference: ClassVar[bool] = False
+    uses_reward: ClassVar[bool] = False
+    uses_scores: ClassVar[bool] = False  # whether the images of pairs must come with scores
 
     def prepare(self, batch: Any, context: Context) -> Noised:
         """Adds to a micro-batch whatever the loss needs."""

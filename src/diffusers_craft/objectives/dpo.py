@@ -35,7 +35,7 @@ class DPO(Objective):
     """Diffusion-DPO.
 
     Args:
-        beta (`float`, *optional*, defaults to 5000): see `dpo_loss`.
+        beta (`float`, *optional*, defaults to 5000): strength of the reference, see `dpo_loss`.
     """
 
     beta: float = 5000.0

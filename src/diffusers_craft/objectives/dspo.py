@@ -44,7 +44,13 @@ def dspo_loss(
 
 @dataclass
 class DSPO(Objective):
-    """DSPO; arguments of `dspo_loss`. The defaults let the gate act, unlike the code's 0.001 in both places."""
+    """DSPO; the defaults let the gate act, unlike the code's 0.001 in both places.
+
+    Args:
+        beta (`float`, *optional*, defaults to 0.5): weight of the preference's gradient; 0 is SFT on the winners.
+        gate_beta (`float`, *optional*, defaults to 5000): inside the sigmoid.
+        detach_gate (`bool`, *optional*, defaults to `True`): whether losers only steer the weights.
+    """
 
     beta: float = 0.5
     gate_beta: float = 5000.0

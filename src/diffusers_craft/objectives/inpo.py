@@ -20,7 +20,7 @@ class InPO(SmPO):
 
     inversion_steps: int = 10
     renoise: str = "none"
-    unit: ClassVar[str] = "pair"
+    uses_scores: ClassVar[bool] = False
 
     def loss(self, batch: Noised, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
         changes = error_changes(batch, prediction, reference)

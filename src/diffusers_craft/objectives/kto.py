@@ -57,14 +57,15 @@ class KTO(Objective):
     is cut (with batches of 2, as in the paper, it is mostly noise).
 
     Args:
-        beta (`float`, *optional*, defaults to 5000): see `kto_loss`.
-        utility (`str`, *optional*, defaults to `"kahneman_tversky"`): a key of `UTILITIES`.
+        beta (`float`, *optional*, defaults to 5000): strength of the reference; counts twice as much as DPO's.
+        utility (`str`, *optional*, defaults to `"kahneman_tversky"`): or `loss_averse`, `risk_seeking`.
         average (`Callable`, *optional*): mean of a scalar over processes.
     """
 
     beta: float = 5000.0
     utility: str = "kahneman_tversky"
     average: Callable[[torch.Tensor], torch.Tensor] | None = None
+    unit: ClassVar[str] = "label"
     uses_reference: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -48,7 +48,13 @@ def mapo_loss(errors: torch.Tensor, beta: float = 0.1, form: str = "code", scale
 
 @dataclass
 class MaPO(Objective):
-    """MaPO; arguments of `mapo_loss`."""
+    """MaPO.
+
+    Args:
+        beta (`float`, *optional*, defaults to 0.1): weight of the margin; for the paper's form 8 is its own.
+        form (`str`, *optional*, defaults to `"code"`): `code` or `paper`, see `mapo_loss`.
+        scale (`float`, *optional*, defaults to 0.5): of errors in the code's margin.
+    """
 
     beta: float = 0.1
     form: str = "code"

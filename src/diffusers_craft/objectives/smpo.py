@@ -54,7 +54,8 @@ class SmPO(Objective):
     """SmPO-Diffusion; each pair's factor comes as the size of its rows' `advantages` (+f for winners, -f for losers).
 
     Args:
-        beta (`float`, *optional*, defaults to 2000): see `smpo_loss`.
+        beta (`float`, *optional*, defaults to 2000): strength of the reference; the paper's is 5000 for SDXL.
+        gamma (`float`, *optional*, defaults to 10): largest factor, see `smoothing_factors`.
         inversion_steps (`int`, *optional*, defaults to 9): grid points; 0 takes forward noise instead.
         renoise (`str`, *optional*, defaults to `"final"`): `none`, `final` (paper) or `every` (code).
         inverter (`str`, *optional*, defaults to `"reference"`): the model that inverts; the code takes the `policy`.
@@ -63,12 +64,14 @@ class SmPO(Objective):
     """
 
     beta: float = 2000.0
+    gamma: float = 10.0
     inversion_steps: int = 9
     renoise: str = "final"
     inverter: str = "reference"
     grid: str = "consistent"
     unit: ClassVar[str] = "pair"
     uses_reference: ClassVar[bool] = True
+    uses_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         options = (("renoise", RENOISE), ("inverter", INVERTERS), ("grid", GRIDS))

@@ -112,7 +112,11 @@ class SFTSharpening(Objective):
     num_noises: int = 3
     num_states: int = 3
     grid_steps: int = 50
-    uses_reward: ClassVar[bool] = True
+
+    @property
+    def uses_reward(self) -> bool:
+        """One trajectory needs no judge."""
+        return self.num_noises > 1
 
     def __post_init__(self) -> None:
         for name in ("num_noises", "num_states", "grid_steps"):

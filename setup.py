@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent
 
 _deps = [
     "accelerate>=1.0.0",
+    "bitsandbytes>=0.45.0",
     "datasets>=3.0.0",
     "diffusers>=0.34.0",
     "huggingface_hub>=0.30.0",
@@ -40,6 +41,7 @@ def deps_list(*names: str) -> list[str]:
 
 
 extras = {
+    "8bit": deps_list("bitsandbytes"),
     "llm": deps_list("openai"),
     "lora": deps_list("peft"),
     "rewards": deps_list("open_clip_torch", "torchvision"),

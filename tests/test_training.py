@@ -157,7 +157,7 @@ def test_a_run_that_diverges_stops_and_keeps_its_checkpoint(train, tmp_path, mon
 
     monkeypatch.setattr(TrainingRun, "micro_batches", poisoned)
     common = ["--train_batch_size=4", "--gradient_accumulation_steps=1", "--max_train_steps=9"]
-    with pytest.raises(ValueError, match="step 4: train_loss is nan .*; earlier checkpoints are kept"):
+    with pytest.raises(ValueError, match="step 4: train_loss is nan .*; the last good checkpoint is .*checkpoint-2;"):
         train("sd15", "out", *common, "--checkpointing_steps=2")
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
     assert not (tmp_path / "out" / "model_index.json").exists()
@@ -218,7 +218,7 @@ def test_user_errors_are_one_line_and_exit_code_2(arguments, capsys):
 def test_errors_name_the_flag(train, monkeypatch, family, flags, message):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        "diffusers_craft.training.find_spec", lambda name: None if name == "wandb" else find_spec(name)
+        "diffusers_craft.training_accelerator.find_spec", lambda name: None if name == "wandb" else find_spec(name)
     )
     with pytest.raises(ValueError, match=message):
         train(family, "out", *flags)

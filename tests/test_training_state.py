@@ -52,9 +52,9 @@ def test_latest_without_checkpoints_starts_anew_but_a_wrong_path_is_an_error(tmp
         find_checkpoint("nowhere/", tmp_path)
 
 
-def test_metrics_are_read_one_step_late_and_none_is_lost():
+def test_metrics_are_read_one_step_late_and_none_is_lost(tmp_path):
     recorder = Recorder()
-    log = MetricLog(recorder, history=[{"step": 4}])
+    log = MetricLog(recorder, tmp_path, history=[{"step": 4}])
     assert log.push(5, 1e-3, _metrics(2.0)) == {"step": 4}
     assert log.push(6, 1e-4, _metrics(3.0))["train_loss"] == 2.0
     assert log.flush() == {"step": 6, "lr": 1e-4, "train_loss": 3.0, "grad_norm": 1.0, "error_negative": 0.5}
@@ -62,8 +62,8 @@ def test_metrics_are_read_one_step_late_and_none_is_lost():
     assert set(recorder.logged) == {5, 6}
 
 
-def test_a_mean_over_no_rows_is_left_out():
-    log = MetricLog(Recorder(), history=[])
+def test_a_mean_over_no_rows_is_left_out(tmp_path):
+    log = MetricLog(Recorder(), tmp_path, history=[])
     log.push(1, 1e-3, _metrics(error=float("nan")))
     assert "error_negative" not in log.flush()
 
@@ -71,12 +71,16 @@ def test_a_mean_over_no_rows_is_left_out():
 @pytest.mark.parametrize(
     ("metrics", "message"),
     [
-        (_metrics(float("nan")), "step 8: train_loss is nan; earlier checkpoints are kept"),
-        (_metrics(grad_norm=float("inf")), "step 8: grad_norm is inf; earlier checkpoints are kept"),
+        (_metrics(float("nan")), "step 8: train_loss is nan; the last good checkpoint is .*checkpoint-6; try"),
+        (
+            _metrics(grad_norm=float("inf")),
+            "step 8: grad_norm is inf; the last good checkpoint is .*checkpoint-6; try",
+        ),
     ],
 )
-def test_the_step_that_diverged_is_named(metrics, message):
-    log = MetricLog(Recorder(), history=[])
+def test_the_step_that_diverged_is_named(tmp_path, metrics, message):
+    _checkpoint(tmp_path, 6)
+    log = MetricLog(Recorder(), tmp_path, history=[])
     log.push(7, 1e-3, _metrics())
     log.push(8, 1e-3, metrics)
     with pytest.raises(ValueError, match=message):
@@ -84,7 +88,7 @@ def test_the_step_that_diverged_is_named(metrics, message):
     assert [entry["step"] for entry in log.history] == [7]
 
 
-def test_a_loss_scaler_may_see_infinite_gradients():
-    log = MetricLog(Recorder(), history=[], check_gradients=False)
+def test_a_loss_scaler_may_see_infinite_gradients(tmp_path):
+    log = MetricLog(Recorder(), tmp_path, history=[], check_gradients=False)
     log.push(1, 1e-3, _metrics(grad_norm=float("inf")))
     assert log.flush()["train_loss"] == 1.0

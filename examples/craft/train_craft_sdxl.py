@@ -56,6 +56,7 @@ def main(args: argparse.Namespace) -> None:
         args.variant,
         args.cache_dir,
         vae=args.pretrained_vae_model_name_or_path,
+        config=args.single_file_config,
     )
     components = SDXL.load(source, device=accelerator.device)
     with accelerator.main_process_first():

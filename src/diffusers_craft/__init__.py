@@ -63,7 +63,8 @@ _EXPORTS = {
     "tiny": ["embedded_rewards", "is_tiny"],
     "tiny.scorer": ["exact_score"],
     "tiny.world": ["parse_caption"],
-    "training": ["TrainingRun", "create_accelerator"],
+    "training": ["TrainingRun"],
+    "training_accelerator": ["create_accelerator"],
     "training_args": ["add_training_arguments", "check_training_arguments"],
     "training_encoding": ["prepare_training_data"],
     "workdir": [

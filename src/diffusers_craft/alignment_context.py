@@ -16,7 +16,7 @@ from .objectives.base import Noised, Objective
 from .records import derive_seed
 from .training import TrainingRun
 from .training_batch import MicroBatch
-from .training_data import PairData
+from .training_weights import compile_blocks
 
 
 class CompositeScorer:
@@ -89,8 +89,12 @@ class AlignmentContext:
         self._run = run
         device = run.accelerator.device
         self.alphas_cumprod = self.alphas_cumprod.to(device)
-        if self._frozen is not None:
-            self._frozen.to(device)
+        if self._frozen is not None:  # in the precision, layout and kernels of the trained one
+            layout = torch.channels_last if self.args.channels_last else torch.preserve_format
+            run.weights.prepare(self._frozen, run.dtype)
+            self._frozen.requires_grad_(False).to(device, memory_format=layout)
+            if self.args.torch_compile:
+                compile_blocks(self._frozen)
         if self._vae is not None:
             self._vae.to(device)
 
@@ -140,7 +144,7 @@ class AlignmentContext:
 
     def empty_conditioning(self, conditioning: dict) -> dict:
         """The empty caption's conditioning, sizes as given."""
-        prompts = self._images.prompts
+        prompts = self._run.data.images.prompts
         return {
             name: prompts[name][-1:].expand_as(value) if name in prompts else value
             for name, value in conditioning.items()
@@ -159,12 +163,7 @@ class AlignmentContext:
         drawn = [draw(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype) for seed in seeds]
         return torch.stack(drawn).to(self._run.accelerator.device)
 
-    @property
-    def _images(self):
-        data = self._run.data
-        return data.images if isinstance(data, PairData) else data
-
     def _captions(self, rows: torch.Tensor) -> list[str]:
-        images = self._images
+        images = self._run.data.images
         places = images.prompt_rows[self._batch.rows[rows]].tolist()
         return [images.captions[place] for place in places]

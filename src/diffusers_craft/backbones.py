@@ -7,12 +7,14 @@ there, all other entries go to the UNet's `added_cond_kwargs`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffusers
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import deprecation_utils
+from safetensors import safe_open
 
 from . import tiny
 
@@ -23,11 +25,12 @@ _NO_SAFETY_CHECKER = {"safety_checker": None, "requires_safety_checker": False}
 class ModelSource(NamedTuple):
     """Where a model comes from: the arguments of diffusers' `from_pretrained`."""
 
-    name: str  # Hub id, folder, or the name of an embedded model
+    name: str  # Hub id, folder, single .safetensors file, or the name of an embedded model
     revision: str | None = None
     variant: str | None = None
     cache_dir: str | None = None
     vae: str | None = None  # another VAE than the pipeline's own
+    config: str | None = None  # for a single file: pipeline folder or Hub id with configuration and tokenizers
 
 
 @dataclass
@@ -53,17 +56,21 @@ def load_pipeline(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device | None = None,
     cache_dir: str | None = None,
+    config: str | None = None,
     **components: Any,
 ) -> DiffusionPipeline:
-    """Loads a text-to-image pipeline: from the Hub, from a folder, or an embedded one by its name.
+    """Loads a text-to-image pipeline: from the Hub, a folder or a single file, or an embedded one by its name.
 
     Args:
-        name_or_path (`str`): Hub id, pipeline folder, or `tiny-sd15` / `tiny-sdxl`.
+        name_or_path (`str`): Hub id, pipeline folder, `.safetensors` file in the original layout, or `tiny-sd15` /
+            `tiny-sdxl`.
         revision (`str`, *optional*): branch, tag or commit of a Hub id.
         variant (`str`, *optional*): file variant such as `fp16`.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): of the weights; a CPU always gets float32.
         device (`str` or `torch.device`, *optional*): defaults to the GPU if there is one, else the CPU.
         cache_dir (`str`, *optional*): where downloads are kept.
+        config (`str`, *optional*): for a single file, the pipeline folder or Hub id that says how it is built; the
+            default is the Hub id of the original model, which diffusers infers.
         components: parts that replace the pipeline's own, e.g. `unet=`.
 
     Returns:
@@ -79,8 +86,15 @@ def load_pipeline(
     class_name = _pipeline_class_name(str(name_or_path), path, where)
     if class_name == SD15.pipeline_class:
         components = {**_NO_SAFETY_CHECKER, **components}
+    if is_single_file(path):
+        return _load_single_file(class_name, path, config, cache_dir, dtype, components).to(device)
     pipeline = DiffusionPipeline.from_pretrained(path, variant=variant, **where, **dtype_argument(dtype), **components)
     return pipeline.to(device)
+
+
+def is_single_file(path: str) -> bool:
+    """Whether a model argument names one `.safetensors` file instead of a pipeline."""
+    return path.endswith(".safetensors")
 
 
 def dtype_argument(dtype: torch.dtype) -> dict[str, torch.dtype]:
@@ -101,6 +115,7 @@ class Backbone:
             (SDXL's micro-conditioning, arXiv 2307.01952, section 2.2).
         resolution (`int`): default side of the training images, pixels.
         max_train_steps (`int`): optimizer steps of the CRAFT recipe (arXiv 2603.18991).
+        paper_hours (`float`): H100-hours of that fine-tuning in the paper, section 4.2.
     """
 
     name: str
@@ -110,6 +125,7 @@ class Backbone:
     sizes_and_pooled: bool
     resolution: int
     max_train_steps: int
+    paper_hours: float
 
     def load(self, source: ModelSource, device: str | torch.device = "cpu") -> Components:
         """The parts that training needs, in float32, with a DDPM scheduler made from the pipeline's own schedule."""
@@ -141,8 +157,8 @@ class Backbone:
         if source.vae is not None:
             vae_argument = {"cache_dir": source.cache_dir, **dtype_argument(torch.float32)}
             components["vae"] = AutoencoderKL.from_pretrained(source.vae, **vae_argument)
-        name, revision, variant, cache_dir, _ = source
-        return load_pipeline(name, revision, variant, torch.float32, device, cache_dir, **components)
+        where |= {"variant": source.variant, "config": source.config}
+        return load_pipeline(source.name, dtype=torch.float32, device=device, **where, **components)
 
     def tokenize(self, components: Components, prompts: Sequence[str]) -> list[torch.Tensor]:
         """Token ids (B, tokens) for each text encoder, cut or padded to the length it was trained with."""
@@ -209,6 +225,7 @@ class Backbone:
         conditioning: dict[str, torch.Tensor],
     ) -> torch.Tensor:
         """The UNet's output (B, C, h, w) for noisy latents (B, C, h, w) at timesteps (B,); no guidance."""
+        noisy_latents = noisy_latents.to(next(unet.parameters()).dtype)  # weights in bfloat16, without autocast too
         added = {name: value for name, value in conditioning.items() if name != "encoder_hidden_states"}
         hidden = conditioning["encoder_hidden_states"]
         return unet(noisy_latents, timesteps, hidden, added_cond_kwargs=added or None, return_dict=False)[0]
@@ -222,6 +239,7 @@ SD15 = Backbone(
     sizes_and_pooled=False,
     resolution=512,
     max_train_steps=120,
+    paper_hours=1.9,
 )
 
 SDXL = Backbone(
@@ -232,17 +250,48 @@ SDXL = Backbone(
     sizes_and_pooled=True,
     resolution=1024,
     max_train_steps=200,
+    paper_hours=4.0,
 )
 
 BACKBONES = {"sd15": SD15, "sdxl": SDXL}
 
 
 def _pipeline_class_name(name: str, path: str, where: dict[str, str | None]) -> str:
+    if is_single_file(path):
+        return _single_file_class_name(path)
     try:
         return DiffusionPipeline.load_config(path, **where)["_class_name"]
     except (OSError, KeyError) as error:
         embedded = ", ".join(tiny.MODELS)
         raise ValueError(
-            f"model {name!r}: expected a diffusers pipeline folder, a reachable Hub id or one of {embedded}"
+            f"model {name!r}: expected a diffusers pipeline folder, a reachable Hub id, a .safetensors file or one of {embedded}"
             f" (diffusers {diffusers.__version__} says: {' '.join(str(error).split())[:200]})"
+        ) from error
+
+
+def _single_file_class_name(path: str) -> str:
+    if not Path(path).is_file():
+        raise ValueError(f"model {path!r}: expected a .safetensors file, found none")
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+    for prefix, backbone in (("conditioner.embedders.1.", SDXL), ("cond_stage_model.transformer.", SD15)):
+        if any(name.startswith(prefix) for name in names):
+            return backbone.pipeline_class
+    wanted = "expected a whole Stable Diffusion 1.5 or SDXL checkpoint in the original layout"
+    raise ValueError(f"model {path!r}: {wanted}, found weights like {names[0]!r} and no text encoder")
+
+
+def _load_single_file(
+    class_name: str, path: str, config: str | None, cache_dir: str | None, dtype: torch.dtype, components: dict
+) -> DiffusionPipeline:
+    if config is not None:
+        config = tiny.model_path(config)
+    pipeline_class = getattr(diffusers, class_name)
+    try:
+        options = {"config": config, "cache_dir": cache_dir, "torch_dtype": dtype}
+        return pipeline_class.from_single_file(path, **options, **components)
+    except OSError as error:
+        wanted = "expected a pipeline folder or a reachable Hub id with the configuration of this file"
+        raise ValueError(
+            f"--single_file_config: {wanted}, found {config or 'none'} ({' '.join(str(error).split())[:200]})"
         ) from error

@@ -11,20 +11,14 @@ for step in run.steps():
 run.finish()
 """
 
-import contextlib
 import logging
 import math
-import os
 from argparse import Namespace
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
-import diffusers
 import torch
-import transformers
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -37,6 +31,7 @@ from .records import derive_seed
 from .training_batch import MicroBatch, diffuse
 from .training_data import TrainingData, shuffled_rows
 from .training_optimizer import create_optimizer
+from .training_speed import SpeedMeter, forward_flops, speed_report
 from .training_state import (
     MetricLog,
     find_checkpoint,
@@ -46,39 +41,10 @@ from .training_state import (
     save_checkpoint,
 )
 from .training_validation import draw_validation_images
-from .training_weights import trained_weights
+from .training_weights import compile_blocks, trained_weights, whole_unet
 
 
 logger = logging.getLogger(__name__)
-
-
-def create_accelerator(args: Namespace) -> Accelerator:
-    """Accelerate's environment with the flags' precision and tracker; only the main process logs.
-
-    Raises:
-        ValueError: if `--report_to` names a tracker that is not installed.
-    """
-    tracker = args.report_to or ("tensorboard" if find_spec("tensorboard") else "none")
-    if tracker != "none" and find_spec(tracker) is None:
-        fix = f"`pip install {tracker}` or --report_to none"
-        raise ValueError(f"--report_to: expected an installed tracker, found {tracker}, which is not ({fix})")
-    output_dir = Path(args.output_dir)
-    without_gpu = not (torch.cuda.is_available() or torch.xpu.is_available())
-    several_on_cpus = without_gpu and int(os.environ.get("WORLD_SIZE", 1)) > 1
-    accelerator = Accelerator(
-        cpu=several_on_cpus,  # else accelerate overlooks what torchrun starts without a GPU
-        mixed_precision=args.mixed_precision,
-        log_with=None if tracker == "none" else tracker,
-        project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir / args.logging_dir)),
-        step_scheduler_with_optimizer=False,  # the schedule counts optimizer steps, whatever the processes
-    )
-    logging.getLogger("accelerate").setLevel(logging.WARNING)  # it reports every file of a checkpoint
-    if not accelerator.is_local_main_process:
-        logging.getLogger("diffusers_craft").setLevel(logging.ERROR)
-        transformers.utils.logging.set_verbosity_error()
-        diffusers.utils.logging.set_verbosity_error()
-    torch.backends.cuda.matmul.allow_tf32 = args.allow_tf32
-    return accelerator
 
 
 class TrainingRun:
@@ -115,7 +81,8 @@ class TrainingRun:
         self._prepare_model(components.unet)
         keep_unet_in_checkpoints(accelerator, self.ema, self.weights)
         self.step, history = self._resume()
-        self.log = MetricLog(accelerator, history, check_gradients=accelerator.mixed_precision != "fp16")
+        scaled = accelerator.mixed_precision == "fp16"
+        self.log = MetricLog(accelerator, args.output_dir, history, check_gradients=not scaled)
         self._sums = torch.zeros(5, device=accelerator.device)
         self._means: dict[str, torch.Tensor] = {}
         if accelerator.log_with:
@@ -128,6 +95,7 @@ class TrainingRun:
             desc="Steps",
             disable=not accelerator.is_local_main_process,
         )
+        self.meter = SpeedMeter(accelerator.device)
 
     def steps(self) -> Iterator[int]:
         """The optimizer steps that are left, counted from 0."""
@@ -153,8 +121,7 @@ class TrainingRun:
             batch = diffuse(draw, self.noise_scheduler, self.prediction_type, args.snr_gamma)
             if args.use_lora and args.lora_dropout:  # the only randomness that torch draws by itself
                 torch.manual_seed(derive_seed(args.seed, "dropout", step, start))
-            is_last = micro_step == args.gradient_accumulation_steps - 1
-            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.unet):
+            with self.accelerator.accumulate(self.unet):
                 yield batch
 
     def backward(
@@ -172,7 +139,7 @@ class TrainingRun:
             batch (`MicroBatch`): or anything with `target` and `advantages` of B rows.
             metrics (`dict[str, torch.Tensor]`, *optional*): scalars to average over the step and log.
         """
-        self.accelerator.backward(loss / self.args.gradient_accumulation_steps)
+        self.accelerator.backward(loss)  # divides by the number of micro-batches
         errors = denoising_errors(prediction.detach(), batch.target)
         good, bad = (batch.advantages > 0).float(), (batch.advantages < 0).float()
         parts = [
@@ -200,20 +167,19 @@ class TrainingRun:
         self.progress.update()
         if entry:
             self.progress.set_postfix(step_loss=entry["train_loss"], lr=learning_rate, refresh=False)
-        if self.step % self.args.checkpointing_steps == 0:
-            self.log.flush()  # nothing that is not finite gets saved
-            state = self._identity() | {"history": self.log.history}
-            save_checkpoint(
-                self.accelerator, self.args.output_dir, self.step, state, self.args.checkpoints_total_limit
-            )
-        if self._validation_is_due():
-            self.validate()
+        self.meter.step_done()
+        with self.meter.pause():
+            if self.step % self.args.checkpointing_steps == 0:
+                self._save_checkpoint()
+            if self._validation_is_due():
+                self.validate()
 
     def validate(self) -> None:
         """Draws `--validation_prompt`, always from the same noise; weights and random state stay as they are."""
+        unet = whole_unet(self.accelerator, self.unet)
         if not self.accelerator.is_main_process:
             return
-        unet = self.accelerator.unwrap_model(self.unet).eval()
+        unet.eval()
         if self.ema is not None:
             self.ema.store(unet.parameters())
             self.ema.copy_to(unet.parameters())
@@ -224,13 +190,14 @@ class TrainingRun:
         unet.train()
 
     def finish(self) -> None:
-        """Saves the whole pipeline or the LoRA weights, and beside them `craft_run.json` with options, versions and the loss history."""
+        """Saves the pipeline or the LoRA weights, and `craft_run.json` with options, versions, losses and speed."""
         self.log.flush()
         self.progress.close()
+        speed = self._speed()
         self.accelerator.wait_for_everyone()
+        unet = whole_unet(self.accelerator, self.unet, keep_autocast=self.weights.need_autocast)
         if self.accelerator.is_main_process:
-            # A frozen UNet in bfloat16 still needs autocast, which the wrapper is; float32 weights are saved without.
-            unet = self.accelerator.unwrap_model(self.unet, keep_fp32_wrapper=self.args.use_lora).eval()
+            unet.eval()
             if self.ema is not None:
                 self.ema.copy_to(unet.parameters())
             pipeline = self._pipeline(unet, self.accelerator.device)
@@ -240,7 +207,8 @@ class TrainingRun:
             options = vars(self.args) | {"max_train_steps": self.max_train_steps}
             options |= {"mixed_precision": self.accelerator.mixed_precision}
             results = {key: value for key, value in self._identity().items() if key != "seed"}
-            results |= {"num_processes": self.accelerator.num_processes, "loss_history": self.log.history}
+            results |= {"num_processes": self.accelerator.num_processes, "speed": speed}
+            results |= {"loss_history": self.log.history}
             write_run_json(Path(self.args.output_dir) / "craft_run.json", options, **results)
             logger.info("Saved the result in %s", self.args.output_dir)
         self.accelerator.wait_for_everyone()
@@ -249,9 +217,12 @@ class TrainingRun:
     def _prepare_model(self, unet: UNet2DConditionModel) -> None:
         args = self.args
         self.weights.prepare(unet, self.dtype)
-        unet.to(self.accelerator.device).train()
+        layout = torch.channels_last if args.channels_last else torch.preserve_format
+        unet.to(self.accelerator.device, memory_format=layout).train()
         if args.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
+        if args.torch_compile:
+            compile_blocks(unet)
         scale = self.batch_size if args.scale_lr else 1
         optimizer = create_optimizer(unet.parameters(), args, args.learning_rate * scale)
         lr_scheduler = get_scheduler(
@@ -279,6 +250,7 @@ class TrainingRun:
         if path is None:
             return 0, []
         state = load_checkpoint(self.accelerator, path)
+        self.accelerator.step = 0  # accelerate's count of micro-batches; every checkpoint lies between two batches
         logger.info("Resuming from %s after step %d", path, state["step"])
         for name, value in self._identity().items():
             if state[name] != value:
@@ -288,6 +260,26 @@ class TrainingRun:
     def _identity(self) -> dict[str, int]:
         """What has to stay the same for a resumed run to equal an undisturbed one, besides the optimizer's flags."""
         return {"seed": self.args.seed, "num_rows": len(self.data), "global_batch_size": self.batch_size}
+
+    def _save_checkpoint(self) -> None:
+        self.log.flush()  # nothing that is not finite gets saved
+        state = self._identity() | {"history": self.log.history}
+        save_checkpoint(self.accelerator, self.args.output_dir, self.step, state, self.args.checkpoints_total_limit)
+
+    def _speed(self) -> dict[str, float | None]:
+        """Measures, and tells the user."""
+        data, accelerator = self.data.images, self.accelerator
+        conditioning = {name: value[:1] for name, value in (data.prompts | data.sizes).items()}
+        config = accelerator.unwrap_model(self.unet).config
+        flops = forward_flops(self.backbone, config, data.latents[0, :1], conditioning)
+        workload = (self.batch_size, accelerator.num_processes, self.max_train_steps)
+        speed = speed_report(self.meter, *workload, flops, accelerator.mixed_precision)
+        shown = {name: "unknown" if value is None else f"{value:.3g}" for name, value in speed.items()}
+        logger.info("  Memory = %s GB at its peak, a process", shown["peak_gb"])
+        logger.info("  Speed = %s images/s, model FLOPs utilization %s", shown["images_per_second"], shown["mfu"])
+        paper = f"the paper's {self.backbone.max_train_steps} steps: {self.backbone.paper_hours} on H100"
+        logger.info("  Cost = %s device-hours (%s)", shown["device_hours"], paper)
+        return speed
 
     def _metrics(self, grad_norm: torch.Tensor) -> dict[str, torch.Tensor]:
         loss, good, num_good, bad, num_bad = self.accelerator.reduce(self._sums, reduction="sum").unbind()

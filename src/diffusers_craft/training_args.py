@@ -54,6 +54,15 @@ def check_training_arguments(args: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise ValueError(f"--{name}: expected at least 1, found {value}")
     _check_lora_arguments(args)
+    if args.use_8bit_adam and args.use_adafactor:
+        raise ValueError("--use_8bit_adam, --use_adafactor: expected at most one of the two, found both")
+    if args.train_dtype == "bf16" and (args.use_lora or args.use_ema):
+        found = (
+            "--use_lora, whose adapters are small" if args.use_lora else "--use_ema, whose updates are smaller still"
+        )
+        raise ValueError(f"--train_dtype: expected fp32 with {found}, found bf16")
+    if not args.max_grad_norm > 0:
+        raise ValueError(f"--max_grad_norm: expected more than 0, found {args.max_grad_norm}")
     if args.snr_gamma is not None and not args.snr_gamma > 0:
         raise ValueError(f"--snr_gamma: expected more than 0, found {args.snr_gamma}")
     if not args.noise_offset >= 0:
@@ -78,7 +87,13 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--pretrained_model_name_or_path",
         required=True,
-        help="Hub id or folder of a diffusers pipeline, or the name of an embedded one (tiny-sd15, tiny-sdxl).",
+        help="Hub id or folder of a diffusers pipeline, a single .safetensors file in the original layout, or the"
+        " name of an embedded pipeline (tiny-sd15, tiny-sdxl).",
+    )
+    group.add_argument(
+        "--single_file_config",
+        help="For a single .safetensors file: folder or Hub id of a pipeline with its configuration and"
+        " tokenizers; the default is the original model's id, which diffusers infers.",
     )
     group.add_argument("--revision", help="Branch, tag or commit of the model on the Hub.")
     group.add_argument("--variant", help="Variant of the model files, e.g. fp16.")
@@ -103,7 +118,9 @@ def _add_data_arguments(parser: argparse.ArgumentParser, resolution: int) -> Non
     )
     group.add_argument("--max_train_samples", type=int, help="Train on a random subset of this many rows.")
     group.add_argument("--resolution", type=int, default=resolution, help="Side of the training images, pixels.")
-    group.add_argument("--center_crop", action="store_true", help="Crop the centre; the default is a random place.")
+    group.add_argument(
+        "--center_crop", action="store_true", help="Crop the centre; the default is a random place an image."
+    )
     group.add_argument(
         "--random_flip", action="store_true", help="Flip every other draw (no good for texts or sides)."
     )
@@ -159,7 +176,17 @@ def _add_run_arguments(parser: argparse.ArgumentParser, max_train_steps: int) ->
     )
     group.add_argument("--gradient_checkpointing", action="store_true", help="Less memory for a third more work.")
     group.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="Default: accelerate's setting.")
-    group.add_argument("--allow_tf32", action="store_true", help="TF32 matrix products on Ampere and later.")
+    group.add_argument(
+        "--train_dtype",
+        choices=["fp32", "bf16"],
+        default="fp32",
+        help="Of the trained weights and their gradients; bf16, for small cards, rounds every update stochastically.",
+    )
+    group.add_argument("--allow_tf32", action="store_true", help="TF32 products and convolutions, Ampere and later.")
+    group.add_argument("--channels_last", action="store_true", help="Convolution weights in NHWC, faster on GPUs.")
+    group.add_argument(
+        "--torch_compile", action="store_true", help="Compile the transformer blocks; the first step takes minutes."
+    )
 
 
 def _add_lora_arguments(parser: argparse.ArgumentParser) -> None:
@@ -187,6 +214,10 @@ def _add_optimizer_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"],
     )
     group.add_argument("--lr_warmup_steps", type=int, default=0, help="Optimizer steps.")
+    group.add_argument("--use_8bit_adam", action="store_true", help="AdamW with 8-bit state; needs bitsandbytes.")
+    group.add_argument(
+        "--use_adafactor", action="store_true", help="Adafactor, whose state is next to nothing, with the same rate."
+    )
     group.add_argument("--adam_beta1", type=float, default=0.9)
     group.add_argument("--adam_beta2", type=float, default=0.999)
     group.add_argument("--adam_weight_decay", type=float, default=1e-2)

@@ -51,6 +51,11 @@ class TrainingData:
     def __len__(self) -> int:
         return self.latents.shape[1]
 
+    @property
+    def images(self) -> "TrainingData":
+        """Itself; as `PairData.images`."""
+        return self
+
     def to(self, device: torch.device, prompt_dtype: torch.dtype) -> "TrainingData":
         """Everything on `device`; only the prompts' conditioning takes `prompt_dtype`, the rest stays as it is."""
         return replace(

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 
-from .training_weights import FullWeights, LoraWeights
+from .training_weights import FullWeights, LoraWeights, whole_unet
 from .workdir import atomic_write_json
 
 
@@ -95,11 +95,12 @@ def keep_unet_in_checkpoints(
     """Makes `save_state` write `weights` and `unet_ema/` as diffusers' files, and `load_state` read them."""
 
     def save(models: list, state_dicts: list, folder: str) -> None:
-        if accelerator.is_main_process:
-            for model in models:
-                weights.save(accelerator.unwrap_model(model), folder)
-            if ema is not None:
-                ema.save_pretrained(Path(folder) / "unet_ema")
+        for model in models:
+            unet = whole_unet(accelerator, model)
+            if accelerator.is_main_process:
+                weights.save(unet, folder)
+        if ema is not None and accelerator.is_main_process:
+            ema.save_pretrained(Path(folder) / "unet_ema")
         state_dicts.clear()  # tells accelerate that they are saved
 
     def load(models: list, folder: str) -> None:
@@ -120,12 +121,15 @@ class MetricLog:
 
     Args:
         accelerator (`Accelerator`): its trackers receive every entry.
+        output_dir (`str` or `Path`): the run's folder, whose last checkpoint an error names.
         history (`list[dict]`): entries of the steps before a resume.
         check_gradients (`bool`): whether a gradient norm that is not finite is an error (a loss scaler skips those).
     """
 
-    def __init__(self, accelerator: Accelerator, history: list[dict], check_gradients: bool = True) -> None:
-        self.accelerator = accelerator
+    def __init__(
+        self, accelerator: Accelerator, output_dir: str | Path, history: list[dict], check_gradients: bool = True
+    ) -> None:
+        self.accelerator, self.output_dir = accelerator, output_dir
         self.history = list(history)
         self.check_gradients = check_gradients
         self._pending: tuple[int, float, list[str], torch.Tensor, torch.cuda.Event | None] | None = None
@@ -155,8 +159,10 @@ class MetricLog:
             checked = ("train_loss", "grad_norm") if self.check_gradients else ("train_loss",)
             wrong = [f"{name} is {values[name]}" for name in checked if not math.isfinite(values[name])]
             if wrong:
-                advice = "earlier checkpoints are kept; try a lower --learning_rate or --advantage_clip_min 0"
-                raise ValueError(f"step {step}: {' and '.join(wrong)}; {advice}")
+                good = list_checkpoints(self.output_dir)
+                kept = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
+                advice = "try a lower --learning_rate or --advantage_clip_min 0"
+                raise ValueError(f"step {step}: {' and '.join(wrong)}; {kept}; {advice}")
             finite = {name: value for name, value in values.items() if math.isfinite(value)}  # no rows of that sign
             self.accelerator.log(finite | {"lr": learning_rate}, step=step)
             self.history.append({"step": step, "lr": learning_rate} | finite)

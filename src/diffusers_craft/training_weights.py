@@ -7,11 +7,15 @@ from pathlib import Path
 
 import diffusers
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.training_utils import cast_training_params
 from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
 from safetensors.torch import load_file
 
+from .backbones import dtype_argument
 from .records import derive_seed
 
 
@@ -20,11 +24,21 @@ LORA_TARGETS = ["to_k", "to_q", "to_v", "to_out.0"]  # every attention, as in di
 
 
 class FullWeights:
-    """The whole UNet is trained: `unet/` in a checkpoint, a whole pipeline at the end."""
+    """The whole UNet is trained: `unet/` in a checkpoint, a whole pipeline at the end.
+
+    Args:
+        dtype (`torch.dtype`): of the weights, whatever the precision of the passes.
+    """
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
+        self.need_autocast = dtype != torch.float32  # to draw images with a pipeline whose other parts are float32
 
     def prepare(self, unet: UNet2DConditionModel, dtype: torch.dtype) -> None:
-        """Makes every parameter trainable; master weights stay float32 whatever the passes' `dtype`."""
+        """Makes every parameter trainable; the passes' `dtype` does not change the weights'."""
         unet.requires_grad_(True)
+        if unet.dtype != self.dtype:
+            unet.to(self.dtype)
 
     def save(self, unet: UNet2DConditionModel, folder: str | Path) -> None:
         """Writes what a checkpoint needs into `folder`."""
@@ -38,7 +52,7 @@ class FullWeights:
         """
         if not (Path(folder) / "unet").is_dir():
             raise ValueError(f"--resume_from_checkpoint: expected a checkpoint with unet/, found none in {folder}")
-        loaded = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+        loaded = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **dtype_argument(self.dtype))
         unet.load_state_dict(loaded.state_dict())
 
     def save_result(self, pipeline: DiffusionPipeline, folder: str | Path) -> None:
@@ -53,6 +67,8 @@ class LoraWeights:
         args (`argparse.Namespace`): `--rank`, `--lora_alpha`, `--lora_dropout`, `--seed`.
         pipeline_class (`str`): name of the diffusers pipeline class that will load the file.
     """
+
+    need_autocast = True  # the frozen UNet has the passes' precision
 
     def __init__(self, args: Namespace, pipeline_class: str) -> None:
         if find_spec("peft") is None:
@@ -112,5 +128,37 @@ class LoraWeights:
 
 
 def trained_weights(args: Namespace, pipeline_class: str) -> FullWeights | LoraWeights:
-    """What `--use_lora` asks for."""
-    return LoraWeights(args, pipeline_class) if args.use_lora else FullWeights()
+    """What `--use_lora` and `--train_dtype` ask for."""
+    if args.use_lora:
+        return LoraWeights(args, pipeline_class)
+    return FullWeights(torch.bfloat16 if args.train_dtype == "bf16" else torch.float32)
+
+
+def whole_unet(
+    accelerator: Accelerator, model: torch.nn.Module, keep_autocast: bool = True
+) -> UNet2DConditionModel | None:
+    """The UNet with all of its weights; where processes share them, all must call this, and only the main one gets it.
+
+    Args:
+        accelerator (`Accelerator`): has prepared `model`.
+        model (`torch.nn.Module`): the UNet as prepared.
+        keep_autocast (`bool`, *optional*, defaults to `True`): keep the wrapper that runs it in mixed precision.
+    """
+    if accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        return accelerator.unwrap_model(model, keep_fp32_wrapper=keep_autocast)
+    config, weights = accelerator.unwrap_model(model).config, accelerator.get_state_dict(model)
+    if not accelerator.is_main_process:
+        return None
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+    unet.load_state_dict(weights, assign=True)
+    return unet.float()
+
+
+def compile_blocks(unet: UNet2DConditionModel) -> None:
+    """Compiles every transformer block in place, one graph for all of a shape; names of weights stay as they are."""
+    # Widths and resolutions of one UNet, in training and in validation: more variants than the default allows.
+    torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
+    for module in unet.modules():
+        if isinstance(module, BasicTransformerBlock):
+            module.compile(dynamic=False)

@@ -1,0 +1,72 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Accelerate's environment for a run: precision, tracker, and what DeepSpeed and FSDP can and cannot do here."""
+
+import logging
+import os
+from argparse import Namespace
+from importlib.util import find_spec
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, ProjectConfiguration
+
+
+def create_accelerator(args: Namespace) -> Accelerator:
+    """Accelerate's environment with the flags' precision, accumulation and tracker; only the main process logs.
+
+    Raises:
+        ValueError: if the tracker is not installed, or the precision or the distribution does not fit the flags.
+    """
+    tracker = args.report_to or ("tensorboard" if find_spec("tensorboard") else "none")
+    if tracker != "none" and find_spec(tracker) is None:
+        fix = f"`pip install {tracker}` or --report_to none"
+        raise ValueError(f"--report_to: expected an installed tracker, found {tracker}, which is not ({fix})")
+    output_dir = Path(args.output_dir)
+    without_gpu = not (torch.cuda.is_available() or torch.xpu.is_available() or torch.backends.mps.is_available())
+    precision = args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision == "fp16" and without_gpu:
+        raise ValueError("--mixed_precision: expected bf16 or no without a GPU, found fp16")
+    if args.train_dtype == "bf16" and precision != "bf16":
+        raise ValueError(f"--train_dtype bf16: expected --mixed_precision bf16 with it, found {precision}")
+    several_on_cpus = without_gpu and int(os.environ.get("WORLD_SIZE", 1)) > 1
+    accelerator = Accelerator(
+        cpu=several_on_cpus,  # else accelerate overlooks what torchrun starts without a GPU
+        mixed_precision=args.mixed_precision,
+        # A plugin, since an environment variable of `accelerate launch` would overrule a number.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=args.gradient_accumulation_steps),
+        log_with=None if tracker == "none" else tracker,
+        project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir / args.logging_dir)),
+        step_scheduler_with_optimizer=False,  # the schedule counts optimizer steps, whatever the processes
+    )
+    _prepare_sharding(accelerator, args)
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # it reports every file of a checkpoint
+    if not accelerator.is_local_main_process:
+        logging.getLogger("diffusers_craft").setLevel(logging.ERROR)
+        transformers.utils.logging.set_verbosity_error()
+        diffusers.utils.logging.set_verbosity_error()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
+    return accelerator
+
+
+def _prepare_sharding(accelerator: Accelerator, args: Namespace) -> None:
+    """DeepSpeed takes its numbers from the flags; what needs whole weights in every process is refused."""
+    if accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        return
+    sharded = {
+        "--use_lora": args.use_lora,
+        "--use_ema": args.use_ema,
+        "--train_dtype bf16": args.train_dtype == "bf16",
+    }
+    for flag, given in sharded.items():
+        if given:
+            found = accelerator.distributed_type.value
+            raise ValueError(f"{flag}: expected one process or DDP, which keep the weights whole, found {found}")
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        accelerator.state.deepspeed_plugin.deepspeed_config |= {
+            "train_micro_batch_size_per_gpu": args.train_batch_size,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "gradient_clipping": args.max_grad_norm,
+        }

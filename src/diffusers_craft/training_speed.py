@@ -1,0 +1,145 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""What a run cost: peak memory, images a second, and the share of the device's arithmetic that they amount to."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Mapping
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch.utils.flop_counter import FlopCounterMode
+
+from .backbones import Backbone
+
+
+# Dense bfloat16 / float16 tensor-core TFLOP/s with float32 accumulation, from the makers' data sheets. The first name
+# that the device's contains counts.
+_PEAK_TFLOPS = {
+    "B200": 2250.0,
+    "GH200": 989.4,
+    "H200": 989.4,
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
+    "H100": 989.4,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "RTX 4090": 165.2,
+    "RTX 3090": 71.0,
+}
+_BACKWARD = 2  # a backward pass does twice the work of a forward pass; what checkpointing repeats is no useful work
+
+
+class SpeedMeter:
+    """Times optimizer steps without waiting for the device, except at the first step, in pauses and at the end.
+
+    The first step warms up (compilation, choice of kernels) and is left out if there is another one.
+
+    Args:
+        device (`torch.device`): of this process.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        self._steps, self._paused, self._start, self._first = 0, 0.0, self._now(), 0.0
+
+    def step_done(self) -> None:
+        """To be called at the end of every optimizer step."""
+        self._steps += 1
+        if self._steps == 1:
+            now = self._now()
+            self._first, self._start, self._paused = now - self._start - self._paused, now, 0.0
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leaves out what is no training: checkpoints, validation."""
+        begin = self._now()
+        try:
+            yield
+        finally:
+            self._paused += self._now() - begin
+
+    def seconds_a_step(self) -> float | None:
+        """Mean over all steps but the first; of the first if it is the only one; `None` without any."""
+        if self._steps > 1:
+            return (self._now() - self._start - self._paused) / (self._steps - 1)
+        return self._first if self._steps else None
+
+    def peak_gigabytes(self) -> float | None:
+        """Most memory in use at a time, GB: allocated on the GPU, or resident where the CPU trains."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 1e9
+        try:
+            import resource
+        except ImportError:  # Windows
+            return None
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def forward_flops(backbone: Backbone, config: Mapping, latents: torch.Tensor, conditioning: dict) -> int:
+    """Floating-point operations (2 a multiply-add) of one forward pass, counted without computing anything.
+
+    Args:
+        backbone (`Backbone`): calls the UNet.
+        config (`Mapping`): of the UNet.
+        latents (`torch.Tensor`): (B, C, h, w), any values.
+        conditioning (`dict[str, torch.Tensor]`): name -> (B, ...), any values.
+
+    Returns:
+        `int`: matrix products, convolutions and attention for all B rows.
+    """
+
+    def like(value: torch.Tensor) -> torch.Tensor:
+        return torch.empty(value.shape, device="meta")
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+    inputs = {name: like(value) for name, value in conditioning.items()}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        backbone.predict(unet, like(latents), like(latents[:, 0, 0, 0]), inputs)
+    return counter.get_total_flops()
+
+
+def speed_report(
+    meter: SpeedMeter, images_a_step: int, num_processes: int, num_steps: int, flops: int, precision: str
+) -> dict[str, float | None]:
+    """Memory and speed of a run, for people and for `craft_run.json`.
+
+    Args:
+        meter (`SpeedMeter`): of the run.
+        images_a_step (`int`): the global batch.
+        num_processes (`int`): devices that shared it.
+        num_steps (`int`): optimizer steps of the whole run, whether timed or not.
+        flops (`int`): `forward_flops` of one image.
+        precision (`str`): accelerate's `mixed_precision`; the known peaks are those of fp16 and bf16.
+
+    Returns:
+        `dict`: `peak_gb` a process, `images_per_second` over all, `forward_tflop` an image, `mfu` in [0, 1] (`None` for
+        an unknown device), `device_hours` of the whole run.
+    """
+    seconds = meter.seconds_a_step()
+    images = images_a_step / seconds if seconds else None
+    peak = _peak_flops(meter.device) if precision in ("fp16", "bf16") else None
+    useful = None if images is None else images * flops * (1 + _BACKWARD)
+    return {
+        "peak_gb": meter.peak_gigabytes(),
+        "images_per_second": images,
+        "forward_tflop": flops / 1e12,
+        "mfu": None if peak is None or useful is None else useful / (peak * num_processes),
+        "device_hours": None if seconds is None else seconds * num_steps * num_processes / 3600,
+    }
+
+
+def _peak_flops(device: torch.device) -> float | None:
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak * 1e12 for part, peak in _PEAK_TFLOPS.items() if part in name), None)

@@ -19,7 +19,8 @@ from .objectives.kto import KTO
 from .objectives.smpo import smoothing_factors
 from .scoring import parse_reward_weights
 from .scoring_args import RewardSettings, load_rewards
-from .training import TrainingRun, create_accelerator
+from .training import TrainingRun
+from .training_accelerator import create_accelerator
 from .training_args import check_training_arguments
 from .training_data import PairData, TrainingData
 from .training_encoding import prepare_prompt_data, prepare_training_data
@@ -51,6 +52,7 @@ def train_alignment(args: Namespace, objective: Objective) -> TrainingRun:
         args.variant,
         args.cache_dir,
         vae=args.pretrained_vae_model_name_or_path,
+        config=args.single_file_config,
     )
     components = backbone.load(source, device=accelerator.device)
     with accelerator.main_process_first():

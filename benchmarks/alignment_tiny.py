@@ -2,7 +2,7 @@
 """CRAFT, its siblings and the baselines on the tiny world: the same base, candidates, prompts and judge.
 
     python benchmarks/alignment_tiny.py --work outputs/alignment                # every cell that is missing
-    python benchmarks/alignment_tiny.py --work outputs/alignment --report       # tables and plot of what is there
+    python benchmarks/alignment_tiny_tables.py --work outputs/alignment         # tables and plot of what is there
 
 A cell is one method, seed and budget; it runs in a process of its own and leaves one JSON file, so that a killed run goes
 on where it was. Two budgets: `passes` gives every method as many images with a gradient (images x steps), `compute` as
@@ -13,7 +13,6 @@ methods are in the seconds, not in the passes.
 
 import argparse
 import importlib.util
-import json
 import os
 import resource
 import subprocess
@@ -250,8 +249,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--learning_rates", type=float, nargs="+", help="Instead of each method's own.")
     parser.add_argument("--num_prompts", type=int, default=300)
     parser.add_argument("--max_cells", type=int, help="Stop after this many.")
-    parser.add_argument("--report", action="store_true", help="Only write tables and plot.")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--cell", nargs=4, help=argparse.SUPPRESS)  # name, seed, budget, rate: the child's own
     return parser.parse_args()
 
@@ -261,17 +258,12 @@ def main(args: argparse.Namespace) -> None:
         name, seed, budget, rate = args.cell
         run_cell(args.work, name, int(seed), budget, float(rate), args.num_prompts)
         return
-    cells = [] if args.report else list(missing_cells(args))[: args.max_cells]
+    cells = list(missing_cells(args))[: args.max_cells]
     for index, cell in enumerate(cells, start=1):
         print(f"[{index}/{len(cells)}]", *cell, flush=True)
         command = [sys.executable, __file__, "--work", args.work, "--num_prompts", args.num_prompts, "--cell", *cell]
         result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
         print(result.stdout.splitlines()[-1] if result.returncode == 0 else result.stderr[-2000:], flush=True)
-    found = [json.loads(path.read_text()) for path in sorted((args.work / "cells").glob("*.json"))]
-    if found:
-        from alignment_tiny_report import write_report
-
-        write_report(found, args.results)
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ class AlignmentContext:
         return self._numbers(torch.rand, torch.float64, purpose, shape)
 
     def _numbers(self, draw: Any, dtype: torch.dtype, purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
-        seeds = [derive_seed(self.args.seed, purpose, self._step, slot) for slot in self._batch.slots]
+        seeds = [derive_seed(self.args.seed, purpose, self._step, slot) for slot in self._batch.slots.tolist()]
         drawn = [draw(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype) for seed in seeds]
         return torch.stack(drawn).to(self._run.accelerator.device)
 

@@ -22,7 +22,7 @@ class MicroBatch(NamedTuple):
     latents: torch.Tensor  # (B, C, h, w) x_0
     noise: torch.Tensor  # (B, C, h, w)
     rows: torch.Tensor  # (B,) int64 dataset rows
-    slots: tuple[int, ...]  # position of each unit (an image, or a pair) in the global batch
+    slots: torch.Tensor  # (B,) int64, or (B / 2,) of pairs: place of each unit in the global batch; on the CPU
 
 
 def diffuse(

@@ -22,7 +22,7 @@ class Draw(NamedTuple):
     conditioning: dict[str, torch.Tensor]  # name -> (B, ...)
     advantages: torch.Tensor  # (B,)
     rows: torch.Tensor  # (B,) int64 dataset rows
-    slots: tuple[int, ...]  # position of each unit (an image, or a pair) in the global batch
+    slots: torch.Tensor  # (B,) int64, or (B / 2,) of pairs: place of each unit in the global batch; on the CPU
 
 
 @dataclass
@@ -114,7 +114,7 @@ class TrainingData:
         prompt_rows = self.prompt_rows[rows].masked_fill(dropped.bool(), empty)
         conditioning = {name: value[prompt_rows] for name, value in self.prompts.items()}
         conditioning |= {name: value[rows] for name, value in self.sizes.items()}
-        return Draw(latents, noise[:, 0], timesteps, conditioning, self.advantages[rows], rows, tuple(slots))
+        return Draw(latents, noise[:, 0], timesteps, conditioning, self.advantages[rows], rows, torch.tensor(slots))
 
 
 @dataclass
@@ -168,7 +168,7 @@ class PairData:
             },
             advantages=torch.cat([factors, -factors]),
             rows=torch.cat([winners.rows, losers.rows]),
-            slots=tuple(slots),
+            slots=winners.slots,
         )
 
 

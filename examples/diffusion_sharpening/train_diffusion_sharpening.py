@@ -12,7 +12,7 @@ dataset is a build's folder, rewards are normalised with its constants.
 
 # /// script
 # dependencies = [
-#     "diffusers-craft[tensorboard]",
+#     "diffusers-craft[rewards,tensorboard]",
 #     "diffusers>=0.34.0",
 #     "torch>=2.4",
 # ]

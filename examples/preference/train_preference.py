@@ -13,7 +13,7 @@ give the pairs, or pairs of images such as Pick-a-Pic; SPO takes the prompts alo
 
 # /// script
 # dependencies = [
-#     "diffusers-craft[tensorboard]",
+#     "diffusers-craft[rewards,tensorboard]",
 #     "diffusers>=0.34.0",
 #     "torch>=2.4",
 # ]

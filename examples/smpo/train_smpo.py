@@ -11,7 +11,7 @@ or pairs of images with score_0 and score_1.
 
 # /// script
 # dependencies = [
-#     "diffusers-craft[tensorboard]",
+#     "diffusers-craft[rewards,tensorboard]",
 #     "diffusers>=0.34.0",
 #     "torch>=2.4",
 # ]

@@ -69,19 +69,26 @@ class Method:
 
 
 CRAFT = "craft/train_craft_sd15.py"
-PAIRS = {"images_a_unit": 2.0, "learning_rate": 3e-5}
+# The papers' betas multiply mean squared errors of 4 x 64 x 64 numbers. Here a latent has 4 x 8 x 8: the same strength per
+# unit of summed squared error is a 64th of it.
+SCALE = 1 / 64
 METHODS = {
     "craft": Method(CRAFT),
     "sft": Method(CRAFT, ("--loss", "sft")),
-    "dpo": Method(PREFERENCE, ("--objective", "dpo"), **PAIRS),
-    "smpo": Method("smpo/train_smpo.py", **PAIRS),
-    "inpo": Method(PREFERENCE, ("--objective", "inpo"), **PAIRS),
-    "kto": Method(PREFERENCE, ("--objective", "kto"), learning_rate=3e-5),
-    "mapo": Method(PREFERENCE, ("--objective", "mapo"), **PAIRS),
-    "dspo": Method(PREFERENCE, ("--objective", "dspo"), images_a_unit=2.0),
-    "spo": Method(PREFERENCE, ("--objective", "spo", "--guidance_scale", "2", *ONLINE), 8.0, 3e-5),
+    "dpo": Method(PREFERENCE, ("--objective", "dpo", "--beta", str(5000 * SCALE)), 2.0),
+    "smpo": Method("smpo/train_smpo.py", ("--beta", str(2000 * SCALE)), 2.0),
+    "inpo": Method(PREFERENCE, ("--objective", "inpo", "--beta", str(2000 * SCALE)), 2.0),
+    "kto": Method(PREFERENCE, ("--objective", "kto", "--beta", str(5000 * SCALE))),
+    "mapo": Method(PREFERENCE, ("--objective", "mapo"), 2.0),
+    "dspo": Method(PREFERENCE, ("--objective", "dspo", "--gate_beta", str(5000 * SCALE)), 2.0),
+    "spo": Method(PREFERENCE, ("--objective", "spo", "--guidance_scale", "2", *ONLINE), 8.0),
     "sharpening-sft": Method(SHARPENING, ("--sharpening", "sft", *ONLINE), 3.0),
-    "sharpening-rlhf": Method(SHARPENING, ("--sharpening", "rlhf", "--guidance_scale", "2", *ONLINE), 6.0, 3e-5),
+    "sharpening-rlhf": Method(
+        SHARPENING, ("--sharpening", "rlhf", "--guidance_scale", "2", "--beta", str(2500 * SCALE), *ONLINE), 6.0
+    ),
+    "dpo-paper-beta": Method(PREFERENCE, ("--objective", "dpo"), 2.0, part="other"),
+    "smpo-paper-beta": Method("smpo/train_smpo.py", (), 2.0, part="other"),
+    "kto-paper-beta": Method(PREFERENCE, ("--objective", "kto"), part="other"),
 }
 SELECTIONS = {
     "top": (),
@@ -244,7 +251,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("outputs/alignment"), help="Builds, models and cells.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--budgets", nargs="+", choices=["passes", "compute"], default=["compute", "passes"])
-    parser.add_argument("--parts", nargs="+", default=["methods", "selection", "rewards"])
+    parser.add_argument("--parts", nargs="+", default=["methods", "selection", "rewards", "other"])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="Only these.")
     parser.add_argument("--learning_rates", type=float, nargs="+", help="Instead of each method's own.")
     parser.add_argument("--num_prompts", type=int, default=300)

@@ -28,6 +28,7 @@ PARTS = {
     "methods": "Methods",
     "selection": "Which candidates (paper, tables 5 and 10)",
     "rewards": "Filter rule (table 6)",
+    "other": "The papers' betas, 64 times as strong here",
 }
 
 
@@ -36,6 +37,8 @@ def read_cells(work: Path) -> list[dict]:
 
 
 def part_of(method: str) -> str:
+    if method.endswith("paper-beta"):
+        return "other"
     loss, _, rest = method.partition("-")
     if loss not in ("craft", "sft") or not rest:
         return "methods"

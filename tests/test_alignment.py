@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
+from datasets import Dataset, Image
 from training_driver import ROOT, losses, run_json, same, weights
 
 from diffusers_craft.alignment_context import AlignmentContext, CompositeScorer
@@ -127,6 +128,24 @@ def test_with_lora_the_base_is_the_reference(align):
     first, *later = run_json(folder)["loss_history"]
     assert first["train_loss"] == pytest.approx(math.log(2), abs=1e-6) and first["winner_change"] == 0.0
     assert all(entry["winner_change"] != 0.0 for entry in later)  # the adapters are back on
+
+
+def test_smpo_scores_pairs_that_have_no_scores(align, make_images, tmp_path):
+    columns = {
+        "image_0": make_images(4),
+        "image_1": make_images(4, seed=1),
+        "prompt": list("abcd"),
+        "label_0": [1, 0, 1, 0],
+    }
+    dataset = Dataset.from_dict(columns)
+    for name in ("image_0", "image_1"):
+        dataset = dataset.cast_column(name, Image())
+    dataset.to_parquet(tmp_path / "pairs" / "train.parquet")
+    flags = [f"--dataset_name={tmp_path / 'pairs'}", "--inversion_steps=2"]
+    first = run_json(align("smpo", "out", *flags, "--rewards=brightness"))["loss_history"][0]
+    assert first["train_loss"] == pytest.approx(math.log(2), abs=1e-6)
+    with pytest.raises(ValueError, match="--dataset_name: expected score_0 and score_1 .* or --rewards"):
+        align("smpo", "none", *flags)
 
 
 def test_reference_memory(random_sd15):

@@ -6,7 +6,7 @@
         --dataset_name=outputs/build --output_dir=outputs/smpo
 
 With --backbone=sdxl for Stable Diffusion XL. The dataset is a build's folder, whose candidates and scores give the pairs,
-or pairs of images with score_0 and score_1.
+or pairs of images with score_0 and score_1, or with --rewards to score them.
 """
 
 # /// script
@@ -27,6 +27,7 @@ from diffusers_craft import (
     SmPO,
     add_alignment_arguments,
     add_objective_options,
+    add_reward_arguments,
     objective_from_args,
     run_script,
     train_alignment,
@@ -40,6 +41,7 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_alignment_arguments(parser, input_args, learning_rate=1e-5)
     add_objective_options(parser, [SmPO])
+    add_reward_arguments(parser.add_argument_group("rewards, for pairs that have no scores"), [])
     parser.set_defaults(output_dir="smpo-model")
     return parser.parse_args(input_args)
 

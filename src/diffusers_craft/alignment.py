@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
+from tqdm.auto import tqdm
 
 from .alignment_context import AlignmentContext, CompositeScorer
 from .alignment_data import Preferences, distinct_prompts, labels_of_pairs, load_preferences
@@ -27,6 +28,8 @@ from .training_encoding import prepare_prompt_data, prepare_training_data
 
 
 logger = logging.getLogger(__name__)
+
+_IMAGES_A_BATCH = 64  # decoded and scored together
 
 
 def train_alignment(args: Namespace, objective: Objective) -> TrainingRun:
@@ -96,6 +99,8 @@ def load_data(
         data = prepare_training_data(preferences.images.select(rows), backbone, components, image_args)
         data.advantages = torch.tensor(labels, dtype=torch.float32)
         return data
+    if objective.uses_scores and preferences.scores is None and getattr(args, "rewards", None):
+        preferences = score_preferences(preferences, load_scorer(args, components.unet.device))
     pairs = preferences.pairs[: args.max_train_samples]
     images = prepare_training_data(preferences.images, backbone, components, image_args)
     return PairData(images, torch.as_tensor(pairs), _factors(preferences, pairs, objective))
@@ -112,6 +117,16 @@ def load_scorer(args: Namespace, device: torch.device) -> CompositeScorer:
     return CompositeScorer(models, weights)
 
 
+def score_preferences(preferences: Preferences, scorer: CompositeScorer) -> Preferences:
+    """The same pairs with a score for every image; a pair whose loser scores higher counts the other way round."""
+    scores, images = [], preferences.images
+    for start in tqdm(range(0, len(images), _IMAGES_A_BATCH), desc="Scoring pairs"):
+        rows = images[start : start + _IMAGES_A_BATCH]
+        scores.append(scorer.score(rows["prompt"], [image.convert("RGB") for image in rows["image"]]))
+    scores = np.concatenate(scores).astype(np.float64)
+    return preferences._replace(scores=scores, score_range=float(np.nanmax(scores) - np.nanmin(scores)))
+
+
 def _load_images(args: Namespace) -> Dataset:
     return load_craft_dataset(
         args.dataset_name or args.train_data_dir, args.dataset_config_name, cache_dir=args.cache_dir
@@ -123,6 +138,8 @@ def _factors(preferences: Preferences, pairs: np.ndarray, objective: Objective) 
     if not objective.uses_scores:
         return torch.ones(len(pairs))
     if preferences.scores is None or not preferences.score_range > 0:
-        raise ValueError("--dataset_name: expected score_0 and score_1 that differ, found none")
+        raise ValueError(
+            "--dataset_name: expected score_0 and score_1 that differ, or --rewards to score with, found none"
+        )
     winners, losers = (torch.as_tensor(preferences.scores[pairs[:, side]], dtype=torch.float64) for side in (0, 1))
     return smoothing_factors(winners, losers, preferences.score_range, objective.gamma).float()

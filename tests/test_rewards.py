@@ -236,6 +236,19 @@ def test_low_precision_towers_stay_close(clip_folder: Path, images: list[Image.I
     assert (rough.source["dtype"], exact.source["dtype"]) == ("bfloat16", "float32")
 
 
+def test_float32_is_not_tf32(clip_folder: Path, images: list[Image.Image]):
+    """PyTorch convolves in TF32 by default, so that patch embeddings on a GPU would keep ten bits of them."""
+
+    def allowed() -> bool:
+        cudnn = torch.backends.cudnn
+        return cudnn.conv.fp32_precision == "tf32" if hasattr(cudnn, "conv") else cudnn.allow_tf32
+
+    reward, seen = load_reward("pickscore", str(clip_folder), dtype=torch.float32), []
+    reward.model.clip.vision_model.register_forward_pre_hook(lambda *_: seen.append(allowed()))
+    reward.score(PROMPTS, images)
+    assert seen == [False] and allowed()
+
+
 def test_empty_batch_needs_no_weights(clip_folder: Path):
     reward = load_reward("pickscore", str(clip_folder))
     assert reward.score([], []).shape == (0,)

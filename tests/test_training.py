@@ -48,22 +48,6 @@ def test_accumulation_does_not_change_the_run(train):
         torch.testing.assert_close(value, weights(parts)[name], rtol=0, atol=1e-4)
 
 
-def test_two_processes_give_the_curve_of_one(train, arguments, tmp_path):
-    common = ["--max_train_steps=5", "--use_ema", "--caption_dropout=0.3", "--checkpointing_steps=2"]
-    one = train("sdxl", "one", *common, "--train_batch_size=16", "--gradient_accumulation_steps=1")
-    two = [*common, "--train_batch_size=4", "--gradient_accumulation_steps=2"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    script = ROOT / "examples" / "craft" / "train_craft_sdxl.py"
-    command = [*launcher, str(script), *arguments("sdxl", "two", *two)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    run = run_json(tmp_path / "two")
-    assert run["num_processes"] == 2 and run["global_batch_size"] == 16
-    assert losses(tmp_path / "two") == pytest.approx(losses(one), abs=1e-5)
-    for name, value in weights(one).items():
-        torch.testing.assert_close(value, weights(tmp_path / "two")[name], rtol=0, atol=1e-4)
-
-
 def test_resume_is_exact_in_the_middle_of_a_pass(train, tmp_path):
     common = ["--train_batch_size=4", "--gradient_accumulation_steps=1", "--max_train_steps=8", "--use_ema"]
     common += ["--lr_scheduler=cosine", "--caption_dropout=0.2", "--checkpointing_steps=3"]

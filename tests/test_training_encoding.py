@@ -63,7 +63,7 @@ def test_training_conditions_on_the_original_prompt(components, make_args, make_
     torch.testing.assert_close(data.prompts["encoder_hidden_states"][data.prompt_rows], expected)
 
 
-def test_cache_is_used_for_the_same_data_and_only_for_it(components, make_args, make_images, monkeypatch):
+def test_cache_is_used_for_the_same_data_and_only_for_it(components, make_args, make_images, monkeypatch, tmp_path):
     encodings = []
     encode = components.vae.encode
     monkeypatch.setattr(components.vae, "encode", lambda pixels: encodings.append(len(pixels)) or encode(pixels))
@@ -77,7 +77,7 @@ def test_cache_is_used_for_the_same_data_and_only_for_it(components, make_args, 
 
     assert prepare()
     first = prepare.data
-    assert not prepare("--learning_rate=1", "--loss=sft", "--max_train_steps=3", advantage=[9.0] * 4)
+    assert not prepare("--learning_rate=1", "--loss=sft", "--max_train_steps=3", "--seed=7", advantage=[9.0] * 4)
     assert torch.equal(first.latents, prepare.data.latents) and torch.equal(
         first.latent_stds, prepare.data.latent_stds
     )
@@ -87,9 +87,26 @@ def test_cache_is_used_for_the_same_data_and_only_for_it(components, make_args, 
     assert prepare(prompt=["other"] * 4)
     assert prepare(images=make_images(4, seed=1))
     assert prepare(images=images[::-1])
+    assert list((tmp_path / "diffusers_craft").glob("*.safetensors"))  # --cache_dir
     with torch.no_grad():
         components.vae.encoder.conv_in.weight += 1e-3
     assert prepare()
+
+
+def test_crops_and_sizes_come_from_the_cache_together(random_sdxl, make_args, make_images):
+    """The cached crop is the one that its latents show: an image that is brighter to the right tells where it was cut."""
+    components = SDXL.load(ModelSource(str(random_sdxl)))
+    ramp = np.zeros((64, 256, 3), dtype=np.uint8) + np.arange(256, dtype=np.uint8)[None, :, None]
+    dataset = _dataset([PILImage.fromarray(ramp)] * 6)
+    first = prepare_training_data(dataset, SDXL, components, make_args())
+    again = prepare_training_data(dataset, SDXL, components, make_args("--seed=3"))
+    lefts = first.sizes["time_ids"][:, 3].int().tolist()
+    assert len(set(lefts)) > 3 and torch.equal(first.sizes["time_ids"], again.sizes["time_ids"])
+    for row, left in enumerate(lefts):
+        pixels = torch.from_numpy(ramp[:, left : left + 64]).permute(2, 0, 1)[None] / 127.5 - 1
+        with torch.no_grad():
+            mean = components.vae.encode(pixels).latent_dist.mean[0] * components.vae.config.scaling_factor
+        torch.testing.assert_close(again.latents[0, row], mean)
 
 
 def test_sizes_are_true_and_float32(random_sdxl, make_args, make_images):

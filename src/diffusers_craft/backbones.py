@@ -225,9 +225,9 @@ class Backbone:
         conditioning: dict[str, torch.Tensor],
     ) -> torch.Tensor:
         """The UNet's output (B, C, h, w) for noisy latents (B, C, h, w) at timesteps (B,); no guidance."""
-        noisy_latents = noisy_latents.to(next(unet.parameters()).dtype)  # weights in bfloat16, without autocast too
         added = {name: value for name, value in conditioning.items() if name != "encoder_hidden_states"}
         hidden = conditioning["encoder_hidden_states"]
+        noisy_latents = noisy_latents.to(hidden.dtype)  # the passes' precision, where no autocast sees to it
         return unet(noisy_latents, timesteps, hidden, added_cond_kwargs=added or None, return_dict=False)[0]
 
 

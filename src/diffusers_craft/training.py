@@ -288,6 +288,8 @@ class TrainingRun:
         if own:
             means = self.accelerator.reduce(torch.stack(list(own.values())), reduction="sum") / self.batch_size
             own = dict(zip(own, means.unbind()))
+        if hasattr(grad_norm, "full_tensor"):  # shared between the processes, under FSDP
+            grad_norm = grad_norm.full_tensor()
         return own | {
             "train_loss": loss / self.batch_size,
             "error_positive": good / num_good,  # not finite, and left out, where there is no such row

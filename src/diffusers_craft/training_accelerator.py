@@ -4,6 +4,7 @@
 import logging
 import os
 from argparse import Namespace
+from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -64,7 +65,14 @@ def _prepare_sharding(accelerator: Accelerator, args: Namespace) -> None:
         if given:
             found = accelerator.distributed_type.value
             raise ValueError(f"{flag}: expected one process or DDP, which keep the weights whole, found {found}")
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+    if accelerator.distributed_type == DistributedType.FSDP:
+        plugin = accelerator.state.fsdp_plugin
+        if plugin.mixed_precision_policy is not None:
+            # FSDP would cast sizes to bfloat16, which turns 1023 into 1024; all else has its dtype already.
+            names = [field.name for field in fields(plugin.mixed_precision_policy)]
+            changes = {name: False for name in names if name.startswith("cast_")} | {"reduce_dtype": torch.float32}
+            plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, **changes)
+    else:
         accelerator.state.deepspeed_plugin.deepspeed_config |= {
             "train_micro_batch_size_per_gpu": args.train_batch_size,
             "gradient_accumulation_steps": args.gradient_accumulation_steps,

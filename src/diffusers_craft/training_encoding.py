@@ -2,7 +2,7 @@
 """From a dataset of images, captions and advantages to tensors: every image and caption is encoded once.
 
 The result is kept in a cache file whose name depends on all that determines it, and on nothing else: encoder weights,
-caption tokens, pixels, resolution, crop. Another learning rate, or SFT on the same data, finds it.
+caption tokens, pixels, resolution, crop. Another learning rate or seed, or SFT on the same data, finds it.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 _PROMPTS_A_BATCH = 32
 _PIXELS_A_BATCH = 8 * 512 * 512  # bounds the VAE's activations: 8 images of 512 px, 2 of 1024 px
 
@@ -200,9 +200,8 @@ def _encode_images(
     for start in tqdm(range(0, len(dataset), batch_size), desc="Encoding images", disable=len(dataset) < 50):
         rows = range(start, min(start + batch_size, len(dataset)))
         crops = [
-            crop_image(
-                dataset[row][args.image_column], resolution, args.center_crop, derive_seed(args.seed, "crop", row)
-            )
+            # Of the row alone, not of --seed: runs that differ in their seed share the cache.
+            crop_image(dataset[row][args.image_column], resolution, args.center_crop, derive_seed(0, "crop", row))
             for row in rows
         ]
         originals += [original for _, original, _ in crops]
@@ -253,7 +252,7 @@ def _fingerprint(
         pictures = (np.asarray(latent, dtype=np.float32) for latent in dataset[args.latent_column])
     else:
         options |= {"scaling": components.vae.config.scaling_factor, "flip": args.random_flip}
-        options |= {"crop_seed": None if args.center_crop else args.seed}
+        options |= {"center_crop": args.center_crop}
         modules.append(components.vae)
         pictures = (np.asarray(dataset[row][args.image_column].convert("RGB")) for row in range(len(dataset)))
     digest.update(json.dumps(options, sort_keys=True).encode())

@@ -151,8 +151,8 @@ def whole_unet(
         return None
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
-    unet.load_state_dict(weights, assign=True)
-    return unet.float()
+    unet.to_empty(device="cpu").load_state_dict(weights)  # float32, whatever the shared weights are
+    return unet
 
 
 def compile_blocks(unet: UNet2DConditionModel) -> None:

@@ -2,13 +2,36 @@
 """What every reward model is: prompts and images in, one raw score a pair out; batching, checks and precision."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+
+
+@contextmanager
+def tower_precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Autocast to `dtype`; for float32 none, and no TF32 either, in which a GPU convolves unless told otherwise."""
+    if dtype != torch.float32:
+        with torch.autocast(device.type, dtype=dtype):
+            yield
+        return
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    if hasattr(cudnn, "conv"):  # PyTorch 2.9 and newer; the old names must not be mixed with these
+        switches = [(cudnn.conv, "fp32_precision", "ieee"), (matmul, "fp32_precision", "ieee")]
+    else:
+        switches = [(cudnn, "allow_tf32", False), (matmul, "allow_tf32", False)]
+    before = [getattr(owner, name) for owner, name, _ in switches]
+    try:
+        for owner, name, value in switches:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for (owner, name, _), value in zip(switches, before):
+            setattr(owner, name, value)
 
 
 class Reward(ABC):
@@ -64,9 +87,9 @@ class Reward(ABC):
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _autocast(self) -> torch.autocast:
+    def _autocast(self) -> AbstractContextManager[None]:
         """The precision of the towers."""
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+        return tower_precision(self.device, self.dtype)
 
     def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
         """Scores each image against the prompt of the same index.

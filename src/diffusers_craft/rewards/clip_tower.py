@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionModelWithProjection
 
+from .base import tower_precision
 from .features import ClipProcessor
 
 
@@ -76,7 +77,7 @@ class ClipImageTower:
         return torch.stack(embeddings).to(self.device)
 
     def _embed(self, pixels: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        with tower_precision(self.device, self.dtype):
             return self.model(pixel_values=pixels.to(self.device)).image_embeds.float()
 
 

@@ -28,7 +28,7 @@ PARTS = {
     "methods": "Methods",
     "selection": "Which candidates (paper, tables 5 and 10)",
     "rewards": "Filter rule (table 6)",
-    "other": "The papers' betas, 64 times as strong here",
+    "other": "Betas as strong as in the papers per summed squared error: a 64th",
 }
 
 
@@ -37,7 +37,7 @@ def read_cells(work: Path) -> list[dict]:
 
 
 def part_of(method: str) -> str:
-    if method.endswith("paper-beta"):
+    if method.endswith("scaled-beta"):
         return "other"
     loss, _, rest = method.partition("-")
     if loss not in ("craft", "sft") or not rest:

@@ -3,6 +3,8 @@
 
 import importlib.util
 import math
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
 from datasets import Dataset, Image
-from training_driver import ROOT, losses, run_json, same, weights
+from training_driver import ROOT, environment, losses, run_json, same, weights
 
 from diffusers_craft.alignment_context import AlignmentContext, CompositeScorer
 from diffusers_craft.objectives.dpo import DPO
@@ -110,6 +112,21 @@ def test_accumulation_does_not_change_the_run(align, method):
     whole = align(script, "whole", *flags)
     parts = align(script, "parts", *flags, "--train_batch_size=1", "--gradient_accumulation_steps=2")
     assert losses(whole) == pytest.approx(losses(parts), rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_two_processes_give_the_curve_of_one(align, objective, random_sd15, preference_build, tmp_path):
+    """KTO's mean gain is one over both processes."""
+    common = [f"--objective={objective}", "--max_train_steps=4"]
+    one = align("preference", "one", *common, "--train_batch_size=4")
+    where = [f"--pretrained_model_name_or_path={random_sd15}", f"--dataset_name={preference_build}"]
+    where += [f"--output_dir={tmp_path / 'two'}", *FIXED, *common]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launcher, str(ROOT / "examples" / SCRIPTS["preference"]), *where]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(tmp_path / "two") == pytest.approx(losses(one), rel=1e-3, abs=1e-5)
 
 
 def test_a_resumed_run_keeps_the_first_reference(align):

@@ -12,7 +12,10 @@ __version__ = "0.1.0.dev0"
 
 # Module -> its public names. To publish a name, add it here.
 _EXPORTS = {
-    "backbones": ["SD15", "SDXL", "Components", "ModelSource", "load_pipeline"],
+    "alignment": ["train_alignment"],
+    "alignment_args": ["add_alignment_arguments", "add_objective_options", "objective_from_args"],
+    "alignment_data": ["composite_scores", "load_preferences"],
+    "backbones": ["BACKBONES", "SD15", "SDXL", "Components", "ModelSource", "load_pipeline"],
     "builder": ["CRAFTDatasetBuilder"],
     "cli": ["default_device", "parse_pairs", "run_script", "write_run_json"],
     "composite": ["composite_reward", "normalization_constants"],
@@ -41,7 +44,16 @@ _EXPORTS = {
     "hub.model": ["publish_model"],
     "hub.upload": ["HubRepo"],
     "objectives.craft": ["craft_loss", "transform_advantages"],
+    "objectives.dpo": ["DPO", "dpo_loss"],
+    "objectives.dspo": ["DSPO", "dspo_loss"],
+    "objectives.inpo": ["InPO"],
+    "objectives.kto": ["KTO", "kto_loss"],
+    "objectives.mapo": ["MaPO", "mapo_loss"],
     "objectives.min_snr": ["min_snr_weights"],
+    "objectives.sharpening": ["RLHFSharpening", "SFTSharpening", "sharpening_preference_loss"],
+    "objectives.smpo": ["SmPO", "smoothing_factors", "smpo_loss"],
+    "objectives.spo": ["SPO", "spo_loss"],
+    "pairing": ["group_pairs"],
     "prompts": ["load_prompts"],
     "records": ["derive_seed"],
     "refiners": ["load_refiner", "refine_prompts"],

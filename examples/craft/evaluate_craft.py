@@ -257,7 +257,7 @@ def choose_embedding(args: argparse.Namespace, base: str, metrics: dict[str, Any
 def check(runs: list[PromptRun], training: dict[str, Any], embed: Any) -> list[dict[str, Any]]:
     """The alarms' checks of all sets."""
     memories = {
-        name: image_statistics(data["image"], embed).embeddings
+        name: image_statistics(decode_images(data.select_columns("image")), embed).embeddings
         for name, data in training.items()
         if "image" in data.column_names
     }

@@ -140,9 +140,13 @@ def _high_frequency(luminance: np.ndarray) -> float:
 
 
 def decode_images(rows: Iterable[Mapping[str, Any]]) -> Iterator[Image.Image | None]:
-    """The pictures of candidate rows with `image` and `valid`; `None` where they are not valid."""
+    """The pictures of rows with `image`, a picture or its bytes, and maybe `valid`; `None` where they are not valid."""
     for row in rows:
-        yield Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB") if row["valid"] else None
+        image = row["image"]
+        if not row.get("valid", True):
+            yield None
+        else:
+            yield (Image.open(io.BytesIO(image["bytes"])) if isinstance(image, Mapping) else image).convert("RGB")
 
 
 def measure_images(images: Stage, stage: Stage, embed: Embed = thumbnail_embedding) -> None:

@@ -118,7 +118,10 @@ def load_prompt_set(source: str, column: str = "prompt", num_prompts: int | None
     records = _load_known(name) if not place else _load_place(place, column if name not in SETS else "")
     rows = [row for record in records if (row := _row(record, column, source)).prompt]
     if name not in SETS:
-        rows = list({(row.prompt, row.category): row for row in reversed(rows)}.values())[::-1]
+        first: dict[tuple, EvaluationPrompt] = {}
+        for row in rows:
+            first.setdefault((row.prompt, row.category), row)
+        rows = list(first.values())
     if not rows:
         raise ValueError(f"--prompts: expected at least one prompt in {source}, found none")
     seen: dict[str, int] = {}

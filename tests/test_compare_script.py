@@ -35,7 +35,7 @@ def test_refuses_other_settings_in_one_line_and_merges_them_when_told(run, tmp_p
     assert "guidance_scale (5.0 in a, 7.5 in b)" in line
     run("a", "b/results.json", "--allow", "guidance_scale")
     printed = capsys.readouterr().out
-    assert "| **30** |" in printed and "| spo " in printed
+    assert "**30** |" in printed and "| spo " in printed
     assert "- Not comparable, guidance_scale differs: 5.0 in a, 7.5 in b" in printed
     assert (tmp_path / "out" / "comparison.md").read_text() + "\n" == printed
 

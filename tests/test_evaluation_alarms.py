@@ -161,6 +161,9 @@ def test_gap_between_rewards_trained_on_and_others():
     assert not honest["fired"] and (honest["value"], honest["base"]) == (1, 1)
     (hacked,) = gap_check("craft", {"aesthetic": win, "exact": lose}, base, ["aesthetic"])
     assert hacked["fired"] and (hacked["value"], hacked["base"]) == (1, 0)
+    both, mixed = base | {"hps": zero}, {"aesthetic": win, "exact": lose, "hps": win}
+    (lowest,) = gap_check("craft", mixed, both, ["aesthetic"])
+    assert lowest["fired"] and lowest["limit"] == "exact + 30%", "one judge that likes it hid another that does not"
     (unknown,) = gap_check("craft", {"aesthetic": win, "exact": win}, base, ["aesthetic", "exact"])
     assert not unknown["fired"] and unknown["value"] is None and unknown["limit"].startswith("not checked")
 

@@ -88,9 +88,18 @@ def test_one_table_a_metric_by_category():
     }
 
 
-def test_table_of_checks():
-    check = {"model": "craft", "alarm": "twins", "base": 0.1, "value": 0.5, "limit": "base + 20%", "fired": True}
-    skipped = check | {"alarm": "memory", "base": None, "value": None, "limit": "not checked: why", "fired": False}
-    _, _, first, second = cells(format_checks([check, skipped]))
-    assert first == ["craft twins", "0.1", "0.5", "base + 20%", "ALARM"]
-    assert second == ["craft memory", "-", "-", "not checked: why", "-"]
+def test_table_of_checks_has_a_column_a_model():
+    twins = {"model": "sft", "alarm": "twins", "base": 0.1, "value": 0.2, "limit": "base + 20%", "fired": False}
+    fired = twins | {"model": "craft", "value": 0.5, "fired": True}
+    skipped = twins | {"alarm": "memory", "base": None, "value": None, "limit": "not checked: why"}
+    known = skipped | {"model": "craft", "base": 0.01, "value": 0.02, "limit": "base + 10%"}
+    header, _, first, second = cells(format_checks([twins, skipped, fired, known]))
+    assert header == ["Check", "limit", "sft", "craft"]
+    assert first == ["twins", "base + 20%", "0.1 to 0.2", "0.1 to 0.5 ALARM"]
+    assert second == ["memory", "base + 10%", "-", "0.01 to 0.02"]
+    assert cells(format_checks([skipped]))[2] == ["memory", "not checked: why", "-"]
+    sets = cells(format_checks([twins | {"prompts": "a"}, fired | {"prompts": "b"}]))
+    assert sets[2:] == [
+        ["twins, a", "base + 20%", "0.1 to 0.2", "-"],
+        ["twins, b", "base + 20%", "-", "0.1 to 0.5 ALARM"],
+    ]

@@ -3,6 +3,7 @@
 
 import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from PIL import Image
 
-from diffusers_craft.evaluation_tables import PRINTED_TIMES, Rows, Table, all_tables, metric_label
+from diffusers_craft.evaluation_tables import PRINTED_TIMES, Rows, Table, all_tables, check_table, metric_label
 from diffusers_craft.page import (
     BLUE,
     GRAY,
@@ -23,7 +24,6 @@ from diffusers_craft.page import (
     THUMBNAIL,
     Panel,
     chart_images,
-    html_table,
     render_page,
     thumbnail_uri,
 )
@@ -109,23 +109,9 @@ def _alarms(checks: Rows) -> str:
     made = sum(check["value"] is not None for check in checks)
     head = f"<ul>{items}</ul>" if fired else f"<p>No alarm in {made} checks.</p>"
 
-    def number(value: float | None) -> str:
-        return "–" if value is None else f"{value:.4g}"
-
-    verdicts = {True: "ALARM", False: "ok"}
-    lines = [
-        (
-            " ".join(filter(None, (check["model"], check["alarm"]))),
-            check.get("prompts") or "",
-            number(check["base"]),
-            number(check["value"]),
-            check["limit"],
-            "–" if check["value"] is None else verdicts[check["fired"]],
-        )
-        for check in checks
-    ]
-    table = html_table(("check", "prompts", "base", "tuned", "limit", "verdict"), lines)
-    return head + table.replace("<td>ALARM</td>", '<td class="alarm">ALARM</td>')
+    about = "From the base's value to the tuned model's. The limits leave room for honest improvement."
+    table = re.sub(r"<td>([^<]*ALARM)</td>", r'<td class="alarm">\1</td>', _html(check_table(checks)))
+    return f'{head}<p class="muted">{about}</p>{table}'
 
 
 def _picture(image: Image.Image | None, prompt: str, model: str) -> str:
@@ -134,6 +120,11 @@ def _picture(image: Image.Image | None, prompt: str, model: str) -> str:
     small = ' class="small"' if max(image.size) <= THUMBNAIL // 2 else ""
     about = html.escape(f"{model}: {prompt}", quote=True)
     return f'<img{small} loading="lazy" alt="{about}" src="{thumbnail_uri(image)}">'
+
+
+def _score(metric: str, value: float, best: bool) -> str:
+    text = f"{value * PRINTED_TIMES.get(metric, 1):.4g}" if np.isfinite(value) else "–"
+    return f"<b>{text}</b>" if best else text
 
 
 def _side_by_side(rows: Sequence[ReportRow]) -> str:
@@ -147,8 +138,7 @@ def _side_by_side(rows: Sequence[ReportRow]) -> str:
         figures = []
         for model, image in row.images.items():
             numbers = "".join(
-                f"<dt>{html.escape(metric)}</dt><dd>{'<b>' if value == best[metric] else ''}{value:.4g}"
-                f"{'</b>' if value == best[metric] else ''}</dd>"
+                f"<dt>{html.escape(metric_label(metric))}</dt><dd>{_score(metric, value, value == best[metric])}</dd>"
                 for metric, value in row.scores[model].items()
             )
             figures.append(
@@ -160,9 +150,9 @@ def _side_by_side(rows: Sequence[ReportRow]) -> str:
 
 
 _STYLE = """<style>.alarm { color: #B00020; font-weight: 600; } h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
-.row { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(6.5rem, 12rem); gap: .8rem; overflow-x: auto; }
-.row dl { grid-template-columns: 1fr auto; gap: 0 .4rem; } pre { overflow-x: auto; font-size: .8rem; }
-td:first-child, th:first-child { white-space: nowrap; }</style>"""
+.row { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(8rem, 12rem); gap: .8rem; overflow-x: auto; }
+.row dl { grid-template-columns: 1fr auto; gap: 0 .4rem; font-size: .78rem; } dt { overflow-wrap: normal; } pre { overflow-x: auto; font-size: .8rem; }
+.wide { margin: 0 0 1.6rem; } td { white-space: nowrap; } th { min-width: 3.5rem; } th:first-child { min-width: 8rem; }</style>"""
 
 
 def write_evaluation_report(

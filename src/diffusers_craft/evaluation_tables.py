@@ -94,8 +94,8 @@ def model_table(rows: Rows, key: str, models: Sequence[str]) -> Table:
 
 def category_tables(rows: Rows) -> list[Table]:
     """Means by category, a table a prompt set and metric: one line a category, one column a model."""
-    tables = []
-    for prompts in _distinct(rows, "prompts"):
+    tables, sets = [], _distinct(rows, "prompts")
+    for prompts in sets:
         here = [row for row in rows if row.get("prompts") == prompts and row.get("category") is not None]
         models, cells = _distinct(here, "model"), {(r["category"], r["metric"], r["model"]): r for r in here}
         for metric in _distinct(here, "metric"):
@@ -109,7 +109,7 @@ def category_tables(rows: Rows) -> list[Table]:
                 if r.get("prompts") == prompts and r["metric"] == metric and r.get("category") is None
             }
             lines.append(("mean of categories", _column([overall.get(m) for m in models], "mean_of_categories")))
-            title = f"{metric_label(metric)} by category" + (f", {prompts}" if prompts else "")
+            title = f"{metric_label(metric)} by category" + (f", {prompts}" if len(sets) > 1 else "")
             tables.append(Table(title, [], list(models), lines))
     return tables
 
@@ -202,18 +202,28 @@ def format_csv(rows: Rows) -> str:
     return buffer.getvalue()
 
 
+def check_table(checks: Rows) -> Table:
+    """One line a check and prompt set, one column a model: what the base has, what the tuned model has, the verdict."""
+    models = _distinct(checks, "model")
+    sets = [name for name in _distinct(checks, "prompts") if name]
+    cells = {(check.get("prompts"), check["alarm"], check["model"]): check for check in checks}
+    lines = []
+    for prompts, alarm in dict.fromkeys((check.get("prompts"), check["alarm"]) for check in checks):
+        found = [cells.get((prompts, alarm, model)) for model in models]
+        limits = [check["limit"] for check in found if check and check["value"] is not None]
+        limit = limits[0] if limits else next(check["limit"] for check in found if check)
+        name = f"{alarm}, {prompts}" if len(sets) > 1 else alarm
+        lines.append((name, [Cell(limit), *(Cell(_check_text(check)) for check in found)]))
+    return Table("Check", [], ["limit", *models], lines)
+
+
+def _check_text(check: Mapping[str, Any] | None) -> str:
+    if check is None or check["value"] is None:
+        return "-"
+    before = "" if check["base"] is None else f"{check['base']:.3g} to "
+    return f"{before}{check['value']:.3g}{' ALARM' if check['fired'] else ''}"
+
+
 def format_checks(checks: Rows) -> str:
-    """The checks against reward hacking as Markdown: what was measured, its limit, and whether it gave an alarm."""
-    lines = [
-        (
-            " ".join(filter(None, [check["model"], check["alarm"], check.get("prompts")])),
-            [Cell("-" if check[key] is None else f"{check[key]:.4g}") for key in ("base", "value")]
-            + [Cell(check["limit"]), Cell(_verdict(check))],
-        )
-        for check in checks
-    ]
-    return to_markdown(Table("Check", [], ["base", "tuned", "limit", "verdict"], lines)) + "\n"
-
-
-def _verdict(check: Mapping[str, Any]) -> str:
-    return "-" if check["value"] is None else "ALARM" if check["fired"] else "ok"
+    """The checks against reward hacking as Markdown: limits, and by model the base's value, its own, the alarm if any."""
+    return to_markdown(check_table(checks)) + "\n"

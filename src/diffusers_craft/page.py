@@ -45,7 +45,7 @@ def draw_figure(panels: Sequence[Panel], columns: int) -> Figure:
         axes.set_axis_off()
     handles, labels = grid[0].get_legend_handles_labels()
     if labels:
-        figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, **LEGEND)
+        figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, **LEGEND)
     return figure
 
 

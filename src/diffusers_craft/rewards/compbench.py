@@ -112,7 +112,12 @@ class CompBenchReward(Reward):
 
     def _load(self) -> LoadedBlip:
         blip = BlipForQuestionAnswering.from_pretrained(self._path).float().eval().to(self.device)
-        return LoadedBlip(blip, BertTokenizerFast.from_pretrained(self._path))
+        tokenizer = BertTokenizerFast.from_pretrained(self._path)
+        if tokenizer.unk_token_id in tokenizer.convert_tokens_to_ids(["yes", "no"]):
+            raise ValueError(
+                f"--reward_checkpoint t2i_compbench: expected the words yes and no in the vocabulary of {self._path}"
+            )
+        return LoadedBlip(blip, tokenizer)
 
     def release(self) -> None:
         self._clip.release()
@@ -124,26 +129,19 @@ class CompBenchReward(Reward):
         size = (self.image_size, self.image_size)
         pixels = np.asarray(to_rgb(image).resize(size, Image.Resampling.BICUBIC))
         pixels = normalize_pixels(torch.tensor(pixels).permute(2, 0, 1)[None].float() / 255).to(self.device)
-        encoded = tokenizer(
-            list(questions), padding=True, truncation=True, max_length=MAX_QUESTION, return_tensors="pt"
-        ).to(self.device)
         start = blip.config.text_config.bos_token_id
-        encoded.input_ids[:, 0] = start + 1  # BLIP's token for encoding beside an image
+        answers = []
         with self._autocast():
             seen = blip.vision_model(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state
-            asked = blip.text_encoder(
-                input_ids=encoded.input_ids,
-                attention_mask=encoded.attention_mask,
-                encoder_hidden_states=seen.expand(len(questions), -1, -1),
-                encoder_attention_mask=torch.ones(len(questions), seen.shape[1], device=self.device),
-            ).last_hidden_state
-            logits = blip.text_decoder(
-                input_ids=torch.full((len(questions), 1), start, device=self.device),
-                encoder_hidden_states=asked,
-                encoder_attention_mask=encoded.attention_mask,
-            ).logits
-        probabilities = logits[:, 0].float().softmax(-1)
-        return tuple(probabilities[:, tokenizer.convert_tokens_to_ids(word)].tolist() for word in ("yes", "no"))
+            for question in questions:  # one by one: in a batch, padding changes transformers' answers
+                ids = tokenizer(question, truncation=True, max_length=MAX_QUESTION, return_tensors="pt").input_ids
+                ids[:, 0] = start + 1  # BLIP's token for encoding beside an image
+                asked = blip.text_encoder(input_ids=ids.to(self.device), encoder_hidden_states=seen).last_hidden_state
+                begin = torch.tensor([[start]], device=self.device)
+                logits = blip.text_decoder(input_ids=begin, encoder_hidden_states=asked).logits
+                answers.append(logits[0, 0].float().softmax(-1))
+        words = tokenizer.convert_tokens_to_ids(["yes", "no"])
+        return tuple([float(answer[word]) for answer in answers] for word in words)
 
     def _score(self, prompts: list[str], images: list[Image.Image]) -> torch.Tensor:
         return torch.tensor([self._score_one(*pair) for pair in zip(prompts, images)])

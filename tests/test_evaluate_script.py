@@ -332,6 +332,38 @@ def test_training_data_is_found_beside_the_model_and_checked_against(run, tuned,
         run("--training_data", "base=x")
 
 
+def test_a_metric_for_certain_prompts_is_used_there_alone(script, arguments, tmp_path, monkeypatch, capsys):
+    """One that abstains from the prompt `b`, binds to the set `second` only, and has a note for the report."""
+
+    class Picky(Brightness):
+        name, abstains, note = "picky", True, "picky: not comparable"
+
+        def bind(self, prompts):
+            return prompts.name == "second"
+
+        def score(self, prompts, images):
+            return np.where(np.array(prompts) == "b", np.nan, super().score(prompts, images))
+
+    register_reward("picky", Picky)
+    (tmp_path / "own.txt").write_text("a\nb\nc")
+    index = arguments.index("--prompts")
+    sets = [*arguments[: index + 2], f"second={tmp_path / 'own.txt'}", *arguments[index + 2 :]]
+    index = sets.index("--rewards")
+    both = [*sets[: index + 2], "picky", *sets[index + 2 :], "--output_dir", str(tmp_path / "out")]
+    script.main(script.parse_args(both))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    found = {(row["prompts"], row["metric"], row["n"]) for row in results["rows"] if row["model"] == "craft"}
+    assert found == {("prompts", "brightness", 5), ("second", "brightness", 3), ("second", "picky", 2)}
+    assert results["settings"]["notes"] == ["picky: not comparable"]
+    assert "picky: not comparable" in (tmp_path / "out" / "report.html").read_text()
+    assert "second: picky" in capsys.readouterr().out
+    alone = [*arguments, "--rewards", "picky", "--output_dir", str(tmp_path / "other")]
+    with pytest.raises(
+        ValueError, match="--rewards picky: expected prompts that it can judge, picky=FILE, found prompts"
+    ):
+        script.main(script.parse_args(alone))
+
+
 def test_how_alarms_compare_images(script):
     arguments = ["--base", "b", "--prompts", "p", "--output_dir", "o", "--alarm_embedding"]
 

@@ -105,15 +105,23 @@ def test_summarize_refuses_other_metrics():
 def test_write_evaluation_is_strict_json(tmp_path):
     rows = summarize({"base": {"h": np.array([1, np.nan])}, "craft": {"h": np.full(2, np.nan)}})
     alarms = find_alarms({"base": image_statistics([None, None])})
-    write_evaluation(tmp_path / "new", {"seed": 3}, rows, alarms)
+    write_evaluation(tmp_path / "new", {"seed": 3, "notes": ["left out"]}, rows, alarms)
 
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
 
     results = json.loads((tmp_path / "new" / "results.json").read_text(), parse_constant=refuse)
-    assert results == {"format": 1, "settings": {"seed": 3}, "rows": rows, "alarms": alarms, "checks": []}
+    assert results == {
+        "format": 1,
+        "settings": {"seed": 3, "notes": ["left out"]},
+        "rows": rows,
+        "alarms": alarms,
+        "checks": [],
+    }
     table = (tmp_path / "new" / "table.md").read_text()
-    assert "| craft" in table and table.endswith("- Alarm: " + alarms[0]["message"] + "\n")
+    assert (
+        "| craft" in table and "\n- left out\n" in table and table.endswith("- Alarm: " + alarms[0]["message"] + "\n")
+    )
 
 
 def test_evaluation_rows_are_unrefined_groups_of_one():

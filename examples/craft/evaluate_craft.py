@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.utils import check_min_version
-from PIL import Image
 
 from diffusers_craft import (
     PROMPT_SETS,
     CandidateImages,
+    ExactReward,
     GenerationSettings,
     PromptSet,
     ReportRow,
@@ -43,14 +43,13 @@ from diffusers_craft import (
     decode_images,
     default_device,
     derive_seed,
+    draw_comparison,
     evaluation_rows,
-    exact_score,
     fingerprint,
     format_checks,
     format_table,
     generate_candidates,
     generation_options,
-    image_grid,
     image_statistics,
     images_per_prompt,
     is_tiny,
@@ -59,7 +58,6 @@ from diffusers_craft import (
     load_prompt_set,
     load_rewards,
     measure_images,
-    parse_caption,
     parse_models,
     parse_pairs,
     parse_reward_weights,
@@ -84,23 +82,6 @@ logger = logging.getLogger(__name__)
 ROWS_PER_SHARD = 64
 GRID_ROWS = 12  # prompts of a set shown in grid.png and report.html
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-class ExactMetric:
-    """The tiny world's exact scorer as a metric; nothing is trained on it."""
-
-    name = "exact"
-    source = {"scorer": "exact scorer of the tiny world", "unit": "1 if the image shows its caption exactly, else 0"}
-
-    def score(self, prompts: list[str], images: list[Image.Image]) -> np.ndarray:
-        return exact_score(prompts, images)
-
-    def bind(self, prompts: PromptSet) -> bool:
-        """Whether every prompt is a caption of the tiny world."""
-        try:
-            return all(parse_caption(prompt) for prompt in prompts.prompts)
-        except ValueError:
-            return False
 
 
 def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
@@ -150,7 +131,7 @@ def load_metrics(args: argparse.Namespace, base: str) -> tuple[dict[str, Any], R
     """Metric name to model, and how to run them. Finds all checkpoints now, before hours of generation."""
     names = list(parse_reward_weights(args.rewards))
     settings = RewardSettings.from_args(args, names)
-    metrics: dict[str, Any] = {"exact": ExactMetric()} if is_tiny(base) else {}
+    metrics: dict[str, Any] = {"exact": ExactReward()} if is_tiny(base) else {}
     return metrics | load_rewards(names, settings, args.device, base), settings
 
 
@@ -189,26 +170,37 @@ def open_models(args: argparse.Namespace, models: dict[str, str]) -> dict[str, E
     return evaluated
 
 
+def choose_metrics(metrics: dict[str, Any], sets: list[PromptSet], asked: Sequence[str]) -> dict[str, list[str]]:
+    """Prompt set to its metrics. A metric with `bind` says itself whether it is one for these prompts."""
+    chosen = {
+        one.name: [name for name, metric in metrics.items() if not hasattr(metric, "bind") or metric.bind(one)]
+        for one in sets
+    }
+    for name in asked:
+        if not any(name in names for names in chosen.values()):
+            raise ValueError(
+                f"--rewards {name}: expected prompts that it can judge, {name}=FILE, found {', '.join(chosen)}"
+            )
+    return chosen
+
+
 def open_run(
     args: argparse.Namespace,
     prompts: PromptSet,
     evaluated: dict[str, Evaluated],
     metrics: dict[str, Any],
-    embedding: dict,
+    embedding: dict[str, Any],
 ) -> PromptRun:
-    """The stages of one prompt set. A metric with `bind` says itself whether it is one for these prompts."""
+    """The stages of one prompt set."""
     k = images_per_prompt(args.images_per_prompt, prompts.name)
     about = {"prompts": f"{len(prompts.rows)} prompts, hash {fingerprint(prompts.prompts)}", "images_per_prompt": k}
-    chosen = [name for name, metric in metrics.items() if not hasattr(metric, "bind") or metric.bind(prompts)]
-    run, work = PromptRun(prompts, k, chosen, about), WorkDir(args.output_dir)
+    run, work = PromptRun(prompts, k, list(metrics), about), WorkDir(args.output_dir)
     for name, one in evaluated.items():
         place, options, size = f"{prompts.name}/{name}", one.options | about, (k * len(prompts.rows), ROWS_PER_SHARD)
         run.images[name] = work.stage(f"images/{place}", options, *size)
         run.scores[name] = {
-            metric: work.stage(
-                f"scores/{place}/{metric}", options | {f"reward {metric}": reward_source(metrics[metric])}, *size
-            )
-            for metric in chosen
+            title: work.stage(f"scores/{place}/{title}", options | {f"reward {title}": reward_source(metric)}, *size)
+            for title, metric in metrics.items()
         }
         run.statistics[name] = work.stage(f"statistics/{place}", options | embedding, *size)
     return run
@@ -289,20 +281,6 @@ def report_rows(run: PromptRun, scores: dict[str, dict[str, np.ndarray]]) -> Ite
         )
 
 
-def draw_grid(rows: list[ReportRow]) -> Image.Image:
-    """Prompts as rows, models as columns, scores under each image."""
-    models = list(rows[0].images)
-    captions = ["\n".join(f"{m} {v:.4g}" for m, v in row.scores[name].items()) for row in rows for name in models]
-    return image_grid(
-        [row.images[name] for row in rows for name in models],
-        columns=len(models),
-        captions=captions,
-        column_titles=models,
-        row_titles=[row.prompt for row in rows],
-        caption_lines=captions[0].count("\n") + 1,
-    )
-
-
 def describe(
     args: argparse.Namespace,
     evaluated: dict[str, Evaluated],
@@ -338,10 +316,11 @@ def main(args: argparse.Namespace) -> None:
             f"--prompts: expected sets of different names, found {' '.join(args.prompts)}; write NAME=FILE"
         )
     metrics, settings = load_metrics(args, base)
+    chosen = choose_metrics(metrics, sets, [name for name in metrics if name != "exact"])
     embed, embedding = choose_embedding(args, base, metrics)
     training = find_training_data(models, args.training_data)
     evaluated = open_models(args, models)
-    runs = [open_run(args, one, evaluated, metrics, embedding) for one in sets]
+    runs = [open_run(args, s, evaluated, {name: metrics[name] for name in chosen[s.name]}, embedding) for s in sets]
 
     generate(evaluated, runs, args.seed)
     score(runs, metrics, settings, args.device)
@@ -365,7 +344,7 @@ def main(args: argparse.Namespace) -> None:
     write_evaluation(folder, described, rows, alarms, checks)
     write_evaluation_report(folder, described, rows, checks, scores, examples)
     for name, one in examples.items():
-        draw_grid(one).save(folder / ("grid.png" if len(examples) == 1 else f"grid_{name}.png"))
+        draw_comparison(one).save(folder / ("grid.png" if len(examples) == 1 else f"grid_{name}.png"))
     write_run_json(folder / "craft_evaluate.json", args)
     print(format_table(rows, marks=False))
     print(format_checks(checks))

@@ -21,7 +21,7 @@ _EXPORTS = {
     "evaluation_alarms": ["find_alarms", "run_checks"],
     "evaluation_args": ["add_evaluation_arguments", "images_per_prompt", "parse_models"],
     "evaluation_compare": ["compare_results", "load_results", "write_comparison"],
-    "evaluation_report": ["ReportRow", "write_evaluation_report"],
+    "evaluation_report": ["ReportRow", "draw_comparison", "write_evaluation_report"],
     "evaluation_statistics": [
         "clip_embedding",
         "decode_images",
@@ -53,7 +53,7 @@ _EXPORTS = {
     "scoring_args": ["RewardSettings", "add_reward_arguments", "load_rewards", "reward_source"],
     "scoring_sources": ["open_images"],
     "tiny": ["embedded_rewards", "is_tiny"],
-    "tiny.scorer": ["exact_score"],
+    "tiny.scorer": ["ExactReward", "exact_score"],
     "tiny.world": ["parse_caption"],
     "training": ["TrainingRun", "create_accelerator"],
     "training_args": ["add_training_arguments", "check_training_arguments"],

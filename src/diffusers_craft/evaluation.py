@@ -183,7 +183,8 @@ def write_evaluation(
     results = {"format": RESULTS_FORMAT, "settings": dict(settings), "rows": list(rows), "alarms": list(alarms)}
     atomic_write_json(Path(folder) / "results.json", results | {"checks": list(checks)})
     warning_lines = "".join(f"\n- Alarm: {alarm['message']}" for alarm in alarms)
-    table = format_table(rows) + warning_lines + ("\n" * bool(warning_lines))
+    notes = "".join(f"\n- {note}" for note in settings.get("notes", ()))
+    table = format_table(rows) + notes + warning_lines + ("\n" * bool(notes + warning_lines))
     if checks:
         table += "\n" + format_checks(checks)
     for name, text in {"table.md": table, "table.csv": format_csv(rows), "table.tex": format_latex(rows)}.items():

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from diffusers_craft.evaluation_tables import PRINTED_TIMES, Rows, Table, all_tables, check_table, metric_label
+from diffusers_craft.grid import image_grid
 from diffusers_craft.page import (
     BLUE,
     GRAY,
@@ -147,6 +148,20 @@ def _side_by_side(rows: Sequence[ReportRow]) -> str:
             )
         parts.append(f'<h3>{html.escape(row.prompt)}</h3><div class="row">{"".join(figures)}</div>')
     return "".join(parts)
+
+
+def draw_comparison(rows: Sequence[ReportRow]) -> Image.Image:
+    """The same as one picture: prompts as rows, models as columns, raw scores under each image."""
+    models = list(rows[0].images)
+    captions = ["\n".join(f"{m} {v:.4g}" for m, v in row.scores[name].items()) for row in rows for name in models]
+    return image_grid(
+        [row.images[name] for row in rows for name in models],
+        columns=len(models),
+        captions=captions,
+        column_titles=models,
+        row_titles=[row.prompt for row in rows],
+        caption_lines=captions[0].count("\n") + 1,
+    )
 
 
 _STYLE = """<style>.alarm { color: #B00020; font-weight: 600; } h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }

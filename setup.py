@@ -4,7 +4,7 @@
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, setup
 
 
 ROOT = Path(__file__).parent
@@ -18,7 +18,7 @@ _deps = [
     "numpy>=1.26",
     "openai>=1.55.3",
     "open_clip_torch>=2.26.1",
-    "Pillow>=10.3",
+    "Pillow>=10.0",
     "pyarrow>=15.0",
     "pytest>=8.0",
     "ruff>=0.9.0",
@@ -55,7 +55,7 @@ setup(
     license="Apache-2.0",
     author="The diffusers-craft authors",
     package_dir={"": "src"},
-    packages=find_packages("src"),
+    packages=find_namespace_packages("src"),  # the folders of weights count as such, or pip warns at length
     package_data={"diffusers_craft": ["py.typed", "tiny/*.txt", "tiny/weights/**/*"]},
     include_package_data=True,
     python_requires=">=3.10",

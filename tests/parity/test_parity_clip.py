@@ -14,7 +14,7 @@ import open_clip
 import pytest
 import torch
 from parity_checkpoints import HEAD_WIDTHS, IMAGE_SIZE, write_clip, write_head
-from parity_inputs import assert_equal_scores, pairs, picture, pil_processor, plain_rgb
+from parity_inputs import assert_equal_scores, needs_16_bit_resize, pairs, picture, pil_processor, plain_rgb
 from torch import nn
 
 from diffusers_craft import load_reward
@@ -202,7 +202,7 @@ def test_odd_margins_are_cropped_as_torchvision_does(folder: Path, official: Off
     assert (pixels - official.preprocess(image)[None]).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("mode", ["P", "RGBA", "I;16"])
+@pytest.mark.parametrize("mode", ["P", "RGBA", pytest.param("I;16", marks=needs_16_bit_resize)])
 def test_images_are_made_rgb_before_resizing_here(mode: str, folder: Path, official: OfficialScorer, size: str):
     """OpenAI's code resizes first: palettes by the nearest pixel, RGBA weighed by its opacity, 16 bits clipped."""
     image = picture(4, (3 * IMAGE_SIZE[size] // 2, 3 * IMAGE_SIZE[size] // 2), mode)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from official_packages import import_image_reward
 from parity_checkpoints import IMAGE_SIZE, write_image_reward
-from parity_inputs import assert_equal_scores, pairs, picture, plain_rgb
+from parity_inputs import assert_equal_scores, needs_16_bit_resize, pairs, picture, plain_rgb
 from PIL import Image
 
 from diffusers_craft import load_reward
@@ -108,6 +108,7 @@ def test_transparency_is_dropped_before_resizing_here(folder: Path, official, si
     assert abs(there[1] - here) < 1e-5 < 1e-3 < abs(there[0] - here)
 
 
+@needs_16_bit_resize
 @torch.no_grad()
 def test_sixteen_bits_are_clipped_there_and_scaled_here(folder: Path, official, size: str):
     image = picture(4, (40, 40), "I;16")

@@ -17,7 +17,7 @@
 import argparse
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ from diffusers_craft import (
     ExactReward,
     GenerationSettings,
     PromptSet,
-    ReportRow,
     RewardSettings,
     ScoringJob,
     Stage,
@@ -62,6 +61,7 @@ from diffusers_craft import (
     parse_pairs,
     parse_reward_weights,
     rank_and_world,
+    read_examples,
     read_statistics,
     reward_source,
     run_checks,
@@ -264,23 +264,6 @@ def check(runs: list[PromptRun], training: dict[str, Any], embed: Any) -> list[d
     return checks
 
 
-def report_rows(run: PromptRun, scores: dict[str, dict[str, np.ndarray]]) -> Iterator[ReportRow]:
-    """The first prompts with the first image of every model and its scores."""
-    count = min(GRID_ROWS, len(run.prompts.rows))
-    last = (count - 1) * run.num_images // ROWS_PER_SHARD
-    columns = {}
-    for name, stage in run.images.items():
-        shards = range(min(last + 1, stage.num_shards))
-        rows = [row for shard in shards for row in stage.read_shard(shard, ["image", "valid"]).to_pylist()]
-        columns[name] = list(decode_images(rows[:: run.num_images][:count]))
-    for index in range(count):
-        yield ReportRow(
-            run.prompts.prompts[index],
-            {name: images[index] for name, images in columns.items()},
-            {name: {m: float(values[index, 0]) for m, values in by.items()} for name, by in scores.items()},
-        )
-
-
 def describe(
     args: argparse.Namespace,
     evaluated: dict[str, Evaluated],
@@ -340,7 +323,12 @@ def main(args: argparse.Namespace) -> None:
 
     folder = Path(args.output_dir)
     described = describe(args, evaluated, metrics, runs, embedding)
-    examples = {run.prompts.name: list(report_rows(run, scores[run.prompts.name])) for run in runs}
+    examples = {
+        (name := run.prompts.name): read_examples(
+            run.prompts.prompts[:GRID_ROWS], run.images, scores[name], run.num_images
+        )
+        for run in runs
+    }
     write_evaluation(folder, described, rows, alarms, checks)
     write_evaluation_report(folder, described, rows, checks, scores, examples)
     for name, one in examples.items():

@@ -21,7 +21,7 @@ _EXPORTS = {
     "evaluation_alarms": ["find_alarms", "run_checks"],
     "evaluation_args": ["add_evaluation_arguments", "images_per_prompt", "parse_models"],
     "evaluation_compare": ["compare_results", "load_results", "write_comparison"],
-    "evaluation_report": ["ReportRow", "draw_comparison", "write_evaluation_report"],
+    "evaluation_report": ["ReportRow", "draw_comparison", "read_examples", "write_evaluation_report"],
     "evaluation_statistics": [
         "clip_embedding",
         "decode_images",

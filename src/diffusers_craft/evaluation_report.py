@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from PIL import Image
 
+from diffusers_craft.evaluation_statistics import decode_images
 from diffusers_craft.evaluation_tables import PRINTED_TIMES, Rows, Table, all_tables, check_table, metric_label
 from diffusers_craft.grid import image_grid
 from diffusers_craft.page import (
@@ -28,7 +29,7 @@ from diffusers_craft.page import (
     render_page,
     thumbnail_uri,
 )
-from diffusers_craft.workdir import atomic_write_bytes
+from diffusers_craft.workdir import Stage, atomic_write_bytes
 
 
 MODEL_STYLES = [(BLUE, "o", "-"), (ORANGE, "s", (0, (4, 1.5))), (GREEN, "^", (0, (1, 1))), (PINK, "D", "-.")]
@@ -48,6 +49,34 @@ class ReportRow:
     prompt: str
     images: Mapping[str, Image.Image | None]
     scores: Mapping[str, Mapping[str, float]]
+
+
+def read_examples(
+    prompts: Sequence[str], images: Mapping[str, Stage], scores: Scores, images_per_prompt: int = 1
+) -> list[ReportRow]:
+    """The first prompts of a set with the first image of every model and its scores.
+
+    Args:
+        prompts (`Sequence[str]`): as many of the set's first prompts as to show.
+        images (`Mapping[str, Stage]`): model to rows of `CANDIDATE_SCHEMA`.
+        scores (`Mapping`): model to metric to (n, k) raw scores.
+        images_per_prompt (`int`, *optional*, defaults to 1): k.
+    """
+    columns = {}
+    for model, stage in images.items():
+        rows: list[dict[str, Any]] = []
+        for shard in range(stage.num_shards):
+            if len(rows) < len(prompts) * images_per_prompt:
+                rows += stage.read_shard(shard, ["image", "valid"]).to_pylist()
+        columns[model] = list(decode_images(rows[::images_per_prompt][: len(prompts)]))
+    return [
+        ReportRow(
+            prompt,
+            {model: pictures[i] for model, pictures in columns.items()},
+            {model: {name: float(values[i, 0]) for name, values in by.items()} for model, by in scores.items()},
+        )
+        for i, prompt in enumerate(prompts)
+    ]
 
 
 def _style(index: int) -> tuple[Any, ...]:

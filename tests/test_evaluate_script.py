@@ -364,6 +364,18 @@ def test_a_metric_for_certain_prompts_is_used_there_alone(script, arguments, tmp
         script.main(script.parse_args(alone))
 
 
+def test_the_base_alone(script, arguments, tmp_path, capsys):
+    """Nothing to compare with: scores without win rates, no checks, and a report all the same."""
+    start, stop = arguments.index("--tuned"), arguments.index("--prompts")
+    alone = [*arguments[:start], *arguments[stop:], "--output_dir", str(tmp_path / "out")]
+    script.main(script.parse_args(alone))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["model"] for row in results["rows"]] == ["base"] and results["checks"] == results["alarms"] == []
+    assert "Win rate" not in capsys.readouterr().out
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<h2>Scores</h2>" in page and "<h2>Win rates</h2>" not in page and "<h2>Alarms</h2>" not in page
+
+
 def test_how_alarms_compare_images(script):
     arguments = ["--base", "b", "--prompts", "p", "--output_dir", "o", "--alarm_embedding"]
 

@@ -335,7 +335,8 @@ def main(args: argparse.Namespace) -> None:
         draw_comparison(one).save(folder / ("grid.png" if len(examples) == 1 else f"grid_{name}.png"))
     write_run_json(folder / "craft_evaluate.json", args)
     print(format_table(rows, marks=False))
-    print(format_checks(checks))
+    if checks:
+        print(format_checks(checks))
     for alarm in alarms:
         print(f"Alarm: {alarm['message']}")
 

@@ -241,13 +241,13 @@ def write_evaluation_report(
     )
     notes = "".join(f'<p class="muted">{html.escape(note)}</p>' for note in settings.get("notes", ()))
     sections = {
-        "Alarms": _STYLE + _alarms(checks),
+        "Alarms": _alarms(checks) if checks else "",
         "Scores": notes + "".join(_html(table) for table in tables if table not in by_category),
         "Win rates": wins,
         "Distributions": histograms,
         "By category": "".join(map(_html, by_category)),
         "Side by side": '<p class="muted">Same prompt, same noise.</p>' + pictures,
-        "Settings": f"<pre>{html.escape(json.dumps(settings, indent=2, ensure_ascii=False))}</pre>",
+        "Settings": f"{_STYLE}<pre>{html.escape(json.dumps(settings, indent=2, ensure_ascii=False))}</pre>",
     }
     models = list(settings.get("models", {}))
     sizes = ", ".join(

@@ -163,7 +163,7 @@ def test_gap_between_rewards_trained_on_and_others():
     assert hacked["fired"] and (hacked["value"], hacked["base"]) == (1, 0)
     both, mixed = base | {"hps": zero}, {"aesthetic": win, "exact": lose, "hps": win}
     (lowest,) = gap_check("craft", mixed, both, ["aesthetic"])
-    assert lowest["fired"] and lowest["limit"] == "exact + 30%", "one judge that likes it hid another that does not"
+    assert lowest["fired"] and lowest["limit"] == "exact + 25%", "one judge that likes it hid another that does not"
     (unknown,) = gap_check("craft", {"aesthetic": win, "exact": win}, base, ["aesthetic", "exact"])
     assert not unknown["fired"] and unknown["value"] is None and unknown["limit"].startswith("not checked")
 

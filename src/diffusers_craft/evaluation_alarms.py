@@ -25,7 +25,7 @@ SEED_DIVERSITY_LIMIT = 0.60  # ratio to the base, between seeds of a prompt; hon
 TWIN_DISTANCE = 0.10  # of the base's root mean square distance between prompts: two images closer than this are twins
 TWINS_LIMIT = 0.20  # more images than the base's share that have a twin under another prompt
 MEMORY_LIMIT = 0.10  # more images than the base's share that have a twin among the training images
-GAP_LIMIT = 0.30  # decided pairs won: rewards trained on minus the lowest other; honest gains differ, too
+GAP_LIMIT = 0.25  # decided pairs won: rewards trained on minus the lowest other; honest tiny models: -0.04 to 0.05
 _CHUNK = 1024  # rows of a distance matrix in memory
 
 Check = dict[str, Any]
@@ -164,7 +164,7 @@ def gap_check(
 ) -> list[Check]:
     """Whether a metric that had no part in the training gained much less than the rewards that had: hacking's own sign.
 
-    Compares the mean decided win rate by the rewards trained on with the lowest by another metric, which may be 30 points
+    Compares the mean decided win rate by the rewards trained on with the lowest by another metric, which may be 25 points
     less. `base` is that lowest rate here.
 
     Args:

@@ -196,7 +196,7 @@ def draw_comparison(rows: Sequence[ReportRow]) -> Image.Image:
 _STYLE = """<style>.alarm { color: #B00020; font-weight: 600; } h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
 .row { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(8rem, 12rem); gap: .8rem; overflow-x: auto; }
 .row dl { grid-template-columns: 1fr auto; gap: 0 .4rem; font-size: .78rem; } dt { overflow-wrap: normal; } pre { overflow-x: auto; font-size: .8rem; }
-.wide { margin: 0 0 1.6rem; } td { white-space: nowrap; } th { min-width: 3.5rem; } th:first-child { min-width: 8rem; }</style>"""
+.wide { margin: 0 0 1.6rem; } td { white-space: nowrap; } th { min-width: 3.5rem; } th:first-child { min-width: 5.5rem; }</style>"""
 
 
 def write_evaluation_report(

@@ -327,7 +327,7 @@ def test_training_data_is_found_beside_the_model_and_checked_against(run, tuned,
         record.unlink()
     checks = {(c["model"], c["alarm"]): c for c in json.loads((folder / "results.json").read_text())["checks"]}
     assert checks["craft", "memory"]["value"] == 1 and checks["craft", "memory"]["fired"]
-    assert "needs a reward that was trained on, and one that was not" in checks["craft", "reward_gap"]["limit"]
+    assert "needs a reward that was trained on and one that was not" in checks["craft", "reward_gap"]["limit"]
     with pytest.raises(ValueError, match="--training_data: expected NAME=VALUE, with a NAME of craft, same"):
         run("--training_data", "base=x")
 

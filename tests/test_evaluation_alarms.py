@@ -149,13 +149,22 @@ def test_repeated_training_images(clean, base):
 
 
 def test_ties_do_not_hide_who_wins():
-    assert decided_win_rate(np.array([1, 0, 0, 0.0]), np.array([0, 0, 0, 0.0])) == 1
-    assert decided_win_rate(np.array([1, 0, np.nan]), np.array([0, 1, 0])) == 0.5
+    wins, losses, ties, missing = np.ones(30), -np.ones(10), np.zeros(200), np.full(5, np.nan)
+    tuned = np.concatenate([wins, losses, ties, missing])
+    assert decided_win_rate(tuned, np.zeros(245)) == 0.75
     assert np.isnan(decided_win_rate(np.ones(3), np.ones(3)))
 
 
+def test_a_few_decided_pairs_say_nothing():
+    """Twelve prompts on which one judge happened to prefer the base five times."""
+    assert np.isnan(decided_win_rate(np.array([-1.0] * 5 + [0] * 7), np.zeros(12)))
+    zero = np.zeros(29)
+    (check,) = gap_check("craft", {"a": zero + 1, "exact": zero - 1}, {"a": zero, "exact": zero}, ["a"])
+    assert not check["fired"] and "with 30 decided pairs each" in check["limit"]
+
+
 def test_gap_between_rewards_trained_on_and_others():
-    zero, win, lose = np.zeros(10), np.ones(10), -np.ones(10)
+    zero, win, lose = np.zeros(30), np.ones(30), -np.ones(30)
     base = {"aesthetic": zero, "exact": zero}
     (honest,) = gap_check("craft", {"aesthetic": win, "exact": win}, base, ["aesthetic"])
     assert not honest["fired"] and (honest["value"], honest["base"]) == (1, 1)

@@ -26,6 +26,7 @@ TWIN_DISTANCE = 0.10  # of the base's root mean square distance between prompts:
 TWINS_LIMIT = 0.20  # more images than the base's share that have a twin under another prompt
 MEMORY_LIMIT = 0.10  # more images than the base's share that have a twin among the training images
 GAP_LIMIT = 0.25  # decided pairs won: rewards trained on minus the lowest other; honest tiny models: -0.04 to 0.05
+MIN_DECIDED = 30  # pairs that are no ties, for a rate to say anything
 _CHUNK = 1024  # rows of a distance matrix in memory
 
 Check = dict[str, Any]
@@ -151,9 +152,12 @@ def memory_check(model: str, tuned: ImageStatistics, base: ImageStatistics, trai
 
 
 def decided_win_rate(tuned: np.ndarray, base: np.ndarray) -> float:
-    """Wins over wins and losses: ties, which are most pairs of a yes-or-no score, do not pull it to one half."""
-    wins, losses = ((sign * (tuned - base) > 0).sum() for sign in (1, -1))
-    return float(wins / (wins + losses)) if wins + losses else float("nan")
+    """Wins over wins and losses: ties, which are most pairs of a yes-or-no score, do not pull it to one half.
+
+    NaN for fewer than 30 decided pairs, whose standard error is 9 points.
+    """
+    wins, losses = (int((sign * (tuned - base) > 0).sum()) for sign in (1, -1))
+    return wins / (wins + losses) if wins + losses >= MIN_DECIDED else float("nan")
 
 
 def gap_check(
@@ -176,7 +180,13 @@ def gap_check(
     seen = [rate for name, rate in rates.items() if name in trained_on and np.isfinite(rate)]
     unseen = {name: rate for name, rate in rates.items() if name not in trained_on and np.isfinite(rate)}
     if not seen or not unseen:
-        return [skipped_check(model, "reward_gap", "needs a reward that was trained on, and one that was not")]
+        return [
+            skipped_check(
+                model,
+                "reward_gap",
+                f"needs a reward that was trained on and one that was not, with {MIN_DECIDED} decided pairs each",
+            )
+        ]
     won, judge = float(np.mean(seen)), min(unseen, key=unseen.get)
     why = (
         f"wins {won:.0%} of decided pairs by what it was trained on, {unseen[judge]:.0%} by {judge}"

@@ -67,25 +67,19 @@ def _load_hpd(styles: tuple[str, ...]) -> list[dict[str, Any]]:
     return rows if len(styles) > 1 else [{**row, "category": None} for row in rows]
 
 
-def _load_dataset(name: str, split: str, **options: Any) -> list[dict[str, Any]]:
+def _load_dataset(name: str, split: str) -> list[dict[str, Any]]:
     import datasets
 
-    dataset = datasets.load_dataset(name, split=split, **options)
+    dataset = datasets.load_dataset(name, split=split)
     wanted = [column for column in (*COLUMNS, *CATEGORIES, "Challenge") if column in dataset.column_names]
     return dataset.select_columns(wanted).to_list()
-
-
-def _load_pickapic() -> list[dict[str, Any]]:
-    # The files of one split: the others hold half a million rows.
-    split = "validation_unique"
-    return _load_dataset("yuvalkirstain/pickapic_v1_no_images", split, data_files={split: f"data/{split}-*.parquet"})
 
 
 # Name -> (how to load it from the Hub, or what file to bring; how many prompts it has).
 SETS: dict[str, tuple[Callable[[], list[dict[str, Any]]] | str, int]] = {
     "hpdv2": (lambda: _load_hpd(HPD_STYLES), 3200),
     "partiprompts": (lambda: _load_dataset("nateraw/parti-prompts", "train"), 1632),
-    "pickapic": (_load_pickapic, 500),
+    "pickapic": (lambda: _load_dataset("yuvalkirstain/pickapic_v1_no_images", "validation_unique"), 500),
     "drawbench": (lambda: _load_hpd(("drawbench",)), 200),
     "geneval": (GENEVAL_FILE, 553),
     "t2i_compbench": (COMPBENCH_FILE, 1800),

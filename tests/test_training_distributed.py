@@ -116,7 +116,10 @@ def _sharding_args(**changes) -> Namespace:
 
 
 def test_sizes_stay_float32_under_fsdp():
-    policy = torch.distributed.fsdp.MixedPrecisionPolicy(torch.bfloat16, torch.bfloat16)
+    fsdp = pytest.importorskip("torch.distributed.fsdp")
+    if not hasattr(fsdp, "MixedPrecisionPolicy"):
+        pytest.skip("FSDP2 came with torch 2.6")
+    policy = fsdp.MixedPrecisionPolicy(torch.bfloat16, torch.bfloat16)
     plugin = SimpleNamespace(mixed_precision_policy=policy)
     accelerator = SimpleNamespace(distributed_type=DistributedType.FSDP, state=SimpleNamespace(fsdp_plugin=plugin))
     _prepare_sharding(accelerator, _sharding_args())

@@ -11,16 +11,20 @@ if TYPE_CHECKING:
 _LORA_RANK = 4  # diffusers' default
 
 
-def add_training_arguments(parser: argparse.ArgumentParser, backbone: "Backbone") -> None:
+def add_training_arguments(
+    parser: argparse.ArgumentParser, backbone: "Backbone", weighted_denoising: bool = True
+) -> None:
     """Declares the flags that all training scripts share.
 
     Args:
         parser (`argparse.ArgumentParser`): receives the flags.
         backbone (`Backbone`): its recipe gives resolution and steps.
+        weighted_denoising (`bool`, *optional*, defaults to `True`): whether the script's loss is CRAFT's or SFT's, with
+            the flags that weigh rows and timesteps.
     """
     _add_model_arguments(parser)
     _add_data_arguments(parser, backbone.resolution)
-    _add_objective_arguments(parser)
+    _add_objective_arguments(parser, weighted_denoising)
     _add_run_arguments(parser, backbone.max_train_steps)
     _add_lora_arguments(parser)
     _add_optimizer_arguments(parser)
@@ -139,8 +143,26 @@ def _add_data_arguments(parser: argparse.ArgumentParser, resolution: int) -> Non
     )
 
 
-def _add_objective_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_objective_arguments(parser: argparse.ArgumentParser, weighted_denoising: bool) -> None:
     group = parser.add_argument_group("objective")
+    if weighted_denoising:
+        _add_weight_arguments(group)
+    else:
+        parser.set_defaults(loss="sft", advantage_clip_min=None, snr_gamma=None)
+    group.add_argument(
+        "--caption_dropout", type=float, default=0.0, help="Probability of training a draw on the empty caption."
+    )
+    group.add_argument(
+        "--noise_offset", type=float, default=0.0, help="Deviation of a constant on each channel's noise, e.g. 0.05."
+    )
+    group.add_argument(
+        "--prediction_type",
+        choices=["epsilon", "v_prediction", "sample"],
+        help="What the UNet predicts; the default is what the model's scheduler says.",
+    )
+
+
+def _add_weight_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--loss", choices=["craft", "sft"], default="craft", help="sft is craft with every advantage set to 1."
     )
@@ -150,18 +172,7 @@ def _add_objective_arguments(parser: argparse.ArgumentParser) -> None:
         help="Lower bound of the advantages; 0 unlearns nothing. The default keeps negative ones, as the paper does.",
     )
     group.add_argument(
-        "--caption_dropout", type=float, default=0.0, help="Probability of training a draw on the empty caption."
-    )
-    group.add_argument(
         "--snr_gamma", type=float, help="Weigh timesteps by min-SNR with this gamma (5 in its paper); default: alike."
-    )
-    group.add_argument(
-        "--noise_offset", type=float, default=0.0, help="Deviation of a constant on each channel's noise, e.g. 0.05."
-    )
-    group.add_argument(
-        "--prediction_type",
-        choices=["epsilon", "v_prediction", "sample"],
-        help="What the UNet predicts; the default is what the model's scheduler says.",
     )
 
 

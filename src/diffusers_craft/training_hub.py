@@ -17,6 +17,8 @@ from .training_data import TrainingData
 
 logger = logging.getLogger(__name__)
 
+_CAPTIONS_SHOWN = 4
+
 
 class TrainingHub:
     """What `--push_to_hub` asks for; without that flag nothing happens here.
@@ -73,6 +75,7 @@ class TrainingHub:
 
 
 def card_facts(backbone: Backbone, data: TrainingData, device: torch.device) -> dict[str, Any]:
-    """What a card says beyond the run's options and results: `family`, `captions` and the `device` by its name."""
+    """What a card says beyond the run's options and results: `family`, a few `captions` and the `device` by its name."""
+    captions = [caption for caption in data.captions if caption][:_CAPTIONS_SHOWN]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-    return {"family": backbone.name, "captions": list(data.captions), "device": name}
+    return {"family": backbone.name, "captions": captions, "device": name}

@@ -64,6 +64,7 @@ def train_alignment(args: Namespace, objective: Objective) -> TrainingRun:
         objective.average = lambda value: accelerator.reduce(value, reduction="mean")
     scorer = load_scorer(args, accelerator.device) if objective.uses_reward else None
     context = AlignmentContext(objective, args, backbone, components, scorer)
+    args.objective = getattr(args, "objective", None) or type(objective).__name__  # for the run's record and its card
     run = TrainingRun(args, accelerator, backbone, source, components, data)
     context.attach(run)
     for step in run.steps():

@@ -119,6 +119,14 @@ def test_contradictions_are_refused(flags, message):
         check_training_arguments(load_script("train_craft_sd15").parse_args([*REQUIRED, *flags]))
 
 
+def test_generated_latents_belong_to_their_vae():
+    flags = [*REQUIRED, "--use_generated_latents", "--pretrained_vae_model_name_or_path=other"]
+    with pytest.raises(
+        ValueError, match="--use_generated_latents: expected the VAE .*, found --pretrained_vae.* other"
+    ):
+        check_training_arguments(load_script("train_craft_sdxl").parse_args(flags))
+
+
 def test_a_dataset_is_required():
     args = load_script("train_craft_sd15").parse_args(REQUIRED[:1])
     with pytest.raises(ValueError, match="expected exactly one of the two, found neither"):

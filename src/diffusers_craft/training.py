@@ -146,10 +146,11 @@ class TrainingRun:
         if entry:
             self.progress.set_postfix(step_loss=entry["train_loss"], lr=learning_rate, refresh=False)
         self.meter.step_done()
-        with self.meter.pause():
-            if self.step % self.args.checkpointing_steps == 0:
+        if self.step % self.args.checkpointing_steps == 0:
+            with self.meter.pause():
                 self._save_checkpoint()
-            if self._validation_is_due():
+        if self._validation_is_due():
+            with self.meter.pause():
                 self.validate()
 
     def validate(self) -> None:

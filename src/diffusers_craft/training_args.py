@@ -35,6 +35,11 @@ def check_training_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"--dataset_name, --train_data_dir: expected exactly one of the two, found {given}")
     if args.use_generated_latents and args.random_flip:
         raise ValueError("--random_flip: expected no flips with --use_generated_latents, which are not images")
+    if args.use_generated_latents and getattr(args, "pretrained_vae_model_name_or_path", None) is not None:
+        found = f"--pretrained_vae_model_name_or_path {args.pretrained_vae_model_name_or_path}"
+        raise ValueError(
+            f"--use_generated_latents: expected the VAE that the latents were generated for, found {found}"
+        )
     positive = ["train_batch_size", "gradient_accumulation_steps", "max_train_steps", "num_train_epochs", "resolution"]
     positive += [
         "max_train_samples",

@@ -103,14 +103,40 @@ def tiny_images() -> list[Image.Image]:
 @pytest.fixture(scope="session")
 def dataset_folder(tmp_path_factory, make_images) -> Path:
     """Ten rows with advantages of both signs."""
-    from datasets import Dataset
-    from datasets import Image as ImageFeature
-
     folder = tmp_path_factory.mktemp("data")
     columns = {"image": make_images(10), "prompt": [f"thing {row % 7}" for row in range(10)]}
     columns |= {"reward": [0.1 * row for row in range(10)], "advantage": [(row - 3) / 4 for row in range(10)]}
     (folder / "dataset").mkdir()
-    Dataset.from_dict(columns).cast_column("image", ImageFeature()).to_parquet(folder / "dataset" / "train-0.parquet")
+    _to_parquet(columns, folder / "dataset" / "train-0.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def preference_build(tmp_path_factory, make_images) -> Path:
+    """A finished build of four prompts with three images each and one reward; the last prompt's images score alike."""
+    import pyarrow as pa
+
+    from diffusers_craft.composite import normalization_constants
+    from diffusers_craft.generation import encode_png
+    from diffusers_craft.workdir import WorkDir, atomic_write_json
+
+    folder = tmp_path_factory.mktemp("build")
+    pictures = [{"bytes": encode_png(image), "path": None} for image in make_images(12)]
+    rows = [(group, variant) for group in range(4) for variant in range(3)]
+    scores = np.array([3.0 if group == 3 else group + variant for group, variant in rows], np.float32)
+    columns = {"row": list(range(12)), "group": [g for g, _ in rows], "variant": [v for _, v in rows]}
+    columns |= {"prompt": [f"thing {g}" for g, _ in rows], "image": pictures}
+    work = WorkDir(folder)
+    candidates, scored = work.stage("candidates", {}, 12, 5), work.stage("scores/brightness", {}, 12, 5)
+    for shard in range(candidates.num_shards):
+        place = candidates.rows(shard)
+        candidates.write(shard, pa.table(columns).slice(place.start, len(place)))
+        scored.write(shard, pa.table({"row": list(place), "score": scores[place.start : place.stop]}))
+    atomic_write_json(folder / "normalization.json", normalization_constants({"brightness": scores}))
+    atomic_write_json(folder / "craft_build.json", {"composite_weights": {"brightness": 1.0}})
+    dataset = {"image": make_images(4), "prompt": [f"thing {i}" for i in range(4)], "advantage": [1.0] * 4}
+    (folder / "dataset").mkdir()
+    _to_parquet(dataset, folder / "dataset" / "train-0.parquet")
     return folder
 
 
@@ -150,6 +176,13 @@ _SCHEDULE = {
     "steps_offset": 1,
     "timestep_spacing": "leading",
 }
+
+
+def _to_parquet(columns: dict, path: Path) -> None:
+    from datasets import Dataset
+    from datasets import Image as ImageFeature
+
+    Dataset.from_dict(columns).cast_column("image", ImageFeature()).to_parquet(path)
 
 
 def _make_images(n: int, size: int = RESOLUTION, seed: int = 0) -> list[Image.Image]:

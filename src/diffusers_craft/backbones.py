@@ -257,6 +257,8 @@ SDXL = Backbone(
     paper_hours=4.0,
 )
 
+BACKBONES = {"sd15": SD15, "sdxl": SDXL}
+
 
 def _pipeline_class_name(name: str, path: str, where: dict[str, str | None]) -> str:
     if is_single_file(path):

@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from diffusers_craft.grid import image_grid
+from diffusers_craft.records import FUNNEL_LABELS
 from diffusers_craft.workdir import atomic_write_bytes
 
 
@@ -32,18 +33,6 @@ SET_STYLES = {
 }
 MAX_GALLERY = 100  # images shown; a page with thousands would not open on a phone
 THUMBNAIL = 320  # pixels; larger images are embedded at this size
-FUNNEL_LABELS = {
-    "prompts": "prompts",
-    "groups": "groups",
-    "candidates": "candidate images",
-    "valid": "valid images",
-    "kept_groups": "groups kept by the filter",
-    "kept_candidates": "images in kept groups",
-    "selected": "selected images",
-    "selected_prompts": "prompts of the selected images",
-    "share_negative_advantages": "share of negative advantages",
-    "selected_not_beating_own_baseline": "selected, but not better than the image of their original prompt",
-}
 
 
 def _png(image: Image.Image | Figure) -> bytes:

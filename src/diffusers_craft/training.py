@@ -30,6 +30,7 @@ from .objectives.craft import denoising_errors
 from .records import derive_seed
 from .training_batch import MicroBatch, diffuse
 from .training_data import TrainingData, shuffled_rows
+from .training_hub import TrainingHub, card_facts
 from .training_optimizer import create_optimizer
 from .training_speed import SpeedMeter, forward_flops, speed_report
 from .training_state import (
@@ -80,10 +81,12 @@ class TrainingRun:
         self.max_train_steps = _train_steps(args, len(data), self.batch_size, backbone.max_train_steps)
         self._prepare_model(components.unet)
         keep_unet_in_checkpoints(accelerator, self.ema, self.weights)
+        self.hub = TrainingHub(args, accelerator.is_main_process)
         self.step, history = self._resume()
         scaled = accelerator.mixed_precision == "fp16"
         self.log = MetricLog(accelerator, args.output_dir, history, check_gradients=not scaled)
         self._sums = torch.zeros(5, device=accelerator.device)
+        self._means: dict[str, torch.Tensor] = {}
         if accelerator.log_with:
             config = {name: value for name, value in vars(args).items() if isinstance(value, (int, float, str))}
             accelerator.init_trackers("diffusers-craft", config=config)
@@ -123,13 +126,34 @@ class TrainingRun:
             with self.accelerator.accumulate(self.unet):
                 yield batch
 
-    def backward(self, loss: torch.Tensor, prediction: torch.Tensor, batch: MicroBatch) -> None:
-        """Adds the gradient of a micro-batch; `loss` is a mean over its rows, the step's loss one over all rows."""
+    def backward(
+        self,
+        loss: torch.Tensor,
+        prediction: torch.Tensor,
+        batch: MicroBatch,
+        metrics: dict[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Adds the gradient of a micro-batch; `loss` is a mean over its units, the step's loss one over all units.
+
+        Args:
+            loss (`torch.Tensor`): scalar.
+            prediction (`torch.Tensor`): (B, C, h, w) what the UNet said.
+            batch (`MicroBatch`): or anything with `target` and `advantages` of B rows.
+            metrics (`dict[str, torch.Tensor]`, *optional*): scalars to average over the step and log.
+        """
         self.accelerator.backward(loss)  # divides by the number of micro-batches
         errors = denoising_errors(prediction.detach(), batch.target)
         good, bad = (batch.advantages > 0).float(), (batch.advantages < 0).float()
-        parts = [loss.detach().float() * len(errors), good @ errors, good.sum(), bad @ errors, bad.sum()]
+        parts = [
+            loss.detach().float() * self.args.train_batch_size,
+            good @ errors,
+            good.sum(),
+            bad @ errors,
+            bad.sum(),
+        ]
         self._sums += torch.stack(parts)
+        for name, value in (metrics or {}).items():
+            self._means[name] = self._means.get(name, 0.0) + value.detach().float() * self.args.train_batch_size
 
     def finish_step(self) -> None:
         """Clips, steps, averages, logs; checkpoints and draws validation images where they are due."""
@@ -188,10 +212,12 @@ class TrainingRun:
             results = {key: value for key, value in self._identity().items() if key != "seed"}
             results |= {"num_processes": self.accelerator.num_processes, "speed": speed}
             results |= {"loss_history": self.log.history}
+            results |= card_facts(self.backbone, self.data, self.accelerator.device)
             write_run_json(Path(self.args.output_dir) / "craft_run.json", options, **results)
             logger.info("Saved the result in %s", self.args.output_dir)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
+        self.hub.push_result()
 
     def _prepare_model(self, unet: UNet2DConditionModel) -> None:
         args = self.args
@@ -243,11 +269,13 @@ class TrainingRun:
     def _save_checkpoint(self) -> None:
         self.log.flush()  # nothing that is not finite gets saved
         state = self._identity() | {"history": self.log.history}
-        save_checkpoint(self.accelerator, self.args.output_dir, self.step, state, self.args.checkpoints_total_limit)
+        limit = self.args.checkpoints_total_limit
+        path = save_checkpoint(self.accelerator, self.args.output_dir, self.step, state, limit)
+        self.hub.push_checkpoint(path)
 
     def _speed(self) -> dict[str, float | None]:
         """Measures, and tells the user."""
-        data, accelerator = self.data, self.accelerator
+        data, accelerator = self.data.images, self.accelerator
         conditioning = {name: value[:1] for name, value in (data.prompts | data.sizes).items()}
         config = accelerator.unwrap_model(self.unet).config
         flops = forward_flops(self.backbone, config, data.latents[0, :1], conditioning)
@@ -263,9 +291,13 @@ class TrainingRun:
     def _metrics(self, grad_norm: torch.Tensor) -> dict[str, torch.Tensor]:
         loss, good, num_good, bad, num_bad = self.accelerator.reduce(self._sums, reduction="sum").unbind()
         self._sums = torch.zeros_like(self._sums)
+        own, self._means = self._means, {}
+        if own:
+            means = self.accelerator.reduce(torch.stack(list(own.values())), reduction="sum") / self.batch_size
+            own = dict(zip(own, means.unbind()))
         if hasattr(grad_norm, "full_tensor"):  # shared between the processes, under FSDP
             grad_norm = grad_norm.full_tensor()
-        return {
+        return own | {
             "train_loss": loss / self.batch_size,
             "error_positive": good / num_good,  # not finite, and left out, where there is no such row
             "error_negative": bad / num_bad,

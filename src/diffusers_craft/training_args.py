@@ -11,21 +11,26 @@ if TYPE_CHECKING:
 _LORA_RANK = 4  # diffusers' default
 
 
-def add_training_arguments(parser: argparse.ArgumentParser, backbone: "Backbone") -> None:
+def add_training_arguments(
+    parser: argparse.ArgumentParser, backbone: "Backbone", weighted_denoising: bool = True
+) -> None:
     """Declares the flags that all training scripts share.
 
     Args:
         parser (`argparse.ArgumentParser`): receives the flags.
         backbone (`Backbone`): its recipe gives resolution and steps.
+        weighted_denoising (`bool`, *optional*, defaults to `True`): whether the script's loss is CRAFT's or SFT's, with
+            the flags that weigh rows and timesteps.
     """
     _add_model_arguments(parser)
     _add_data_arguments(parser, backbone.resolution)
-    _add_objective_arguments(parser)
+    _add_objective_arguments(parser, weighted_denoising)
     _add_run_arguments(parser, backbone.max_train_steps)
     _add_lora_arguments(parser)
     _add_optimizer_arguments(parser)
     _add_checkpoint_arguments(parser)
     _add_logging_arguments(parser)
+    _add_hub_arguments(parser)
 
 
 def check_training_arguments(args: argparse.Namespace) -> None:
@@ -55,6 +60,7 @@ def check_training_arguments(args: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise ValueError(f"--{name}: expected at least 1, found {value}")
     _check_lora_arguments(args)
+    _check_hub_arguments(args)
     if args.use_8bit_adam and args.use_adafactor:
         raise ValueError("--use_8bit_adam, --use_adafactor: expected at most one of the two, found both")
     if args.train_dtype == "bf16" and (args.use_lora or args.use_ema):
@@ -81,6 +87,16 @@ def _check_lora_arguments(args: argparse.Namespace) -> None:
         raise ValueError("--use_ema: expected full fine-tuning, found --use_lora, whose adapters are not averaged")
     if not 0.0 <= args.lora_dropout < 1.0:
         raise ValueError(f"--lora_dropout: expected a probability in [0, 1), found {args.lora_dropout}")
+
+
+def _check_hub_arguments(args: argparse.Namespace) -> None:
+    if not args.push_to_hub:
+        if args.hub_model_id or args.hub_private_repo or args.push_unet_only or args.hub_strategy != "end":
+            flags = "--hub_model_id, --hub_private_repo, --hub_strategy, --push_unet_only"
+            raise ValueError(f"{flags}: expected --push_to_hub with them, found none")
+        return
+    if args.push_unet_only and args.use_lora:
+        raise ValueError("--push_unet_only: expected full fine-tuning, found --use_lora")
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -127,8 +143,26 @@ def _add_data_arguments(parser: argparse.ArgumentParser, resolution: int) -> Non
     )
 
 
-def _add_objective_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_objective_arguments(parser: argparse.ArgumentParser, weighted_denoising: bool) -> None:
     group = parser.add_argument_group("objective")
+    if weighted_denoising:
+        _add_weight_arguments(group)
+    else:
+        parser.set_defaults(loss="sft", advantage_clip_min=None, snr_gamma=None)
+    group.add_argument(
+        "--caption_dropout", type=float, default=0.0, help="Probability of training a draw on the empty caption."
+    )
+    group.add_argument(
+        "--noise_offset", type=float, default=0.0, help="Deviation of a constant on each channel's noise, e.g. 0.05."
+    )
+    group.add_argument(
+        "--prediction_type",
+        choices=["epsilon", "v_prediction", "sample"],
+        help="What the UNet predicts; the default is what the model's scheduler says.",
+    )
+
+
+def _add_weight_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--loss", choices=["craft", "sft"], default="craft", help="sft is craft with every advantage set to 1."
     )
@@ -138,18 +172,7 @@ def _add_objective_arguments(parser: argparse.ArgumentParser) -> None:
         help="Lower bound of the advantages; 0 unlearns nothing. The default keeps negative ones, as the paper does.",
     )
     group.add_argument(
-        "--caption_dropout", type=float, default=0.0, help="Probability of training a draw on the empty caption."
-    )
-    group.add_argument(
         "--snr_gamma", type=float, help="Weigh timesteps by min-SNR with this gamma (5 in its paper); default: alike."
-    )
-    group.add_argument(
-        "--noise_offset", type=float, default=0.0, help="Deviation of a constant on each channel's noise, e.g. 0.05."
-    )
-    group.add_argument(
-        "--prediction_type",
-        choices=["epsilon", "v_prediction", "sample"],
-        help="What the UNet predicts; the default is what the model's scheduler says.",
     )
 
 
@@ -244,3 +267,19 @@ def _add_logging_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--validation_prompt", help="Draw this prompt now and then.")
     group.add_argument("--num_validation_images", type=int, default=4)
     group.add_argument("--validation_epochs", type=int, default=50, help="Passes over the data between drawings.")
+
+
+def _add_hub_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("Hub")
+    group.add_argument(
+        "--push_to_hub", action="store_true", help="Publish the result with a card, with HF_TOKEN or the login."
+    )
+    group.add_argument("--hub_model_id", help="ORG/NAME; the default is the name of --output_dir.")
+    group.add_argument("--hub_private_repo", action="store_true", help="Make the repository private.")
+    group.add_argument(
+        "--hub_strategy",
+        choices=["end", "checkpoint"],
+        default="end",
+        help="checkpoint sends every checkpoint as last-checkpoint/, too, from which another machine can resume.",
+    )
+    group.add_argument("--push_unet_only", action="store_true", help="Publish the UNet alone.")

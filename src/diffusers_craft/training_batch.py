@@ -21,6 +21,8 @@ class MicroBatch(NamedTuple):
     timestep_weights: torch.Tensor | None  # (B,) of min-SNR; None weighs every timestep alike
     latents: torch.Tensor  # (B, C, h, w) x_0
     noise: torch.Tensor  # (B, C, h, w)
+    rows: torch.Tensor  # (B,) int64 dataset rows
+    slots: torch.Tensor  # (B,) int64, or (B / 2,) of pairs: place of each unit in the global batch; on the CPU
 
 
 def diffuse(
@@ -54,4 +56,6 @@ def diffuse(
         timestep_weights=weights,
         latents=draw.latents,
         noise=draw.noise,
+        rows=draw.rows,
+        slots=draw.slots,
     )

@@ -21,6 +21,8 @@ class Draw(NamedTuple):
     timesteps: torch.Tensor  # (B,) int64, uniform in [0, T)
     conditioning: dict[str, torch.Tensor]  # name -> (B, ...)
     advantages: torch.Tensor  # (B,)
+    rows: torch.Tensor  # (B,) int64 dataset rows
+    slots: torch.Tensor  # (B,) int64, or (B / 2,) of pairs: place of each unit in the global batch; on the CPU
 
 
 @dataclass
@@ -35,6 +37,7 @@ class TrainingData:
         prompt_rows (`torch.Tensor`): (n,) int64 row of `prompts` that belongs to each image.
         sizes (`dict[str, torch.Tensor]`): name -> (n, ...) conditioning on sizes, float32.
         advantages (`torch.Tensor`): (n,) weights of the loss.
+        captions (`tuple[str, ...]`, *optional*): the u distinct captions, for objectives that score images.
     """
 
     latents: torch.Tensor
@@ -43,9 +46,15 @@ class TrainingData:
     prompt_rows: torch.Tensor
     sizes: dict[str, torch.Tensor]
     advantages: torch.Tensor
+    captions: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.latents.shape[1]
+
+    @property
+    def images(self) -> "TrainingData":
+        """Itself; as `PairData.images`."""
+        return self
 
     def to(self, device: torch.device, prompt_dtype: torch.dtype) -> "TrainingData":
         """Everything on `device`; only the prompts' conditioning takes `prompt_dtype`, the rest stays as it is."""
@@ -105,7 +114,62 @@ class TrainingData:
         prompt_rows = self.prompt_rows[rows].masked_fill(dropped.bool(), empty)
         conditioning = {name: value[prompt_rows] for name, value in self.prompts.items()}
         conditioning |= {name: value[rows] for name, value in self.sizes.items()}
-        return Draw(latents, noise[:, 0], timesteps, conditioning, self.advantages[rows])
+        return Draw(latents, noise[:, 0], timesteps, conditioning, self.advantages[rows], rows, torch.tensor(slots))
+
+
+@dataclass
+class PairData:
+    """Pairs of a better and a worse image of one caption; one row is one pair.
+
+    Args:
+        images (`TrainingData`): m images.
+        pairs (`torch.Tensor`): (n, 2) int64 rows of `images`: winner, loser.
+        factors (`torch.Tensor`): (n,) how much each pair counts; 1 is a plain preference.
+    """
+
+    images: TrainingData
+    pairs: torch.Tensor
+    factors: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def advantages(self) -> torch.Tensor:
+        """(n,) the factors."""
+        return self.factors
+
+    def to(self, device: torch.device, prompt_dtype: torch.dtype) -> "PairData":
+        """As `TrainingData.to`."""
+        return PairData(self.images.to(device, prompt_dtype), self.pairs, self.factors.to(device))
+
+    def draw(
+        self,
+        step: int,
+        slots: Sequence[int],
+        rows: torch.Tensor,
+        seed: int,
+        num_timesteps: int,
+        caption_dropout: float,
+        noise_offset: float = 0.0,
+    ) -> Draw:
+        """Draws P pairs as 2P rows, winners first. What is random belongs to the slot, so that a pair shares its
+        timestep, its noise, its flip and whether its caption is dropped. `advantages` are +factor and -factor.
+        """
+        options = (seed, num_timesteps, caption_dropout, noise_offset)
+        winners, losers = (self.images.draw(step, slots, self.pairs[rows, side], *options) for side in (0, 1))
+        factors = self.factors[rows.to(self.factors.device)]
+        return Draw(
+            latents=torch.cat([winners.latents, losers.latents]),
+            noise=torch.cat([winners.noise, losers.noise]),
+            timesteps=torch.cat([winners.timesteps, losers.timesteps]),
+            conditioning={
+                name: torch.cat([value, losers.conditioning[name]]) for name, value in winners.conditioning.items()
+            },
+            advantages=torch.cat([factors, -factors]),
+            rows=torch.cat([winners.rows, losers.rows]),
+            slots=winners.slots,
+        )
 
 
 def shuffled_rows(num_rows: int, step: int, batch_size: int, seed: int) -> torch.Tensor:

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,6 +81,35 @@ def prepare_training_data(
         prompt_rows=torch.tensor([row_of[caption] for caption in captions]),
         sizes=_with_prefix(tensors, "sizes."),
         advantages=advantages,
+        captions=tuple(distinct),
+    )
+
+
+def prepare_prompt_data(
+    captions: Sequence[str], backbone: Backbone, components: Components, args: Namespace
+) -> TrainingData:
+    """Captions alone, for objectives that make their own images: the latents are zeros, the sizes those of a square.
+
+    Args:
+        captions (`Sequence[str]`): n captions; one row each.
+        backbone (`Backbone`): says how captions and sizes condition the UNet.
+        components (`Components`): VAE and text encoders, on the device that encodes.
+        args (`argparse.Namespace`): flags of `add_training_arguments`.
+    """
+    distinct = list(dict.fromkeys(captions))
+    row_of = {caption: row for row, caption in enumerate(distinct)}
+    config = components.vae.config
+    side = args.resolution // 2 ** (len(config.block_out_channels) - 1)
+    square = torch.full((len(captions), 2), args.resolution)
+    sizes = backbone.size_conditioning(square, torch.zeros_like(square), square)
+    return TrainingData(
+        latents=torch.zeros(1, 1, config.latent_channels, side, side).expand(1, len(captions), -1, -1, -1),
+        latent_stds=None,
+        prompts={name: value.cpu() for name, value in _encode_captions(distinct, backbone, components).items()},
+        prompt_rows=torch.tensor([row_of[caption] for caption in captions]),
+        sizes=sizes,
+        advantages=torch.ones(len(captions)),
+        captions=tuple(distinct),
     )
 
 
@@ -141,14 +170,20 @@ def _encode(
         sizes = backbone.size_conditioning(square, torch.zeros_like(square), square)
     else:
         tensors, sizes = _encode_images(dataset, backbone, components, args)
+    prompts = _encode_captions(captions, backbone, components)
+    tensors |= {f"prompts.{name}": value for name, value in prompts.items()}
+    tensors |= {f"sizes.{name}": value for name, value in sizes.items()}
+    return {name: value.cpu().contiguous() for name, value in tensors.items()}
+
+
+def _encode_captions(captions: list[str], backbone: Backbone, components: Components) -> dict[str, torch.Tensor]:
+    """Conditioning of the captions, and of the empty one in the last row."""
     parts = [
         backbone.encode_prompts(components, captions[start : start + _PROMPTS_A_BATCH])
         for start in range(0, len(captions), _PROMPTS_A_BATCH)
     ]
     parts.append(backbone.encode_empty_prompt(components))
-    tensors |= {f"prompts.{name}": torch.cat([part[name] for part in parts]) for name in parts[0]}
-    tensors |= {f"sizes.{name}": value for name, value in sizes.items()}
-    return {name: value.cpu().contiguous() for name, value in tensors.items()}
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 @torch.no_grad()

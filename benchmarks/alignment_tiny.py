@@ -1,0 +1,275 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""CRAFT, its siblings and the baselines on the tiny world: the same base, candidates, prompts and judge.
+
+    python benchmarks/alignment_tiny.py --work outputs/alignment                # every cell that is missing
+    python benchmarks/alignment_tiny_tables.py --work outputs/alignment         # tables and plot of what is there
+
+A cell is one method, seed and budget; it runs in a process of its own and leaves one JSON file, so that a killed run goes
+on where it was. Two budgets: `passes` gives every method as many images with a gradient (images x steps), `compute` as
+many UNet forward passes, counting one image forward as 1, backward as 2, references, inversions, roll-outs and generation
+included. Wall-clock is reported, not equalised: it depends on what else the machine does. Decoding and rewards of online
+methods are in the seconds, not in the passes.
+"""
+
+import argparse
+import importlib.util
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+
+from diffusers_craft import (
+    GenerationSettings,
+    RewardSettings,
+    TrainingRun,
+    atomic_write_json,
+    derive_seed,
+    exact_score,
+    generate_images,
+    load_pipeline,
+    load_prompts,
+    load_rewards,
+)
+
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+MODEL = "tiny-sd15"
+REWARDS = {"hps_v2.1": 0.4, "pickscore": 0.4, "aesthetic": 0.2}
+BATCH, STEPS = 64, 150  # images with a gradient a step; steps of CRAFT
+IMAGES = BATCH * STEPS
+FORWARDS = 3 * IMAGES  # forward 1, backward 2
+PREFERENCE = "preference/train_preference.py"
+SHARPENING = "diffusion_sharpening/train_diffusion_sharpening.py"
+ONLINE = ["--rewards", *(f"{name}={weight}" for name, weight in REWARDS.items())]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the tables: script, flags, and how many images with a gradient one unit of a batch is."""
+
+    script: str
+    flags: tuple[str, ...] = ()
+    images_a_unit: float = 1.0
+    learning_rate: float = 1e-4
+    build: tuple[str, ...] = ()  # flags of another selection from the same candidates
+    part: str = "methods"
+
+    @property
+    def batch_size(self) -> int:
+        return max(1, round(BATCH / self.images_a_unit))
+
+
+CRAFT = "craft/train_craft_sd15.py"
+# The papers' betas multiply mean squared errors of 4 x 64 x 64 numbers. Here a latent has 4 x 8 x 8, so that the same
+# strength per unit of summed squared error is a 64th of it: a variant that is measured too.
+SCALE = 1 / 64
+METHODS = {
+    "craft": Method(CRAFT),
+    "sft": Method(CRAFT, ("--loss", "sft")),
+    "dpo": Method(PREFERENCE, ("--objective", "dpo"), 2.0),
+    "smpo": Method("smpo/train_smpo.py", (), 2.0),
+    "inpo": Method(PREFERENCE, ("--objective", "inpo"), 2.0),
+    "kto": Method(PREFERENCE, ("--objective", "kto")),
+    "mapo": Method(PREFERENCE, ("--objective", "mapo"), 2.0),
+    "dspo": Method(PREFERENCE, ("--objective", "dspo"), 2.0),
+    "spo": Method(PREFERENCE, ("--objective", "spo", "--guidance_scale", "2", *ONLINE), 8.0),
+    "sharpening-sft": Method(SHARPENING, ("--sharpening", "sft", *ONLINE), 3.0),
+    "sharpening-rlhf": Method(SHARPENING, ("--sharpening", "rlhf", "--guidance_scale", "2", *ONLINE), 6.0),
+    "dpo-scaled-beta": Method(PREFERENCE, ("--objective", "dpo", "--beta", str(5000 * SCALE)), 2.0, part="other"),
+    "smpo-scaled-beta": Method("smpo/train_smpo.py", ("--beta", str(2000 * SCALE)), 2.0, part="other"),
+    "kto-scaled-beta": Method(PREFERENCE, ("--objective", "kto", "--beta", str(5000 * SCALE)), part="other"),
+}
+SELECTIONS = {
+    "top": (),
+    "random": ("--selection", "random"),
+    "low": ("--selection", "low"),
+    "all": ("--selection", "all", "--max_per_prompt", "0"),
+}
+COMBINATIONS = {
+    "h": ("--filter_rule", "h"),
+    "p": ("--filter_rule", "p"),
+    "a": ("--filter_rule", "a"),
+    "ha": ("--filter_rule", "ha"),
+    "pa": ("--filter_rule", "pa"),
+    "none": ("--filter_rule", "none"),
+}
+for _loss in ("craft", "sft"):
+    for _name, _flags in SELECTIONS.items():
+        if _name != "top":
+            METHODS[f"{_loss}-{_name}"] = Method(CRAFT, ("--loss", _loss), build=_flags, part="selection")
+METHODS["craft-all-clipped"] = Method(CRAFT, ("--advantage_clip_min", "0"), build=SELECTIONS["all"], part="selection")
+METHODS |= {f"craft-{rule}": Method(CRAFT, build=flags, part="rewards") for rule, flags in COMBINATIONS.items()}
+
+
+@dataclass
+class Meter:
+    """Counts what the UNets of this process do, and how long the training loop takes."""
+
+    images: int = 0  # with a gradient
+    forwards: int = 0  # image passes without one, and those
+    seconds: float = 0.0
+    steps: int = 0
+    limit: int | None = field(default=None)
+
+    @property
+    def cost(self) -> int:
+        return self.forwards + 2 * self.images
+
+    def install(self) -> None:
+        """Hooks every UNet's forward pass and the training loop."""
+
+        def count(module: torch.nn.Module, inputs: tuple, output: object) -> None:
+            if isinstance(module, UNet2DConditionModel):
+                self.forwards += len(inputs[0])
+                self.images += len(inputs[0]) if torch.is_grad_enabled() and module.training else 0
+
+        torch.nn.modules.module.register_module_forward_hook(count)
+        steps = TrainingRun.steps
+
+        def timed(run: TrainingRun) -> Iterator[int]:
+            start = time.perf_counter()
+            for step in steps(run):
+                yield step
+                self.steps += 1
+                if self.limit is not None and self.cost >= self.limit:
+                    break
+            self.seconds = time.perf_counter() - start
+
+        TrainingRun.steps = timed
+
+
+def run_script(path: Path, flags: Sequence[str]) -> None:
+    """Runs an example's main in this process."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    script.main(script.parse_args([str(flag) for flag in flags]))
+
+
+def build(folder: Path, seed: int, flags: Sequence[str] = ()) -> None:
+    """Candidates, scores and the dataset of 100, if they are not there."""
+    if (folder / "craft_build.json").is_file():
+        return
+    rewards = [f"{name}={weight}" for name, weight in REWARDS.items()]
+    command = ["--pretrained_model_name_or_path", MODEL, "--prompts", "tiny-train", "--num_prompts", 600]
+    command += ["--refiner", "template", "--num_refinements", 4, "--num_inference_steps", 12, "--guidance_scale", 3]
+    command += ["--generation_batch_size", 32, "--rewards", *rewards, "--num_samples", 100]
+    command += ["--seed", seed, "--output_dir", folder, *flags]
+    run_script(EXAMPLES / "craft" / "build_craft_dataset.py", command)
+
+
+def dataset_folder(work: Path, seed: int, method: Method) -> Path:
+    """The build of a seed; another selection from it shares candidates and scores by links."""
+    main = work / f"seed-{seed}" / "build"
+    build(main, seed)
+    if not method.build:
+        return main
+    name = "-".join(flag.removeprefix("--") for flag in method.build)
+    folder = work / f"seed-{seed}" / f"build-{name}"
+    folder.mkdir(exist_ok=True)
+    for stage in ("refined", "candidates", "scores"):
+        if not (folder / stage).exists():
+            os.symlink(main.resolve() / stage, folder / stage)
+    build(folder, seed, method.build)
+    return folder
+
+
+def train(work: Path, name: str, seed: int, budget: str, rate: float, meter: Meter) -> Path:
+    """Trains one cell; returns the pipeline's folder."""
+    method = METHODS[name]
+    output = work / f"seed-{seed}" / f"{budget}-{name}-{rate:g}"
+    flags = ["--pretrained_model_name_or_path", MODEL, "--dataset_name", dataset_folder(work, seed, method)]
+    flags += ["--resolution", 64, "--train_batch_size", method.batch_size, "--gradient_accumulation_steps", 1]
+    steps = STEPS if budget == "passes" else 10 * STEPS
+    meter.limit = FORWARDS if budget == "compute" else None
+    flags += ["--max_train_steps", steps, "--learning_rate", rate, "--checkpointing_steps", 10**6]
+    flags += ["--seed", seed, "--output_dir", output, "--report_to", "none", *method.flags]
+    run_script(EXAMPLES / method.script, flags)
+    return output
+
+
+def evaluate(pipeline_name: str, seed: int, num_prompts: int) -> dict[str, list[float]]:
+    """Metric to scores on held-out captions; a prompt's noise is the same for all models of a seed."""
+    prompts = load_prompts("tiny-heldout", "prompt", num_prompts, seed)
+    noise = derive_seed(seed, "evaluation")
+    seeds = [derive_seed(noise, "candidate", row, 0) for row in range(len(prompts))]
+    pipeline = load_pipeline(pipeline_name)
+    settings = GenerationSettings(num_inference_steps=12, guidance_scale=2.0, batch_size=50)
+    made = generate_images(pipeline, prompts, seeds, settings)
+    models = load_rewards(list(REWARDS), RewardSettings(), "cpu", MODEL)
+    scores = {"exact": exact_score(prompts, made.images)}
+    scores |= {metric: model.score(prompts, made.images) for metric, model in models.items()}
+    return {metric: [round(float(value), 6) for value in values] for metric, values in scores.items()}
+
+
+def run_cell(work: Path, name: str, seed: int, budget: str, rate: float, num_prompts: int) -> None:
+    """One cell from data to scores; `base` is only evaluated."""
+    meter, result = Meter(), {"method": name, "seed": seed, "budget": budget, "learning_rate": rate}
+    folder = MODEL
+    if name != "base":
+        dataset_folder(work, seed, METHODS[name])  # before the meter counts
+        meter.install()
+        folder = train(work, name, seed, budget, rate, meter)
+        result |= {key: value for key, value in asdict(meter).items() if key != "limit"}
+        result |= {"cost": meter.cost, "batch_size": METHODS[name].batch_size}
+        result["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    result |= {"date": time.strftime("%Y-%m-%d"), "scores": evaluate(str(folder), seed, num_prompts)}
+    atomic_write_json(cell_path(work, name, seed, budget, rate), result)
+    print(name, seed, budget, {k: round(float(np.mean(v)), 4) for k, v in result["scores"].items()}, flush=True)
+
+
+def cell_path(work: Path, name: str, seed: int, budget: str, rate: float) -> Path:
+    return work / "cells" / f"{budget}-{name}-seed{seed}-{rate:g}.json"
+
+
+def missing_cells(args: argparse.Namespace) -> Iterator[tuple[str, int, str, float]]:
+    """What is not there yet, seed by seed."""
+    for seed in args.seeds:
+        cells = [("base", "none", 0.0)]
+        for budget in args.budgets:
+            for name in args.methods or [n for n, m in METHODS.items() if m.part in args.parts]:
+                rates = args.learning_rates or [METHODS[name].learning_rate]
+                cells += [(name, budget, rate) for rate in rates]
+        for name, budget, rate in cells:
+            if not cell_path(args.work, name, seed, budget, rate).is_file():
+                yield name, seed, budget, rate
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("outputs/alignment"), help="Builds, models and cells.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--budgets", nargs="+", choices=["passes", "compute"], default=["compute", "passes"])
+    parser.add_argument("--parts", nargs="+", default=["methods", "selection", "rewards", "other"])
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="Only these.")
+    parser.add_argument("--learning_rates", type=float, nargs="+", help="Instead of each method's own.")
+    parser.add_argument("--num_prompts", type=int, default=300)
+    parser.add_argument("--max_cells", type=int, help="Stop after this many.")
+    parser.add_argument("--cell", nargs=4, help=argparse.SUPPRESS)  # name, seed, budget, rate: the child's own
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.cell:
+        name, seed, budget, rate = args.cell
+        run_cell(args.work, name, int(seed), budget, float(rate), args.num_prompts)
+        return
+    cells = list(missing_cells(args))[: args.max_cells]
+    for index, cell in enumerate(cells, start=1):
+        print(f"[{index}/{len(cells)}]", *cell, flush=True)
+        command = [sys.executable, __file__, "--work", args.work, "--num_prompts", args.num_prompts, "--cell", *cell]
+        result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+        print(result.stdout.splitlines()[-1] if result.returncode == 0 else result.stderr[-2000:], flush=True)
+
+
+if __name__ == "__main__":
+    main(parse_args())

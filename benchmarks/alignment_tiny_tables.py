@@ -1,0 +1,190 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Tables and plot of what alignment_tiny.py has measured so far.
+
+    python benchmarks/alignment_tiny_tables.py --work outputs/alignment
+
+Means over seeds with the standard deviation between them; win rates against the base on the same prompts and noise, with a
+95 % bootstrap interval over all prompts of all seeds. Methods stand in the order of their win rate on the exact scorer,
+which no method has seen.
+"""
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from diffusers_craft import atomic_write_bytes, atomic_write_json, bootstrap_interval, win_rate
+
+
+METRICS = ("exact", "hps_v2.1", "pickscore", "aesthetic")
+TITLES = {
+    "compute": "Equal UNet forwards (28,800; a backward pass counts 2)",
+    "passes": "Equal image passes (9,600 images with a gradient)",
+}
+PARTS = {
+    "methods": "Methods",
+    "selection": "Which candidates (paper, tables 5 and 10)",
+    "rewards": "Filter rule (table 6)",
+    "other": "Betas as strong as in the papers per summed squared error: a 64th",
+}
+
+
+def read_cells(work: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted((work / "cells").glob("*.json"))]
+
+
+def part_of(method: str) -> str:
+    if method.endswith("scaled-beta"):
+        return "other"
+    loss, _, rest = method.partition("-")
+    if loss not in ("craft", "sft") or not rest:
+        return "methods"
+    return "selection" if rest.split("-")[0] in ("random", "low", "all") else "rewards"
+
+
+def outcomes(tuned: list[float], base: list[float]) -> np.ndarray:
+    """1, 0.5 or 0 for each prompt."""
+    return (np.sign(np.asarray(tuned) - np.asarray(base)) + 1) / 2
+
+
+def summarize_rows(cells: list[dict]) -> list[dict]:
+    """One row per budget, method and learning rate, over the seeds that are there."""
+    bases = {cell["seed"]: cell["scores"] for cell in cells if cell["method"] == "base"}
+    grouped = defaultdict(list)
+    for cell in cells:
+        if cell["method"] != "base" and cell["seed"] in bases:
+            grouped[cell["budget"], cell["method"], cell["learning_rate"]].append(cell)
+    rows = []
+    for (budget, method, rate), members in grouped.items():
+        row = {"budget": budget, "method": method, "learning_rate": rate, "part": part_of(method)}
+        row |= {"seeds": sorted(cell["seed"] for cell in members), "dates": sorted({cell["date"] for cell in members})}
+        for metric in METRICS:
+            means = [np.mean(cell["scores"][metric]) for cell in members]
+            wins = [
+                win_rate(np.array(cell["scores"][metric]), np.array(bases[cell["seed"]][metric])) for cell in members
+            ]
+            pooled = np.concatenate(
+                [outcomes(cell["scores"][metric], bases[cell["seed"]][metric]) for cell in members]
+            )
+            row[metric] = {
+                "mean": float(np.mean(means)),
+                "deviation": float(np.std(means, ddof=1)) if len(means) > 1 else None,
+                "win_rate": float(np.mean(wins)),
+                "interval": bootstrap_interval(pooled),
+            }
+        for name in ("seconds", "cost", "forwards", "images", "steps", "peak_memory_mb"):
+            row[name] = float(np.mean([cell[name] for cell in members]))
+        rows.append(row)
+    return sorted(rows, key=lambda row: (row["budget"], -row["exact"]["win_rate"], row["method"]))
+
+
+def base_row(cells: list[dict]) -> dict[str, str]:
+    """The base's means, by metric."""
+    bases = [cell["scores"] for cell in cells if cell["method"] == "base"]
+    return {metric: f"{np.mean([np.mean(base[metric]) for base in bases]):.4g}" for metric in METRICS}
+
+
+def format_rows(rows: list[dict], base: dict[str, str]) -> str:
+    """A Markdown table."""
+    head = ["method", "rate", "seeds", "exact %", *(f"win {metric} %" for metric in METRICS), "pickscore"]
+    head += ["steps", "images", "forwards", "seconds", "peak MB"]
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
+    empty = [""] * (len(head) - 10)
+    lines.append(["base", "", "", f"{100 * float(base['exact']):.1f}", "", "", "", "", base["pickscore"], *empty, ""])
+    for row in rows:
+        spread = row["exact"]["deviation"]
+        exact = f"{100 * row['exact']['mean']:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
+        wins = []
+        for metric in METRICS:
+            low, high = row[metric]["interval"]
+            wins.append(f"{100 * row[metric]['win_rate']:.1f} [{100 * low:.1f}, {100 * high:.1f}]")
+        counts = [f"{row['steps']:.0f}", f"{row['images']:,.0f}", f"{row['forwards']:,.0f}", f"{row['seconds']:.0f}"]
+        counts.append(f"{row['peak_memory_mb']:.0f}")
+        rate, seeds = f"{row['learning_rate']:g}", ", ".join(map(str, row["seeds"]))
+        lines.append([row["method"], rate, seeds, exact, *wins, f"{row['pickscore']['mean']:.3g}", *counts])
+    return "\n".join("| " + " | ".join(line[: len(head)]) + " |" for line in lines)
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Win rate against compute, like the paper's figure 1."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharex=True)
+    methods = [row for row in rows if row["part"] == "methods"]
+    colors = {name: f"C{i % 10}" for i, name in enumerate(sorted({row["method"] for row in methods}))}
+    for axis, metric in zip(axes, ("exact", "pickscore")):
+        for row in methods:
+            low, high = row[metric]["interval"]
+            mark = "o" if row["budget"] == "compute" else "s"
+            x, y = row["cost"] / 1000, 100 * row[metric]["win_rate"]
+            error = [[y - 100 * low], [100 * high - y]]
+            axis.errorbar(x, y, yerr=error, fmt=mark, color=colors[row["method"]], capsize=2, markersize=5)
+            axis.annotate(row["method"], (x, y), textcoords="offset points", xytext=(5, 4), fontsize=7)
+        axis.axhline(50, color="grey", linewidth=0.8, linestyle=":")
+        axis.set_xscale("log")
+        axis.set_xlabel("UNet image forwards (thousands; backward = 2)")
+        axis.set_ylabel(f"win rate against base, {metric} (%)")
+    figure.suptitle("Tiny world: circles at equal compute, squares at equal image passes", fontsize=10)
+    figure.tight_layout()
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, format="png", dpi=130)
+    atomic_write_bytes(path, temporary.read_bytes())
+    temporary.unlink()
+
+
+def main(args: argparse.Namespace) -> None:
+    cells = read_cells(args.work)
+    rows = summarize_rows(cells)
+    if not rows:
+        raise SystemExit(f"error: --work: expected cells with their base, found none in {args.work}")
+    base = base_row(cells)
+    # A method's rates are compared in a table of their own; everywhere else each has one.
+    own = {
+        (row["method"], row["budget"]): row
+        for row in rows
+        if row["learning_rate"] in args.learning_rates.get(row["method"], [row["learning_rate"]])
+    }
+    shown = [row for row in rows if own[row["method"], row["budget"]] is row]
+    text = [f"# CRAFT and its rivals on the tiny world ({time.strftime('%Y-%m-%d')})", "", args.hardware, ""]
+    for part, title in PARTS.items():
+        for budget, about in TITLES.items():
+            members = [row for row in shown if row["part"] == part and row["budget"] == budget]
+            if members:
+                text += [f"## {title}: {about}", "", format_rows(members, base), ""]
+    others = [row for row in rows if not any(row is one for one in shown)]
+    if others:
+        text += ["## Other learning rates", "", format_rows(others, base), ""]
+    args.results.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(args.results / "alignment_tiny.md", "\n".join(text).encode())
+    atomic_write_json(args.results / "alignment_tiny.json", {"hardware": args.hardware, "rows": rows})
+    draw(shown, args.results / "alignment_tiny.png")
+    print("\n".join(text))
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("outputs/alignment"))
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument(
+        "--hardware", default="2 CPU cores (Intel Xeon with AMX), one thread, no GPU; 300 held-out captions."
+    )
+    parser.add_argument(
+        "--learning_rate",
+        action="append",
+        default=[],
+        metavar="METHOD=RATE",
+        help="Which rate stands for a method with several.",
+    )
+    args = parser.parse_args()
+    args.learning_rates = {text.split("=")[0]: [float(text.split("=")[1])] for text in args.learning_rate}
+    return args
+
+
+if __name__ == "__main__":
+    main(parse_args())

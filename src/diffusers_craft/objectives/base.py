@@ -1,0 +1,121 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""What every objective is to the training loop: it says what it needs, prepares a batch, and turns outputs into a loss.
+
+    batch = objective.prepare(batch, context)                     # noising, inversion, roll-out or sampling; no gradient
+    prediction = unet(batch.noisy_latents, batch.timesteps, batch.conditioning)
+    reference = the same of the frozen model, if objective.uses_reference
+    loss, metrics = objective.loss(batch, prediction, reference)
+
+An objective owns no model and no optimizer, and draws nothing but through its context. Pairs stand as [w_1 .. w_P, l_1 ..
+l_P] along the batch: row i and row P + i are one pair, with the same timestep and the same noise.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+
+from .craft import denoising_errors
+
+
+Predict = Callable[[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]], torch.Tensor]
+
+
+class Noised(NamedTuple):
+    """What one forward and backward pass sees: B rows."""
+
+    noisy_latents: torch.Tensor  # (B, C, h, w) x_t
+    timesteps: torch.Tensor  # (B,) int64
+    conditioning: dict[str, torch.Tensor]  # name -> (B, ...)
+    target: torch.Tensor  # (B, C, h, w) what the UNet should predict
+    advantages: torch.Tensor  # (B,) weight or label of each row; its sign says whether the row is liked
+    extras: dict[str, Any] = {}  # what one objective's `prepare` hands to its own `loss`
+
+
+class LossOutput(NamedTuple):
+    """A step's result."""
+
+    loss: torch.Tensor  # scalar, a mean over the micro-batch's units
+    metrics: dict[str, torch.Tensor] = {}  # name -> detached scalar
+
+
+class Context(Protocol):
+    """What `prepare` may use; every call runs without gradient."""
+
+    alphas_cumprod: torch.Tensor  # (T,) float64 abar of every timestep
+
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: dict) -> torch.Tensor:
+        """The trained model's noise prediction (B, C, h, w) at (B,) timesteps."""
+
+    def predict_reference(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: dict) -> torch.Tensor:
+        """The frozen model's."""
+
+    def score(self, latents: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """(B,) rewards of clean latents for the captions of the batch's rows (B,)."""
+
+    def empty_conditioning(self, conditioning: dict) -> dict:
+        """The conditioning of the empty caption with as many rows."""
+
+    def normal(self, purpose: str, *shape: int) -> torch.Tensor:
+        """(B, *shape) standard normal numbers, each row's from its own seed."""
+
+    def uniform(self, purpose: str, *shape: int) -> torch.Tensor:
+        """(B, *shape) float64 in [0, 1), each row's from its own seed."""
+
+
+class Objective:
+    """Base of all objectives; the default `prepare` is forward noising, which the data have done already."""
+
+    unit: ClassVar[str] = (
+        "single"  # a row of the data: `single` image, image with a `label`, `pair` of images, `prompt`
+    )
+    uses_reference: ClassVar[bool] = False
+    uses_reward: ClassVar[bool] = False
+    uses_scores: ClassVar[bool] = False  # whether the images of pairs must come with scores
+
+    def prepare(self, batch: Any, context: Context) -> Noised:
+        """Adds to a micro-batch whatever the loss needs."""
+        return Noised(batch.noisy_latents, batch.timesteps, batch.conditioning, batch.target, batch.advantages)
+
+    def loss(self, batch: Noised, prediction: torch.Tensor, reference: torch.Tensor | None) -> LossOutput:
+        """The loss of B predictions."""
+        raise NotImplementedError
+
+
+def error_changes(batch: Noised, prediction: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """(B,) d = m_theta - m_ref: how much worse each row is denoised than by the reference; -d is the implicit reward."""
+    return denoising_errors(prediction, batch.target) - denoising_errors(reference, batch.target)
+
+
+def pair_margins(changes: torch.Tensor) -> torch.Tensor:
+    """(P,) s = d_w - d_l of (2P,) changes: below 0 where the winner gained more than the loser."""
+    winners, losers = changes.chunk(2)
+    return winners - losers
+
+
+def pair_metrics(changes: torch.Tensor) -> dict[str, torch.Tensor]:
+    """How often the pairs stand in the right order, and how each side's error moved."""
+    winners, losers = changes.detach().chunk(2)
+    accuracy = (winners < losers).double().mean() + 0.5 * (winners == losers).double().mean()
+    return {"accuracy": accuracy, "winner_change": winners.mean(), "loser_change": losers.mean()}
+
+
+def guided(
+    predict: Predict,
+    latents: torch.Tensor,
+    timesteps: torch.Tensor,
+    conditioning: dict[str, torch.Tensor],
+    empty: dict[str, torch.Tensor],
+    scale: float,
+) -> torch.Tensor:
+    """Noise prediction (B, C, h, w) with classifier-free guidance (arXiv 2207.12598); a scale of 1 is without."""
+    if scale == 1.0:
+        return predict(latents, timesteps, conditioning)
+    both = {name: torch.cat([value, empty[name]]) for name, value in conditioning.items()}
+    return guide(predict(latents.repeat(2, 1, 1, 1), timesteps.repeat(2), both), scale)
+
+
+def guide(prediction: torch.Tensor, scale: float) -> torch.Tensor:
+    """(B, C, h, w) out of (2B, C, h, w) predictions for [captions, empty captions]: empty + scale (caption - empty)."""
+    conditional, empty = prediction.chunk(2)
+    return empty + scale * (conditional - empty)

@@ -1,0 +1,80 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Diffusion-KTO (arXiv 2404.04465): single images with a label, through a utility that saturates."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from .base import LossOutput, Noised, Objective, error_changes
+
+
+UTILITIES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "kahneman_tversky": torch.sigmoid,
+    "loss_averse": F.logsigmoid,
+    "risk_seeking": lambda value: -F.logsigmoid(-value),
+}
+
+
+def kto_loss(
+    changes: torch.Tensor,
+    labels: torch.Tensor,
+    beta: float,
+    baseline: torch.Tensor | None = None,
+    utility: str = "kahneman_tversky",
+    liked_weight: float = 1.0,
+    disliked_weight: float = 1.0,
+) -> torch.Tensor:
+    """mean_B lambda_y (1 - U(y beta (g - z))), with g = -d and z = max(0, mean g) held constant.
+
+    There is no 1/2 beside beta: 5000 here is a logit scale of 10000 in DPO's.
+
+    Args:
+        changes (`torch.Tensor`): (B,) d = m_theta - m_ref.
+        labels (`torch.Tensor`): (B,) y = +1 for liked, -1 for disliked images.
+        beta (`float`): the paper's is 5000.
+        baseline (`torch.Tensor`, *optional*): scalar mean of g that z clamps; by default that of these rows.
+        utility (`str`, *optional*, defaults to `"kahneman_tversky"`): a key of `UTILITIES`.
+        liked_weight, disliked_weight (`float`, *optional*, default to 1): lambda of either label.
+
+    Returns:
+        `torch.Tensor`: scalar; 0.5 at the reference with the default utility.
+    """
+    gains = -changes
+    baseline = (gains.mean() if baseline is None else baseline).detach().clamp(min=0)
+    labels = labels.sign().to(gains)
+    weights = torch.where(labels > 0, liked_weight, disliked_weight)
+    return (weights * (1 - UTILITIES[utility](labels * beta * (gains - baseline)))).mean()
+
+
+@dataclass
+class KTO(Objective):
+    """Diffusion-KTO; the sign of a row's `advantages` is its label.
+
+    The mean gain z is taken over the micro-batches of all processes that run together, so results depend on how a batch
+    is cut (with batches of 2, as in the paper, it is mostly noise).
+
+    Args:
+        beta (`float`, *optional*, defaults to 5000): strength of the reference; counts twice as much as DPO's.
+        utility (`str`, *optional*, defaults to `"kahneman_tversky"`): or `loss_averse`, `risk_seeking`.
+        average (`Callable`, *optional*): mean of a scalar over processes.
+    """
+
+    beta: float = 5000.0
+    utility: str = "kahneman_tversky"
+    average: Callable[[torch.Tensor], torch.Tensor] | None = None
+    unit: ClassVar[str] = "label"
+    uses_reference: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.utility not in UTILITIES:
+            raise ValueError(f"--utility: expected one of {', '.join(UTILITIES)}, found {self.utility!r}")
+
+    def loss(self, batch: Noised, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
+        changes = error_changes(batch, prediction, reference)
+        mean_gain = -changes.detach().mean()
+        baseline = mean_gain if self.average is None else self.average(mean_gain)
+        loss = kto_loss(changes, batch.advantages, self.beta, baseline, self.utility)
+        return LossOutput(loss, {"mean_gain": mean_gain})

@@ -1,0 +1,233 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Diffusion-Sharpening (arXiv 2502.12146): follow several noisings of an image for a few DDIM steps, learn the best path.
+
+From one clean latent, n noises at one time t are followed for m moves; a reward judges each state's one-step estimate of
+the clean image. SFT-Sharpening fine-tunes on all states of the best trajectory; RLHF-Sharpening prefers it over the
+worst one. Trajectories are chosen without gradient and their states evaluated anew, where the released code sends
+gradients through the moves.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from .base import Context, LossOutput, Noised, Objective, guided
+from .craft import denoising_errors
+from .ddim import clean_estimate, ddim_move, ddim_sample, rows
+
+
+FORMS = ("margin", "code")
+
+
+class Trajectories(NamedTuple):
+    """n trajectories of each of B latents; states that would pass t = 0 are masked out."""
+
+    states: torch.Tensor  # (m, B, n, C, h, w)
+    times: torch.Tensor  # (m, B) int64
+    valid: torch.Tensor  # (m, B) bool
+    noises: torch.Tensor  # (B, n, C, h, w) that made the first states
+    rewards: torch.Tensor  # (B, n) mean over the valid states
+
+
+@torch.no_grad()
+def follow(
+    latents: torch.Tensor,
+    noises: torch.Tensor,
+    timesteps: torch.Tensor,
+    conditioning: dict[str, torch.Tensor],
+    context: Context,
+    num_states: int,
+    stride: int,
+) -> Trajectories:
+    """Noises clean latents in n ways and follows each for m states, `stride` timesteps apart.
+
+    Args:
+        latents (`torch.Tensor`): (B, C, h, w) clean latents.
+        noises (`torch.Tensor`): (B, n, C, h, w) standard normal.
+        timesteps (`torch.Tensor`): (B,) int64 time of the first state.
+        conditioning (`dict`): name -> (B, ...).
+        context (`Context`): predicts, and scores clean estimates.
+        num_states (`int`): m.
+        stride (`int`): timesteps of a move.
+    """
+    count, ways = noises.shape[:2]
+    owner = torch.arange(count, device=latents.device).repeat_interleave(ways)
+    wide = {name: value[owner] for name, value in conditioning.items()}
+    offsets = stride * torch.arange(num_states, device=timesteps.device)[:, None]
+    times = timesteps - offsets
+    valid, times = times >= 0, times.clamp(min=0)
+    abars = context.alphas_cumprod[times]  # (m, B)
+    first = rows(abars[0][owner], latents)
+    current = first.sqrt() * latents[owner] + (1 - first).sqrt() * noises.flatten(0, 1)
+    states, total = [], torch.zeros(count, ways, device=latents.device)
+    needs_rewards = ways > 1
+    for step in range(num_states):
+        states.append(current)
+        is_last = step == num_states - 1
+        if is_last and not needs_rewards:
+            break
+        noise = context.predict(current, times[step][owner], wide)
+        if needs_rewards:
+            estimate = clean_estimate(current, noise, abars[step][owner])
+            total += context.score(estimate, owner).reshape(count, ways) * valid[step][:, None]
+        if not is_last:
+            current = ddim_move(current, noise, abars[step][owner], abars[step + 1][owner])
+    shape = (num_states, count, ways, *latents.shape[1:])
+    return Trajectories(torch.stack(states).reshape(shape), times, valid, noises, total / valid.sum(0)[:, None])
+
+
+def chosen_states(paths: Trajectories, choice: torch.Tensor, conditioning: dict[str, torch.Tensor]) -> Noised:
+    """The valid states of one trajectory a latent, as S rows; `advantages` are 1 / (number of the latent's states).
+
+    Args:
+        paths (`Trajectories`): of B latents.
+        choice (`torch.Tensor`): (B,) int64 in [0, n).
+        conditioning (`dict`): name -> (B, ...).
+    """
+    step, unit = paths.valid.nonzero(as_tuple=True)  # (S,) each, first states first
+    target = paths.noises[unit, choice[unit]]
+    weights = 1.0 / paths.valid.sum(0)[unit].float()
+    extras = {"unit": unit, "step": step, "num_units": paths.valid.shape[1]}
+    wide = {name: value[unit] for name, value in conditioning.items()}
+    return Noised(paths.states[step, unit, choice[unit]], paths.times[step, unit], wide, target, weights, extras)
+
+
+def mean_over_states(values: torch.Tensor, unit: torch.Tensor, weights: torch.Tensor, num_units: int) -> torch.Tensor:
+    """(B,) weighted sums of (S,) values by the unit they belong to."""
+    return torch.zeros(num_units, device=values.device, dtype=values.dtype).index_add(0, unit, weights * values)
+
+
+@dataclass
+class SFTSharpening(Objective):
+    """SFT-Diffusion-Sharpening: the mean denoising error of the best trajectory's states.
+
+    Args:
+        num_noises (`int`, *optional*, defaults to 3): n; 1 needs no reward.
+        num_states (`int`, *optional*, defaults to 3): m. n = m = 1 is plain fine-tuning.
+        grid_steps (`int`, *optional*, defaults to 50): DDIM steps of a whole path, so that a move is T / grid_steps.
+    """
+
+    num_noises: int = 3
+    num_states: int = 3
+    grid_steps: int = 50
+
+    @property
+    def uses_reward(self) -> bool:
+        """One trajectory needs no judge."""
+        return self.num_noises > 1
+
+    def __post_init__(self) -> None:
+        for name in ("num_noises", "num_states", "grid_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name}: expected at least 1, found {getattr(self, name)}")
+
+    def prepare(self, batch: Any, context: Context) -> Noised:
+        fresh = context.normal("noises", self.num_noises - 1, *batch.noise.shape[1:])
+        noises = torch.cat([batch.noise[:, None], fresh.to(batch.noise)], dim=1)
+        paths = self._follow(batch.latents, noises, batch, context)
+        chosen = chosen_states(paths, paths.rewards.argmax(1), batch.conditioning)
+        spread = paths.rewards.amax(1) - paths.rewards.amin(1)
+        return chosen._replace(extras=chosen.extras | {"gaps": spread})
+
+    def loss(self, batch: Noised, prediction: torch.Tensor, reference: torch.Tensor | None = None) -> LossOutput:
+        errors = denoising_errors(prediction, batch.target)
+        loss = (batch.advantages * errors).sum() / batch.extras["num_units"]
+        return LossOutput(loss, {"reward_gap": batch.extras["gaps"].mean()})
+
+    def _follow(self, latents: torch.Tensor, noises: torch.Tensor, batch: Any, context: Context) -> Trajectories:
+        stride = max(1, len(context.alphas_cumprod) // self.grid_steps)
+        return follow(latents, noises, batch.timesteps, batch.conditioning, context, self.num_states, stride)
+
+
+def sharpening_preference_loss(
+    changes: torch.Tensor, gaps: torch.Tensor, beta: float, eta: float = 1.0, form: str = "margin"
+) -> torch.Tensor:
+    """DPO on trajectories with the reward gap: mean_B softplus(-(logit - eta gap)), logit = -beta (d_w - d_l).
+
+    The paper's eq. 11 lacks the leading minus; the gap inside the sigmoid is a margin that the pair must reach. The
+    released code adds the gap outside (`code`: softplus(-logit) + gap), where it has no gradient: plain DPO.
+
+    Args:
+        changes (`torch.Tensor`): (2B,) m_theta - m_ref of [best, worst] trajectories, means over their states.
+        gaps (`torch.Tensor`): (B,) rewards of the best minus the worst trajectory.
+        beta (`float`): without the 1/2 of DPO's: 2500 is its 5000.
+        eta (`float`, *optional*, defaults to 1): scale of the gap.
+        form (`str`, *optional*, defaults to `"margin"`): one of `FORMS`.
+    """
+    winners, losers = changes.chunk(2)
+    logits = -beta * (winners - losers)
+    if form == "code":
+        return (F.softplus(-logits) + gaps).mean()
+    return F.softplus(eta * gaps - logits).mean()
+
+
+@dataclass
+class RLHFSharpening(SFTSharpening):
+    """RLHF-Diffusion-Sharpening: generates latents from prompts, then prefers the best over the worst trajectory.
+
+    Args:
+        beta (`float`, *optional*, defaults to 2500): see `sharpening_preference_loss`.
+        eta (`float`, *optional*, defaults to 1): scale of the reward gap, which enters as it is.
+        form (`str`, *optional*, defaults to `"margin"`): `code` gives the released code's loss, which also takes the
+            reference's error at the first state only, so that its logit at the reference is not 0.
+        generation_steps (`int`, *optional*, defaults to 25): DDIM steps of generation; 0 takes the data's latents.
+        guidance_scale (`float`, *optional*, defaults to 5): of generation.
+    """
+
+    beta: float = 2500.0
+    eta: float = 1.0
+    form: str = "margin"
+    generation_steps: int = 25
+    guidance_scale: float = 5.0
+    unit: ClassVar[str] = "prompt"
+    uses_reference: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_noises < 2:
+            raise ValueError(f"--num_noises: expected at least 2 trajectories to compare, found {self.num_noises}")
+        if self.form not in FORMS:
+            raise ValueError(f"--form: expected one of {', '.join(FORMS)}, found {self.form!r}")
+
+    def prepare(self, batch: Any, context: Context) -> Noised:
+        shape = batch.latents.shape[1:]
+        latents = batch.latents
+        if self.generation_steps:
+            empty = context.empty_conditioning(batch.conditioning)
+
+            def predict(x, t):
+                return guided(context.predict, x, t, batch.conditioning, empty, self.guidance_scale)
+
+            noise = context.normal("generation", *shape).to(latents)
+            latents = ddim_sample(noise, self.generation_steps, context.alphas_cumprod, predict)
+        noises = context.normal("noises", self.num_noises, *shape).to(latents)
+        paths = self._follow(latents, noises, batch, context)
+        best = chosen_states(paths, paths.rewards.argmax(1), batch.conditioning)
+        worst = chosen_states(paths, paths.rewards.argmin(1), batch.conditioning)
+        extras = best.extras | {"gaps": paths.rewards.amax(1) - paths.rewards.amin(1)}
+        return Noised(
+            torch.cat([best.noisy_latents, worst.noisy_latents]),
+            best.timesteps.repeat(2),
+            {name: torch.cat([value, value]) for name, value in best.conditioning.items()},
+            torch.cat([best.target, worst.target]),
+            torch.cat([best.advantages, -worst.advantages]),
+            extras,
+        )
+
+    def loss(self, batch: Noised, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
+        extras = batch.extras
+        errors = denoising_errors(prediction, batch.target)
+        reference_errors = denoising_errors(reference, batch.target)
+        changes = []
+        for ours, theirs in zip(errors.chunk(2), reference_errors.chunk(2), strict=True):
+            weights = batch.advantages.chunk(2)[0]
+            mean = mean_over_states(ours, extras["unit"], weights, extras["num_units"])
+            if self.form == "code":
+                weights = (extras["step"] == 0).to(weights)
+            changes.append(mean - mean_over_states(theirs, extras["unit"], weights, extras["num_units"]))
+        winners, losers = changes
+        loss = sharpening_preference_loss(torch.cat(changes), extras["gaps"], self.beta, self.eta, self.form)
+        metrics = {"accuracy": (winners < losers).double().mean(), "reward_gap": extras["gaps"].mean()}
+        return LossOutput(loss, metrics)

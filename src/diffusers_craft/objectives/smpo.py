@@ -1,0 +1,111 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""SmPO-Diffusion (arXiv 2506.02698): DPO with preferences smoothed by a reward model, on latents from DDIM inversion.
+
+What differs from the released code: each pair has its own factor and its own time (the code takes the first pair's for
+the whole batch), and the inverted latent, the UNet's label and the target belong to the same time (`grid="official"`
+gives the code's, which do not).
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from .base import Context, LossOutput, Noised, Objective, error_changes, pair_metrics
+from .ddim import RENOISE, implied_noise, inversion_times, invert
+from .dpo import dpo_loss
+
+
+GRIDS = ("consistent", "official")
+INVERTERS = ("reference", "policy")
+
+
+def smoothing_factors(
+    winner_scores: torch.Tensor, loser_scores: torch.Tensor, score_range: float, gamma: float = 10.0
+) -> torch.Tensor:
+    """f = 2 alpha - gamma = gamma tanh((r'_w - r'_l) / 2), r' being scores scaled by the dataset's range.
+
+    With P = sigmoid(r'_w - r'_l) = alpha / gamma it is gamma (2 P - 1). Hard labels are f = 1.
+
+    Args:
+        winner_scores, loser_scores (`torch.Tensor`): (P,) rewards in one unit.
+        score_range (`float`): highest minus lowest score of the dataset, above 0.
+        gamma (`float`, *optional*, defaults to 10): the paper's.
+
+    Returns:
+        `torch.Tensor`: (P,) factors of DPO's logit in [0, gamma tanh(1/2)] where the winner scores higher.
+    """
+    return gamma * torch.tanh((winner_scores - loser_scores) / (2 * score_range))
+
+
+def smpo_loss(changes: torch.Tensor, factors: torch.Tensor, beta: float) -> torch.Tensor:
+    """mean_P softplus(f * beta / 2 * (d_w - d_l)); equal scores (f = 0) give the constant ln 2 without a gradient.
+
+    Args:
+        changes (`torch.Tensor`): (2P,) m_theta - m_ref of [winners, losers].
+        factors (`torch.Tensor`): (P,) from `smoothing_factors`.
+        beta (`float`): 2000 for SD1.5, 5000 for SDXL in the paper.
+    """
+    return dpo_loss(changes, beta, factors)
+
+
+@dataclass
+class SmPO(Objective):
+    """SmPO-Diffusion; each pair's factor comes as the size of its rows' `advantages` (+f for winners, -f for losers).
+
+    Args:
+        beta (`float`, *optional*, defaults to 2000): strength of the reference; the paper's is 5000 for SDXL.
+        gamma (`float`, *optional*, defaults to 10): largest factor, see `smoothing_factors`.
+        inversion_steps (`int`, *optional*, defaults to 9): grid points; 0 takes forward noise instead.
+        renoise (`str`, *optional*, defaults to `"final"`): `none`, `final` (paper) or `every` (code).
+        inverter (`str`, *optional*, defaults to `"reference"`): the model that inverts; the code takes the `policy`.
+        grid (`str`, *optional*, defaults to `"consistent"`): `official` draws any time, visits the grid points below
+            it, and labels the result with the time drawn.
+    """
+
+    beta: float = 2000.0
+    gamma: float = 10.0
+    inversion_steps: int = 9
+    renoise: str = "final"
+    inverter: str = "reference"
+    grid: str = "consistent"
+    unit: ClassVar[str] = "pair"
+    uses_reference: ClassVar[bool] = True
+    uses_scores: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        options = (("renoise", RENOISE), ("inverter", INVERTERS), ("grid", GRIDS))
+        for name, choices in options:
+            if getattr(self, name) not in choices:
+                raise ValueError(f"--{name}: expected one of {', '.join(choices)}, found {getattr(self, name)!r}")
+        if self.inversion_steps < 0:
+            raise ValueError(f"--inversion_steps: expected at least 0, found {self.inversion_steps}")
+
+    def prepare(self, batch: Any, context: Context) -> Noised:
+        if not self.inversion_steps:
+            return super().prepare(batch, context)
+        times, num_steps, labels = self._times(batch.timesteps, len(context.alphas_cumprod))
+        abar = context.alphas_cumprod
+        predict = context.predict_reference if self.inverter == "reference" else context.predict
+
+        def predict_rows(latents, timesteps, rows):
+            return predict(latents, timesteps, {name: value[rows] for name, value in batch.conditioning.items()})
+
+        noisy = invert(batch.latents, num_steps, times, abar, predict_rows, self.renoise)
+        target = implied_noise(noisy, batch.latents, abar[labels])
+        return Noised(noisy, labels, batch.conditioning, target, batch.advantages)
+
+    def loss(self, batch: Noised, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
+        changes = error_changes(batch, prediction, reference)
+        factors = batch.advantages.chunk(2)[0]
+        return LossOutput(smpo_loss(changes, factors, self.beta), pair_metrics(changes))
+
+    def _times(self, drawn: torch.Tensor, num_timesteps: int) -> tuple[list[int], torch.Tensor, torch.Tensor]:
+        """Grid, number of steps (B,) and UNet labels (B,) for uniformly drawn times (B,)."""
+        if self.grid == "consistent":
+            times = inversion_times(num_timesteps, self.inversion_steps)
+            num_steps = drawn * self.inversion_steps // num_timesteps + 1  # uniform on 1 .. G
+            return times, num_steps, torch.tensor(times, device=drawn.device)[num_steps - 1]
+        stride = num_timesteps // self.inversion_steps
+        times = [1 + stride * step for step in range(self.inversion_steps)]  # diffusers' leading spacing, offset 1
+        return times, (torch.tensor(times, device=drawn.device) < drawn[:, None]).sum(dim=1), drawn

@@ -1,0 +1,172 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""SPO (arXiv 2406.04314): online, step by step: of several next states of one noisy image, prefer the best scored one.
+
+The paper trains a step-aware preference model; here any reward on a state's one-step estimate of the clean image takes its
+place. Winner and loser share their start, so the loss needs one prediction a state, not two.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from .base import Context, LossOutput, Noised, Objective, guide, guided
+from .ddim import clean_estimate, ddim_mean_std, inversion_times, rows
+
+
+def spo_log_ratios(
+    next_states: torch.Tensor, mean: torch.Tensor, reference_mean: torch.Tensor, sigma: torch.Tensor
+) -> torch.Tensor:
+    """(N,) log p_theta(x') / p_ref(x') of Gaussian moves, as a mean (not a sum) over C, h, w.
+
+    Args:
+        next_states (`torch.Tensor`): (N, C, h, w) x'.
+        mean, reference_mean (`torch.Tensor`): (N, C, h, w) of either model's move.
+        sigma (`torch.Tensor`): (N,) standard deviation of both.
+    """
+    gain = (next_states - reference_mean).square() - (next_states - mean).square()
+    return gain.flatten(1).mean(1) / (2 * sigma.square()).to(gain)
+
+
+def spo_loss(
+    winner_log_ratios: torch.Tensor,
+    loser_log_ratios: torch.Tensor,
+    beta: float = 10.0,
+    clip: float = 0.1,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """mean_N softplus(-beta (log rho_w - log rho_l)), rho being likelihood ratios clamped to [1 - clip, 1 + clip].
+
+    Outside the clamp a side has no gradient.
+
+    Args:
+        winner_log_ratios, loser_log_ratios (`torch.Tensor`): (N,) from `spo_log_ratios`.
+        beta (`float`, *optional*, defaults to 10): the paper's.
+        clip (`float`, *optional*, defaults to 0.1): the code's; infinity clamps nothing.
+        mask (`torch.Tensor`, *optional*): (N,) bool rows that count; the default is all.
+
+    Returns:
+        `torch.Tensor`: scalar; ln 2 at the reference, 0 if no row counts.
+    """
+    low = max(1e-30, 1 - clip)
+
+    def log_ratio(values):
+        return values if clip == float("inf") else values.exp().clamp(low, 1 + clip).log()
+
+    losses = F.softplus(-beta * (log_ratio(winner_log_ratios) - log_ratio(loser_log_ratios)))
+    if mask is None:
+        return losses.mean()
+    return (losses * mask).sum() / mask.sum().clamp(min=1)
+
+
+@dataclass
+class SPO(Objective):
+    """SPO with the trained model's own chain of stochastic DDIM moves.
+
+    Candidates of a state are exchangeable, so the chain goes on from the first of them, whatever its score: that is the
+    random choice the paper asks for.
+
+    Args:
+        beta (`float`, *optional*, defaults to 10): see `spo_loss`.
+        clip (`float`, *optional*, defaults to 0.1): see `spo_loss`.
+        num_candidates (`int`, *optional*, defaults to 4): next states that are compared.
+        chain_steps (`int`, *optional*, defaults to 20): moves from noise to image.
+        first_step (`int`, *optional*, defaults to 4): moves before any comparison.
+        states_per_prompt (`int`, *optional*, defaults to 4): compared states of each chain, drawn at random; the released
+            code compares at every one, in several optimizer steps.
+        threshold (`float`, *optional*, defaults to 0): smallest difference of softmax([best, worst]) that counts.
+        guidance_scale (`float`, *optional*, defaults to 5): of chain and loss; 1 halves the cost.
+    """
+
+    beta: float = 10.0
+    clip: float = 0.1
+    num_candidates: int = 4
+    chain_steps: int = 20
+    first_step: int = 4
+    states_per_prompt: int = 4
+    threshold: float = 0.0
+    guidance_scale: float = 5.0
+    unit: ClassVar[str] = "prompt"
+    uses_reference: ClassVar[bool] = True
+    uses_reward: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.num_candidates < 2:
+            raise ValueError(f"--num_candidates: expected at least 2, found {self.num_candidates}")
+        available = self.chain_steps - self.first_step
+        if not 1 <= self.states_per_prompt <= available:
+            raise ValueError(
+                f"--states_per_prompt: expected 1 to {available} (--chain_steps less --first_step),"
+                f" found {self.states_per_prompt}"
+            )
+
+    @torch.no_grad()
+    def prepare(self, batch: Any, context: Context) -> Noised:
+        """Runs the chains; rows are [states with caption, the same states with the empty caption]."""
+        shape, conditioning = batch.latents.shape[1:], batch.conditioning
+        device, count = batch.latents.device, len(batch.latents)
+        abars = context.alphas_cumprod
+        times = inversion_times(len(abars), self.chain_steps)[::-1]
+        empty = context.empty_conditioning(conditioning)
+        order = context.uniform("states", self.chain_steps - self.first_step).argsort(1)
+        chosen = order[:, : self.states_per_prompt].to(device) + self.first_step  # (B, states)
+        current = context.normal("start", *shape).to(batch.latents)
+        parts = []
+        for step, time in enumerate(times):
+            timesteps = torch.full((count,), time, device=device)
+            here = abars[time].expand(count)
+            # The last move ends at abar_0, which still has a spread, and is judged as the clean image.
+            following = times[step + 1] if step + 1 < len(times) else 0
+            there = abars[following].expand(count)
+            noise = guided(context.predict, current, timesteps, conditioning, empty, self.guidance_scale)
+            mean, sigma = ddim_mean_std(current, noise, here, there)
+            candidates = context.normal(f"move {step}", self.num_candidates, *shape).to(mean)
+            candidates = mean[:, None] + rows(sigma, candidates) * candidates  # (B, k, C, h, w)
+            active = (chosen == step).any(1).nonzero()[:, 0]
+            if len(active):
+                best, worst, gap = self._compare(candidates[active], active, following, conditioning, context)
+                parts.append(
+                    (active, current[active], timesteps[active], here[active], there[active], best, worst, gap)
+                )
+            current = candidates[:, 0]
+        unit, states, timesteps, here, there, best, worst, gap = (torch.cat(values) for values in zip(*parts))
+        rows_conditioning = {name: value[unit] for name, value in conditioning.items()}
+        extras = {"states": states, "from": here, "to": there, "best": best, "worst": worst, "gap": gap}
+        repeats = 1
+        if self.guidance_scale != 1.0:
+            repeats = 2
+            rows_conditioning = {
+                name: torch.cat([value, empty[name][unit]]) for name, value in rows_conditioning.items()
+            }
+        noisy = states.repeat(repeats, 1, 1, 1)
+        labels = torch.zeros(len(noisy), device=device)
+        return Noised(noisy, timesteps.repeat(repeats), rows_conditioning, torch.zeros_like(noisy), labels, extras)
+
+    def loss(self, batch: Noised, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
+        extras = batch.extras
+        means = []
+        for noise in (prediction.float(), reference.float()):
+            noise = noise if self.guidance_scale == 1.0 else guide(noise, self.guidance_scale)
+            mean, sigma = ddim_mean_std(extras["states"], noise, extras["from"], extras["to"])
+            means.append(mean)
+        winners, losers = (spo_log_ratios(extras[name], *means, sigma) for name in ("best", "worst"))
+        mask = extras["gap"] > self.threshold
+        metrics = {"accuracy": (winners > losers).double().mean(), "states_used": mask.double().mean()}
+        return LossOutput(spo_loss(winners, losers, self.beta, self.clip, mask), metrics)
+
+    def _compare(
+        self, candidates: torch.Tensor, unit: torch.Tensor, time: int, conditioning: dict, context: Context
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Best and worst (b, C, h, w) of (b, k, C, h, w) candidates at `time`, and how sure the reward is, in [0, 1)."""
+        owner = unit.repeat_interleave(self.num_candidates)
+        clean = candidates.flatten(0, 1)
+        if time > 0:
+            timesteps = torch.full((len(owner),), time, device=clean.device)
+            wide = {name: value[owner] for name, value in conditioning.items()}
+            noise = context.predict(clean, timesteps, wide)
+            clean = clean_estimate(clean, noise, context.alphas_cumprod[time].expand(len(owner)))
+        scores = context.score(clean, owner).reshape(candidates.shape[:2])
+        place = torch.arange(len(candidates), device=clean.device)
+        gap = torch.tanh((scores.amax(1) - scores.amin(1)) / 2)  # softmax([a, b])_1 - softmax([a, b])_2
+        return candidates[place, scores.argmax(1)], candidates[place, scores.argmin(1)], gap

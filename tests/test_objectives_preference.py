@@ -1,0 +1,251 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Preference objectives against hand-computed values, their limits, and each other."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from diffusers_craft.objectives.base import Noised
+from diffusers_craft.objectives.craft import craft_loss
+from diffusers_craft.objectives.dpo import DPO, dpo_loss
+from diffusers_craft.objectives.dspo import DSPO, dspo_loss
+from diffusers_craft.objectives.inpo import InPO
+from diffusers_craft.objectives.kto import KTO, kto_loss
+from diffusers_craft.objectives.mapo import MaPO, bounded_likelihood, mapo_loss
+from diffusers_craft.objectives.smpo import SmPO, smoothing_factors, smpo_loss
+from diffusers_craft.objectives.spo import spo_log_ratios, spo_loss
+
+
+SHAPE = (4, 3, 3)
+ERRORS = torch.tensor([0.10, 0.20], dtype=torch.float64)  # m_w, m_l
+REFERENCE = torch.tensor([0.12, 0.18], dtype=torch.float64)
+CHANGES = ERRORS - REFERENCE  # margin s = -0.04
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    layers = [torch.nn.Flatten(), torch.nn.Linear(36, 8), torch.nn.Tanh(), torch.nn.Linear(8, 36)]
+    return torch.nn.Sequential(*layers, torch.nn.Unflatten(1, SHAPE)).double()
+
+
+def _random(n: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _gradient(loss: torch.Tensor, net: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()), retain_graph=True)])
+
+
+def _errors(net: torch.nn.Module, noisy: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return (net(noisy) - target).square().flatten(1).mean(1)
+
+
+def _pairs(net, count: int = 6, moved: float = 0.0):
+    """Noisy latents and targets of pairs that share their noise; changes against a reference `moved` away."""
+    noise, shared = _random(count), _random(count, seed=2)
+    noisy = torch.cat([_random(count, seed=3) + noise, _random(count, seed=4) + noise])
+    target = torch.cat([shared, shared])
+    reference = copy.deepcopy(net).requires_grad_(False)
+    for index, parameter in enumerate(reference.parameters()):
+        generator = torch.Generator().manual_seed(index)
+        parameter += moved * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    return noisy, target, _errors(net, noisy, target) - _errors(reference, noisy, target), reference
+
+
+def _noised(noisy: torch.Tensor, target: torch.Tensor, advantages: torch.Tensor) -> Noised:
+    return Noised(noisy, torch.zeros(len(noisy), dtype=torch.long), {}, target, advantages)
+
+
+@pytest.mark.parametrize(("beta", "loss"), [(1.0, 0.683197), (10.0, 0.598139), (5000.0, 3.7e-44)])
+def test_dpo_by_hand(beta, loss):
+    assert dpo_loss(CHANGES, beta).item() == pytest.approx(loss, rel=0.01 if loss < 1e-9 else 1e-6)
+    assert dpo_loss(CHANGES.float(), beta).isfinite()
+
+
+def test_dpo_gradient_by_hand():
+    errors = ERRORS.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(dpo_loss(errors - REFERENCE, 10.0), errors)
+    assert gradient.tolist() == pytest.approx([2.250830, -2.250830], abs=1e-6)
+
+
+def test_dpo_swapping_negates_the_logit_and_large_beta_is_a_hinge():
+    swapped = CHANGES.flip(0)
+    difference = dpo_loss(swapped, 10.0) - dpo_loss(CHANGES, 10.0)
+    assert difference.item() == pytest.approx(0.2, abs=1e-12)  # softplus(u) - softplus(-u) = u
+    assert dpo_loss(swapped, 1e9).item() == pytest.approx(0.5e9 * 0.04)
+    assert dpo_loss(CHANGES, 1e9).item() == 0.0
+
+
+@pytest.mark.parametrize("beta", [1.0, 2000.0, 5000.0])
+def test_reference_based_losses_at_the_reference(net, beta):
+    noisy, target, changes, reference = _pairs(net)
+    labels = torch.tensor([1.0, -1.0]).repeat_interleave(6)
+    assert dpo_loss(changes, beta).item() == pytest.approx(math.log(2), abs=1e-14)
+    assert smpo_loss(changes, torch.full((6,), 3.0), beta).item() == pytest.approx(math.log(2), abs=1e-14)
+    assert kto_loss(changes, labels, beta).item() == 0.5
+    sft = _errors(net, noisy, target)[:6].mean()
+    dspo = dspo_loss(net(noisy), reference(noisy), target, changes, 0.3, beta)
+    torch.testing.assert_close(dspo, sft, rtol=1e-14, atol=0)
+
+
+def test_gradients_at_the_reference_are_parallel(net):
+    """DPO : SmPO : KTO (balanced) : CRAFT (N = 2, L = mean A m) = beta/2 : f beta/2 : beta/4 : 1."""
+    noisy, target, changes, _ = _pairs(net)
+    labels = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat_interleave(6)
+    craft = _gradient((labels * _errors(net, noisy, target)).mean(), net)
+    beta, factor = 5000.0, 0.6
+    close = {"rtol": 1e-9, "atol": 1e-12}
+    torch.testing.assert_close(_gradient(dpo_loss(changes, beta), net), beta / 2 * craft, **close)
+    factors = torch.full((6,), factor, dtype=torch.float64)
+    torch.testing.assert_close(_gradient(smpo_loss(changes, factors, beta), net), factor * beta / 2 * craft, **close)
+    torch.testing.assert_close(_gradient(kto_loss(changes, labels, beta), net), beta / 4 * craft, **close)
+
+
+def test_smpo_factors_by_hand():
+    lowest, highest = 0.11543526500463486, 0.28201571106910706  # the official code's PickScore range
+    winners = torch.tensor([0.22, 0.21, highest], dtype=torch.float64)
+    losers = torch.tensor([0.20, 0.21, lowest], dtype=torch.float64)
+    factors = smoothing_factors(winners, losers, highest - lowest)
+    assert factors.tolist() == pytest.approx([0.599590, 0.0, 4.621172], abs=1e-6)
+    probability = torch.sigmoid((winners - losers) / (highest - lowest))
+    torch.testing.assert_close(factors, 10 * (2 * probability - 1))
+    assert probability.tolist() == pytest.approx([0.529980, 0.5, 0.731059], abs=1e-6)
+
+
+def test_smpo_with_hard_labels_is_dpo_bit_for_bit_and_equal_scores_teach_nothing(net):
+    noisy, target, changes, reference = _pairs(net, moved=0.1)
+    assert torch.equal(smpo_loss(changes, torch.ones(6), 2000.0), dpo_loss(changes, 2000.0))
+    batch = _noised(noisy, target, torch.tensor([1.0, -1.0]).repeat_interleave(6))
+    outputs = [objective.loss(batch, net(noisy), reference(noisy)).loss for objective in (DPO(2000.0), SmPO(), InPO())]
+    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
+    flat = smpo_loss(changes, torch.zeros(6), 2000.0)
+    assert flat.item() == pytest.approx(math.log(2)) and not _gradient(flat, net).any()
+
+
+def test_kto_by_hand():
+    changes, labels = -torch.tensor([0.02, -0.02], dtype=torch.float64), torch.tensor([1.0, -1.0])
+    assert kto_loss(changes, labels, 10.0).item() == pytest.approx(0.450166, abs=1e-6)
+
+
+def test_kto_baseline_is_clamped_and_constant():
+    changes = torch.tensor([0.03, 0.01], dtype=torch.float64, requires_grad=True)  # every gain is negative: z = 0
+    liked = torch.ones(2)
+    expected = (1 - torch.sigmoid(-10 * changes.detach())).mean()
+    loss = kto_loss(changes, liked, 10.0)
+    torch.testing.assert_close(loss.detach(), expected)
+    better = kto_loss(-changes.detach(), liked, 10.0)  # every gain positive: z takes their mean away
+    assert better.item() == pytest.approx(0.5, abs=1e-4)
+    gained = (-changes.detach()).requires_grad_()
+    (gradient,) = torch.autograd.grad(kto_loss(gained, liked, 10.0), gained)
+    assert (gradient > 0).all()  # yet its gradient still lowers every liked error
+    given = kto_loss(-changes.detach(), liked, 10.0, baseline=torch.tensor(0.0))
+    assert given.item() < 0.5
+
+
+@pytest.mark.parametrize("utility", ["loss_averse", "risk_seeking"])
+def test_kto_utilities_reward_the_liked(utility):
+    better, worse = (kto_loss(torch.tensor([d]), torch.ones(1), 10.0, torch.zeros(()), utility) for d in (-0.1, 0.1))
+    assert better < worse
+    with pytest.raises(ValueError, match="--utility: expected one of kahneman_tversky, .*found 'greedy'"):
+        KTO(utility="greedy")
+
+
+def test_mapo_by_hand():
+    phi = bounded_likelihood(0.5 * ERRORS)
+    assert phi.tolist() == pytest.approx([0.975208, 0.950833], abs=1e-6)
+    assert 1000 * (phi[0] - phi[1]).item() == pytest.approx(24.3751, abs=1e-3)
+    assert mapo_loss(ERRORS).item() == pytest.approx(0.1, abs=1e-9)
+    same = torch.tensor([0.15, 0.15], dtype=torch.float64)
+    assert mapo_loss(same, 0.3).item() == pytest.approx(0.15 + 0.3 * math.log(2))
+    assert mapo_loss(same, 8.0, "paper").item() == pytest.approx(0.15 + math.log(2) / 8)
+    logit = 1000 * (phi[0] - phi[1])
+    swapped = mapo_loss(ERRORS.flip(0)) - mapo_loss(ERRORS)
+    torch.testing.assert_close(swapped, 0.1 + 0.1 * logit)  # the SFT term's, and softplus(u) - softplus(-u) = u
+
+
+def test_bounded_likelihood_at_zero_and_its_slope():
+    errors = torch.tensor([0.0, 1e-9, 0.1], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(bounded_likelihood(errors).sum(), errors)
+    k = math.e**0.1
+    assert bounded_likelihood(errors)[0].item() == 1.0
+    assert slope.tolist() == pytest.approx([-0.5, -0.5, -(0.1 * k - k + 1) / (k - 1) ** 2], abs=1e-9)
+
+
+def test_mapo_and_dspo_without_preference_are_fine_tuning_on_winners(net):
+    noisy, target, changes, reference = _pairs(net, moved=0.1)
+    sft = craft_loss(net(noisy)[:6], target[:6], torch.ones(6))
+    batch = _noised(noisy, target, torch.tensor([1.0, -1.0]).repeat_interleave(6))
+    for objective in (MaPO(beta=0.0), MaPO(beta=0.0, form="paper"), DSPO(beta=0.0)):
+        loss = objective.loss(batch, net(noisy), reference(noisy)).loss
+        torch.testing.assert_close(loss, sft, rtol=1e-6, atol=0)
+        torch.testing.assert_close(_gradient(loss, net), _gradient(sft, net), rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_dspo_gradient_at_the_reference(net, detach):
+    """The preference takes beta / 2 off the winners' gradient; there, the gate itself contributes nothing."""
+    noisy, target, changes, reference = _pairs(net)
+    loss = dspo_loss(net(noisy), reference(noisy), target, changes, 0.4, 5000.0, detach)
+    sft = _gradient(_errors(net, noisy, target)[:6].mean(), net)
+    torch.testing.assert_close(_gradient(loss, net), (1 - 0.4 / 2) * sft, rtol=1e-9, atol=1e-12)
+
+
+def test_dspo_gate_follows_the_margin(net):
+    """Pairs that are already in order move their winners freely, others are pulled away from the reference."""
+    noisy, target, _, reference = _pairs(net, moved=0.1)
+    settled, wrong = (torch.tensor([sign] * 6 + [-sign] * 6).double() for sign in (-1.0, 1.0))
+    free = dspo_loss(net(noisy), reference(noisy), target, settled, 1.0, 1e4)
+    torch.testing.assert_close(free, _errors(net, noisy, target)[:6].mean())
+    pulled = dspo_loss(net(noisy), reference(noisy), target, wrong, 1.0, 1e4)
+    torch.testing.assert_close(pulled, (reference(noisy)[:6] - target[:6]).square().mean())
+
+
+def test_spo_closed_form_and_clamp():
+    mean, reference_mean, best, worst = (_random(5, seed=seed) for seed in range(4))
+    sigma = torch.linspace(0.5, 2, 5).double()
+    ratios = [spo_log_ratios(x, mean, reference_mean, sigma) for x in (best, worst)]
+    inner = ((best - worst) * (mean - reference_mean)).flatten(1).sum(1)
+    expected = F.softplus(-10 * inner / (sigma**2 * mean[0].numel())).mean()
+    torch.testing.assert_close(spo_loss(*ratios, clip=float("inf")), expected, rtol=1e-12, atol=0)
+    assert spo_loss(ratios[0], ratios[0]).item() == pytest.approx(math.log(2))
+    far = torch.tensor([3.0, -3.0], dtype=torch.float64, requires_grad=True)
+    loss = spo_loss(far[:1], far[1:])
+    assert loss.item() == pytest.approx(0.1261, abs=1e-4)  # the clamp bounds the logit by 2.007
+    assert not torch.autograd.grad(loss, far)[0].any()
+    inside = torch.tensor([0.05, -0.05], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.grad(spo_loss(inside[:1], inside[1:]), inside)[0].abs().min() > 0
+
+
+def test_spo_mask_leaves_rows_out():
+    winners, losers = torch.tensor([0.01, 0.03]), torch.tensor([0.0, 0.0])
+    kept = spo_loss(winners, losers, mask=torch.tensor([True, False]))
+    torch.testing.assert_close(kept, spo_loss(winners[:1], losers[:1]))
+    assert spo_loss(winners, losers, mask=torch.tensor([False, False])).item() == 0.0
+
+
+def test_pair_metrics(net):
+    noisy, target, changes, reference = _pairs(net, moved=0.1)
+    metrics = DPO().loss(_noised(noisy, target, torch.ones(12)), net(noisy), reference(noisy)).metrics
+    winners, losers = changes.chunk(2)
+    assert metrics["accuracy"].item() == pytest.approx((winners < losers).double().mean().item())
+    assert metrics["winner_change"].item() == pytest.approx(winners.mean().item(), rel=1e-4)
+    assert metrics["loser_change"].item() == pytest.approx(losers.mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SmPO(renoise="often"), "--renoise: expected one of none, final, every, found 'often'"),
+        (lambda: SmPO(inverter="both"), "--inverter: expected one of reference, policy, found 'both'"),
+        (lambda: SmPO(grid="fine"), "--grid: expected one of consistent, official, found 'fine'"),
+        (lambda: SmPO(inversion_steps=-1), "--inversion_steps: expected at least 0, found -1"),
+        (lambda: MaPO(form="book"), "--form: expected one of code, paper, found 'book'"),
+    ],
+)
+def test_options_out_of_range(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -17,7 +17,6 @@ from .training_data import TrainingData
 
 logger = logging.getLogger(__name__)
 
-
 _CAPTIONS_SHOWN = 4
 
 

@@ -97,6 +97,16 @@ def test_settings_of_the_environment_arrive(run):
     assert (train.train_batch_size, train.gradient_accumulation_steps, train.use_lora) == (2, 64, True)
 
 
+def test_results_are_published_on_request(run):
+    calls, launchers = run("run_sdxl.sh", HUB_ID="org/craft")
+    dataset, model = calls["publish_craft"]
+    assert (dataset.hub_dataset_id, model.hub_model_id) == ("org/craft-data", "org/craft")
+    assert dataset.output_dir == calls["build_craft_dataset"][0].output_dir
+    assert model.output_dir == calls["train_craft_sdxl"][0].output_dir
+    assert model.evaluation_dir == calls["evaluate_craft"][0].output_dir
+    assert launchers[-2:] == [[], []]  # one process
+
+
 def test_a_batch_that_does_not_divide_128_is_refused(run):
     with pytest.raises(subprocess.CalledProcessError) as error:
         run("run_sdxl.sh", BATCH="6")

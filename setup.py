@@ -31,6 +31,7 @@ _deps = [
     "torchvision>=0.19",
     "tqdm>=4.66.3",
     "transformers>=4.51.0",
+    "uvicorn>=0.29",
 ]
 deps = {re.match(r"[\w.-]+", dep)[0]: dep for dep in _deps}
 
@@ -47,7 +48,8 @@ extras = {
     "rewards": deps_list("open_clip_torch", "torchvision"),
     "tensorboard": deps_list("tensorboard"),
 }
-extras["test"] = [*deps_list("pytest"), *extras["llm"], *extras["lora"], *extras["rewards"], *extras["tensorboard"]]
+extras["test"] = [*deps_list("pytest", "uvicorn"), *extras["llm"], *extras["lora"], *extras["rewards"]]
+extras["test"] += extras["tensorboard"]
 extras["dev"] = [*extras["test"], *deps_list("ruff")]
 
 setup(

@@ -88,6 +88,12 @@ def make_images() -> Callable[..., list[Image.Image]]:
     return _make_images
 
 
+@pytest.fixture(scope="session")
+def make_tokenizer() -> Callable:
+    """`make_tokenizer(folder, pad_token, max_length)`: a CLIP tokenizer for which every letter is a token."""
+    return _tokenizer
+
+
 @pytest.fixture
 def tiny_images() -> list[Image.Image]:
     """Eight distinct 64 px RGB images."""
@@ -248,9 +254,9 @@ def _vocabulary() -> dict[str, int]:
     return {word: index for index, word in enumerate(words)}
 
 
-def _tokenizer(folder: Path, pad_token: str = "<|endoftext|>"):
+def _tokenizer(folder: Path, pad_token: str = "<|endoftext|>", max_length: int = MAX_TOKENS):
     from transformers import CLIPTokenizer
 
     (folder / "vocab.json").write_text(json.dumps(_vocabulary()), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
-    return CLIPTokenizer.from_pretrained(str(folder), model_max_length=MAX_TOKENS, pad_token=pad_token)
+    return CLIPTokenizer.from_pretrained(str(folder), model_max_length=max_length, pad_token=pad_token)

@@ -43,7 +43,8 @@ def test_sizes_are_ordered_as_the_pipeline_orders_them_and_stay_float32(models):
     pipeline = load_pipeline(models[SDXL], device="cpu")
     original, crop, target = (1023, 700), (3, 5), (512, 256)
     time_ids = SDXL.size_conditioning(*(torch.tensor([pair]) for pair in (original, crop, target)))["time_ids"]
-    expected = pipeline._get_add_time_ids(original, crop, target, torch.float32, text_encoder_projection_dim=16)
+    width = pipeline.text_encoder_2.config.projection_dim
+    expected = pipeline._get_add_time_ids(original, crop, target, torch.float32, text_encoder_projection_dim=width)
     assert time_ids.dtype == torch.float32
     torch.testing.assert_close(time_ids, expected, rtol=0, atol=0)
     assert SD15.size_conditioning(torch.ones(1, 2), torch.ones(1, 2), torch.ones(1, 2)) == {}

@@ -247,13 +247,14 @@ def test_an_unreachable_refiner_keeps_the_prompts(
 
 
 @pytest.mark.usefixtures("no_report")
-def test_the_token_is_not_recorded(random_sd15: Path, prompt_file: Path, tmp_path: Path, script, monkeypatch) -> None:
-    pushed = []
-    monkeypatch.setattr(
-        builder_module.CRAFTDatasetBuilder, "push_to_hub", lambda self, repo, token: pushed.append((repo, token))
-    )
-    more = ["--num_prompts", "2", "--filter_rule", "none", "--num_samples", "1"]
-    more += ["--push_to_hub", "--hub_dataset_id", "org/set", "--hub_token", "hf_secret"]
-    script.main(script.parse_args(arguments(random_sd15, prompt_file, tmp_path / "work", *more)))
-    assert pushed == [("org/set", "hf_secret")]
-    assert not any(b"hf_secret" in data for data in files(tmp_path / "work").values())
+def test_the_repository_is_opened_before_the_work(random_sd15, prompt_file, tmp_path, script, monkeypatch) -> None:
+    work, calls = tmp_path / "work", []
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setattr(script.HubRepo, "open", lambda repo: calls.append((repo, work.exists())))
+    monkeypatch.setattr(builder_module, "publish_dataset", lambda *args: calls.append(args))
+    more = ["--num_prompts", "2", "--filter_rule", "none", "--num_samples", "1", "--push_to_hub"]
+    more += ["--hub_dataset_id", "org/set", "--hub_private_repo", "--hub_revision", "v2", "--hub_license", "mit"]
+    script.main(script.parse_args(arguments(random_sd15, prompt_file, work, *more)))
+    assert calls[0] == (script.HubRepo("org/set", "dataset", private=True, revision="v2"), False)
+    assert calls[1:] == [(str(work), "org/set", True, None, "v2", "mit")]
+    assert not any(b"hf_secret" in data for data in files(work).values())

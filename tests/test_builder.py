@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 from build_driver import REWARDS, BrightnessReward
-from datasets import Dataset
 
 import diffusers_craft.builder as builder_module
 from diffusers_craft import tiny
@@ -350,11 +349,14 @@ def test_other_bases_use_the_official_rewards(pipeline, tmp_path: Path, monkeypa
     assert loaded == [(name, None) for name in WEIGHTS]
 
 
-def test_push_to_hub_publishes_the_selected_set(built, pipeline, monkeypatch) -> None:
-    pushed = {}
-    monkeypatch.setattr(Dataset, "push_to_hub", lambda self, repo, **options: pushed.update(options, rows=len(self)))
-    built[0].push_to_hub("org/craft", private=True)
-    assert pushed == {"private": True, "token": None, "revision": None, "rows": 4}
+def test_only_the_first_rank_publishes(built, pipeline, monkeypatch) -> None:
+    pushed = []
+    monkeypatch.setattr(builder_module, "publish_dataset", lambda *args: pushed.append(args) or "address")
+    builder, _, folder = built
+    assert builder.push_to_hub("org/craft", private=True, license="mit") == "address"
+    assert pushed == [(folder, "org/craft", True, None, None, "mit")]
+    monkeypatch.setattr(builder, "_rank", 1)
+    assert builder.push_to_hub("org/craft") is None and len(pushed) == 1
     with pytest.raises(ValueError, match=r"push_to_hub: expected a dataset, found none; call build\(prompts\) first"):
         make_builder(pipeline, None).push_to_hub("org/craft")
 

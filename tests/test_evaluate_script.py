@@ -10,12 +10,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 import diffusers_craft
 from diffusers_craft import load_pipeline, register_reward
+from diffusers_craft.prompts_sets import EvaluationPrompt, PromptSet
 from diffusers_craft.rewards import registry
 
 
@@ -105,28 +108,32 @@ def finished(finished_once, tmp_path):
 def test_results_table_and_grid(finished):
     results = json.loads((finished / "results.json").read_text())
     rows = {row["model"]: row for row in results["rows"]}
-    assert list(rows) == ["base", "craft", "same"]
+    assert list(rows) == ["base", "craft", "same"] and all(row["prompts"] == "prompts" for row in rows.values())
     assert all(row["metric"] == "brightness" and row["n"] == 5 for row in rows.values())
     assert rows["base"]["win_rate"] is None
     assert rows["same"]["mean"] == rows["base"]["mean"], "the same weights drew other pictures: seeds differ"
     assert [rows["same"][key] for key in ("win_rate", "win_rate_low", "win_rate_high")] == [0.5, 0.5, 0.5]
     assert rows["craft"]["mean"] != rows["base"]["mean"]
     settings = results["settings"]
-    assert settings["seed"] == 3 and settings["num_prompts"] == 5
+    assert settings["seed"] == 3 and settings["base"] == "base"
+    assert settings["prompts"]["prompts"]["prompts"].startswith("5 prompts, hash ")
+    assert settings["prompts"]["prompts"]["metrics"] == ["brightness"]
     assert settings["metrics"] == {"brightness": {"unit": "grey level, 0 to 255"}}
     assert settings["models"]["craft"]["guidance_scale"] == 2
     assert settings["models"]["craft"]["scheduler"]["class"] == "DDIMScheduler"
     with Image.open(finished / "grid.png") as grid:
         assert grid.width > 4 * 192 and grid.height > 5 * 192
     assert "| craft" in (finished / "table.md").read_text()
+    assert r"\begin{tabular}" in (finished / "table.tex").read_text()
+    assert (finished / "table.csv").read_text().splitlines()[1].startswith("prompts,,base,brightness,5,")
     assert json.loads((finished / "craft_evaluate.json").read_text())["versions"]["diffusers"]
 
 
 def test_scores_are_those_of_the_stored_images(finished):
     folder = finished
     stage = diffusers_craft.WorkDir(folder)
-    options = json.loads((folder / "images" / "craft" / "options.json").read_text())["options"]
-    table = stage.stage("images/craft", options, 5, 2).read()
+    options = json.loads((folder / "images" / "prompts" / "craft" / "options.json").read_text())["options"]
+    table = stage.stage("images/prompts/craft", options, 5, 2).read()
     assert table["prompt"].to_pylist() == PROMPTS
     seeds = [
         diffusers_craft.derive_seed(diffusers_craft.derive_seed(3, "evaluation"), "candidate", i, 0) for i in range(5)
@@ -140,7 +147,7 @@ def test_scores_are_those_of_the_stored_images(finished):
 
 def test_second_run_makes_nothing_and_ends_alike(run, finished, script, monkeypatch, capsys):
     folder = finished
-    before = {name: (folder / name).read_bytes() for name in ("results.json", "table.md", "grid.png")}
+    before = {name: (folder / name).read_bytes() for name in ("results.json", "table.md", "grid.png", "report.html")}
 
     def refuse(*_, **__):
         raise AssertionError("made again")
@@ -157,10 +164,11 @@ def test_interrupted_run_makes_only_what_is_missing(run, finished):
     folder = finished
     before = (folder / "results.json").read_bytes()
     lost = [
-        folder / "images" / "craft" / "part-00001.parquet",
-        folder / "scores" / "craft" / "brightness" / "part-00002.parquet",
+        folder / "images" / "prompts" / "craft" / "part-00001.parquet",
+        folder / "scores" / "prompts" / "craft" / "brightness" / "part-00002.parquet",
+        folder / "statistics" / "prompts" / "craft" / "part-00000.parquet",
     ]
-    kept = folder / "images" / "craft" / "part-00000.parquet"
+    kept = folder / "images" / "prompts" / "craft" / "part-00000.parquet"
     contents = {path: path.read_bytes() for path in lost}
     written = kept.stat().st_mtime_ns
     for path in lost:
@@ -172,12 +180,12 @@ def test_interrupted_run_makes_only_what_is_missing(run, finished):
 
 
 def test_another_setting_is_refused_by_name(run, finished):
-    with pytest.raises(ValueError, match=r"stage 'images/base' .* --guidance_scale \(2.0 there, 5.0 now\)"):
+    with pytest.raises(ValueError, match=r"stage 'images/prompts/base' .* --guidance_scale \(2.0 there, 5.0 now\)"):
         run("--guidance_scale", "5")
 
 
 def test_a_retrained_model_under_the_same_name_is_refused(run, finished, random_sd15):
-    with pytest.raises(ValueError, match="stage 'images/craft' .* --pretrained_model_name_or_path"):
+    with pytest.raises(ValueError, match="stage 'images/prompts/craft' .* --pretrained_model_name_or_path"):
         run("--tuned", f"craft={random_sd15}")
 
 
@@ -194,19 +202,21 @@ def test_exact_metric_for_a_tiny_base_with_captions(run, script, monkeypatch):
     assert "exact scorer" in results["settings"]["metrics"]["exact"]["scorer"]
 
 
-def test_no_exact_metric_for_other_prompts(script, monkeypatch):
+def test_the_exact_metric_takes_captions_only(script, monkeypatch):
     monkeypatch.setattr(script, "is_tiny", lambda name: True)
     arguments = ["--base", "b", "--prompts", "p", "--output_dir", "o", "--rewards", "brightness"]
-    assert list(script.load_metrics(script.parse_args(arguments), "b", ["a cat"])[0]) == ["brightness"]
-    assert list(script.load_metrics(script.parse_args(arguments), "b", PROMPTS)[0]) == ["exact", "brightness"]
+    metrics, _ = script.load_metrics(script.parse_args(arguments), "b")
+    assert list(metrics) == ["exact", "brightness"]
+    sets = [PromptSet("x", tuple(map(EvaluationPrompt, prompts))) for prompts in (PROMPTS, ["a cat"])]
+    assert [metrics["exact"].bind(prompts) for prompts in sets] == [True, False]
 
 
 def test_reward_checkpoints_reach_the_rewards(script):
     arguments = ["--base", "b", "--prompts", "p", "--output_dir", "o", "--rewards", "brightness"]
     args = script.parse_args([*arguments, "--reward_checkpoint", "brightness=here"])
-    assert script.load_metrics(args, "b", PROMPTS)[0]["brightness"].options["checkpoint"] == "here"
+    assert script.load_metrics(args, "b")[0]["brightness"].options["checkpoint"] == "here"
     with pytest.raises(ValueError, match="--reward_checkpoint: expected .*'?pickscore"):
-        script.load_metrics(script.parse_args([*arguments, "--reward_checkpoint", "pickscore=x"]), "b", PROMPTS)
+        script.load_metrics(script.parse_args([*arguments, "--reward_checkpoint", "pickscore=x"]), "b")
 
 
 def test_invalid_images_are_left_out_and_raise_an_alarm(run, script, monkeypatch, capsys):
@@ -264,9 +274,138 @@ def test_user_errors_end_in_one_line_and_exit_code_2(flags, words, tmp_path, mon
     assert not (tmp_path / "out").exists()
 
 
+def test_several_prompt_sets_and_images_a_prompt(script, arguments, tmp_path):
+    """Two sets, one with categories; every image from a seed of its own, models loaded once each."""
+    own = tmp_path / "own.jsonl"
+    own.write_text(
+        "\n".join(json.dumps({"prompt": p, "category": c}) for p, c in [("a", "x"), ("b", "x"), ("c", "y")])
+    )
+    loaded = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "load_pipeline", lambda **o: loaded.append(o["name_or_path"]) or load_pipeline(**o))
+        index = arguments.index("--prompts")
+        sets = [*arguments[: index + 2], f"second={own}", *arguments[index + 2 :]]
+        script.main(script.parse_args([*sets, "--images_per_prompt", "2", "--output_dir", str(tmp_path / "out")]))
+    assert len(loaded) == 2 * 3, "once to look, once to generate"
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    found = [(row["prompts"], row["category"], row["n"]) for row in results["rows"] if row["model"] == "craft"]
+    assert found == [("prompts", None, 5), ("second", None, 3), ("second", "x", 2), ("second", "y", 1)]
+    options = json.loads((tmp_path / "out/images/second/craft/options.json").read_text())
+    table = diffusers_craft.WorkDir(tmp_path / "out").stage("images/second/craft", options["options"], 6, 64).read()
+    assert table["prompt"].to_pylist() == ["a", "a", "b", "b", "c", "c"]
+    assert len(set(table["seed"].to_pylist())) == 6
+    assert len({image["bytes"] for image in table["image"].to_pylist()}) == 6
+    scores = [Image.open(io.BytesIO(image["bytes"])).convert("L") for image in table["image"].to_pylist()]
+    means = np.array([np.asarray(image, dtype=np.float32).mean() for image in scores])
+    row = next(
+        r for r in results["rows"] if r["prompts"] == "second" and r["model"] == "craft" and r["category"] is None
+    )
+    assert row["mean"] == pytest.approx(means.mean(), rel=1e-6)
+    assert row["mean_of_categories"] == pytest.approx((means[:4].mean() + means[4:].mean()) / 2, rel=1e-6)
+    assert {"seed_diversity"} <= {check["alarm"] for check in results["checks"]}
+    assert (tmp_path / "out" / "grid_second.png").exists()
+
+
+def test_training_data_is_found_beside_the_model_and_checked_against(run, tuned, tmp_path, make_images):
+    """A dataset with a column `brightness` and the very pictures that the model draws."""
+    folder = run()
+    rows = [
+        row
+        for path in sorted((folder / "images/prompts/craft").glob("*.parquet"))
+        for row in pq.read_table(path).to_pylist()
+    ]
+    data = {"image": [row["image"] for row in rows], "prompt": PROMPTS, "brightness": [1.0] * 5}
+    (tmp_path / "work" / "dataset").mkdir(parents=True)
+    pq.write_table(pa.table(data), tmp_path / "work" / "dataset" / "train-00000-of-00001.parquet")
+    checks = {(c["model"], c["alarm"]): c for c in json.loads((folder / "results.json").read_text())["checks"]}
+    assert checks["craft", "memory"]["value"] is None and "unknown" in checks["craft", "memory"]["limit"]
+    record = tuned / "craft_run.json"
+    record.write_text(json.dumps({"options": {"dataset_name": str(tmp_path / "work")}}))
+    try:
+        run()
+    finally:
+        record.unlink()
+    checks = {(c["model"], c["alarm"]): c for c in json.loads((folder / "results.json").read_text())["checks"]}
+    assert checks["craft", "memory"]["value"] == 1 and checks["craft", "memory"]["fired"]
+    assert "needs a reward that was trained on and one that was not" in checks["craft", "reward_gap"]["limit"]
+    with pytest.raises(ValueError, match="--training_data: expected NAME=VALUE, with a NAME of craft, same"):
+        run("--training_data", "base=x")
+
+
+def test_a_metric_for_certain_prompts_is_used_there_alone(script, arguments, tmp_path, monkeypatch, capsys):
+    """One that abstains from the prompt `b`, binds to the set `second` only, and has a note for the report."""
+
+    class Picky(Brightness):
+        name, abstains, note = "picky", True, "picky: not comparable"
+
+        def bind(self, prompts):
+            return prompts.name == "second"
+
+        def score(self, prompts, images):
+            return np.where(np.array(prompts) == "b", np.nan, super().score(prompts, images))
+
+    register_reward("picky", Picky)
+    (tmp_path / "own.txt").write_text("a\nb\nc")
+    index = arguments.index("--prompts")
+    sets = [*arguments[: index + 2], f"second={tmp_path / 'own.txt'}", *arguments[index + 2 :]]
+    index = sets.index("--rewards")
+    both = [*sets[: index + 2], "picky", *sets[index + 2 :], "--output_dir", str(tmp_path / "out")]
+    script.main(script.parse_args(both))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    found = {(row["prompts"], row["metric"], row["n"]) for row in results["rows"] if row["model"] == "craft"}
+    assert found == {("prompts", "brightness", 5), ("second", "brightness", 3), ("second", "picky", 2)}
+    assert results["settings"]["notes"] == ["picky: not comparable"]
+    assert "picky: not comparable" in (tmp_path / "out" / "report.html").read_text()
+    assert "second: picky" in capsys.readouterr().out
+    alone = [*arguments, "--rewards", "picky", "--output_dir", str(tmp_path / "other")]
+    with pytest.raises(
+        ValueError, match="--rewards picky: expected prompts that it can judge, picky=FILE, found prompts"
+    ):
+        script.main(script.parse_args(alone))
+
+
+def test_the_base_alone(script, arguments, tmp_path, capsys):
+    """Nothing to compare with: scores without win rates, no checks, and a report all the same."""
+    start, stop = arguments.index("--tuned"), arguments.index("--prompts")
+    alone = [*arguments[:start], *arguments[stop:], "--output_dir", str(tmp_path / "out")]
+    script.main(script.parse_args(alone))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["model"] for row in results["rows"]] == ["base"] and results["checks"] == results["alarms"] == []
+    assert "Win rate" not in capsys.readouterr().out
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<h2>Scores</h2>" in page and "<h2>Win rates</h2>" not in page and "<h2>Alarms</h2>" not in page
+
+
+def test_how_alarms_compare_images(script):
+    arguments = ["--base", "b", "--prompts", "p", "--output_dir", "o", "--alarm_embedding"]
+
+    class WithTower(Brightness):
+        def tower(self, images):
+            return torch.ones(len(images), 2)
+
+    for choice, base, metrics, expected in (
+        ("auto", "b", {"brightness": Brightness()}, "pixels"),
+        ("auto", "b", {"a": WithTower()}, "clip"),
+        ("auto", "tiny-sd15", {"a": WithTower()}, "pixels"),
+        ("pixels", "b", {"a": WithTower()}, "pixels"),
+    ):
+        embed, record = script.choose_embedding(script.parse_args([*arguments, choice]), base, metrics)
+        assert record["alarm_embedding"] == expected
+        if expected == "clip":
+            np.testing.assert_allclose(embed([Image.new("RGB", (4, 4))]), [[2**-0.5] * 2])
+    with pytest.raises(ValueError, match="--alarm_embedding clip: expected the reward aesthetic or clip_score"):
+        script.choose_embedding(script.parse_args([*arguments, "clip"]), "b", {"brightness": Brightness()})
+
+
+def test_sets_of_one_name_are_refused(run, arguments, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a")
+    with pytest.raises(ValueError, match="--prompts: expected sets of different names"):
+        run("--prompts", arguments[arguments.index("--prompts") + 1], str(tmp_path / "prompts.txt"))
+
+
 def test_flags_are_frozen(script, monkeypatch):
     flags = vars(script.parse_args(["--base", "b", "--prompts", "p", "--output_dir", "o"]))
     assert sorted(flags) == sorted(
-        "base tuned revision variant prompts prompt_column num_prompts rewards reward_checkpoint reward_batch_size"
+        "base tuned revision variant prompts prompt_column num_prompts images_per_prompt training_data alarm_embedding rewards reward_checkpoint reward_batch_size"
         " reward_backend reward_precision reward_residency dataloader_num_workers num_inference_steps guidance_scale resolution batch_size dtype device seed output_dir".split()
     )

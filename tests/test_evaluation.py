@@ -1,34 +1,15 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Win rates and intervals against brute force, missing scores, alarms on pictures made for them, written files."""
+"""Means, medians, win rates and intervals against hand-computed cases and brute force; written files."""
 
-import itertools
 import json
 
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance
 
-from diffusers_craft.evaluation import (
-    bootstrap_interval,
-    diversity,
-    diversity_alarm,
-    evaluation_rows,
-    find_alarms,
-    format_table,
-    image_statistics,
-    saturation_alarm,
-    summarize,
-    win_rate,
-    write_evaluation,
-)
+from diffusers_craft.evaluation import bootstrap_interval, evaluation_rows, summarize, win_rate, write_evaluation
+from diffusers_craft.evaluation_alarms import find_alarms
+from diffusers_craft.evaluation_statistics import image_statistics
 from diffusers_craft.records import REFINED_SCHEMA
-from diffusers_craft.tiny.world import degrade, render, sample_caption, sample_scene
-
-
-@pytest.fixture(scope="module")
-def clean():
-    rng = np.random.default_rng(0)
-    return [render(sample_scene(sample_caption(rng), rng)) for _ in range(60)]
 
 
 def test_win_rate_counts_ties_half():
@@ -89,9 +70,10 @@ def test_summarize_compares_with_the_first_model():
         ("craft", "h"),
         ("craft", "exact"),
     ]
-    keys = ["model", "metric", "n", "mean", "median", "win_rate", "win_rate_low", "win_rate_high"]
+    keys = ["category", "model", "metric", "n", "mean", "median", "mean_of_categories"]
+    keys += ["win_rate", "win_rate_low", "win_rate_high"]
     assert all(list(row) == keys for row in rows)
-    assert rows[0] == dict(zip(keys, ["base", "h", 4, 2.5, 2.5, None, None, None]))
+    assert rows[0] == dict(zip(keys, [None, "base", "h", 4, 2.5, 2.5, None, None, None, None]))
     assert rows[3]["win_rate"] == 0.75 and rows[3]["mean"] == 1
     assert rows[2]["win_rate"] == 0.875 and rows[2]["win_rate_low"] <= 0.875 <= rows[2]["win_rate_high"]
     assert summarize(scores, seed=5) == rows
@@ -103,8 +85,8 @@ def test_summarize_counts_only_prompts_with_both_scores():
     rows = {row["model"]: row for row in summarize({"base": {"h": base}, "a": {"h": a}, "b": {"h": b}})}
     assert (rows["base"]["n"], rows["base"]["mean"]) == (3, 2)
     assert (rows["a"]["n"], rows["a"]["mean"], rows["a"]["win_rate"]) == (2, 1.5, 0.5)
-    assert rows["b"] == {"model": "b", "metric": "h", "n": 0} | dict.fromkeys(
-        ("mean", "median", "win_rate", "win_rate_low", "win_rate_high")
+    assert rows["b"] == {"category": None, "model": "b", "metric": "h", "n": 0} | dict.fromkeys(
+        ("mean", "median", "mean_of_categories", "win_rate", "win_rate_low", "win_rate_high")
     )
 
 
@@ -120,88 +102,26 @@ def test_summarize_refuses_other_metrics():
         summarize({"base": {"h": np.zeros(2)}, "a": {"p": np.zeros(2)}})
 
 
-def test_diversity_agrees_with_all_pairs():
-    x = np.random.default_rng(0).random((12, 6))
-    brute = np.sqrt(np.mean([np.mean((a - b) ** 2) for a, b in itertools.combinations(x, 2)]))
-    assert diversity(x) == pytest.approx(brute)
-    assert diversity(np.ones((4, 6))) == 0
-
-
-def test_image_statistics_closed_forms():
-    red = Image.new("RGB", (300, 200), (255, 0, 0))
-    half = Image.fromarray(np.repeat([[0, 255]], 64, axis=0).repeat(32, axis=1).astype(np.uint8))
-    found = image_statistics(image for image in (red, half, None))
-    np.testing.assert_allclose(found.saturation, [1, 0, np.nan])
-    np.testing.assert_allclose(found.contrast, [0, 0.5, np.nan], atol=1e-9)
-    np.testing.assert_allclose(found.thumbnails[0].reshape(8, 8, 3)[3, 5], [1, 0, 0])
-    assert np.isnan(found.thumbnails[2]).all()
-    assert red.size == (300, 200), "the caller's image was changed"
-
-
-def test_no_alarm_for_the_same_images_or_for_cleaning_up(clean):
-    rng = np.random.default_rng(1)
-    statistics = image_statistics(clean)
-    mixed = image_statistics([degrade(image, rng) if i % 2 else image for i, image in enumerate(clean)])
-    assert find_alarms({"base": mixed, "tuned": statistics, "same": mixed}) == []
-
-
-def test_saturation_and_contrast_alarms(clean):
-    base = image_statistics(clean)
-    vivid = image_statistics([ImageEnhance.Color(image).enhance(1.8) for image in clean])
-    (alarm,) = saturation_alarm("craft", vivid, base)
-    assert (alarm["model"], alarm["alarm"]) == ("craft", "saturation")
-    assert alarm["value"] / alarm["base"] > 1.3
-    assert alarm["message"].startswith("craft: mean saturation changed by +")
-    gray = image_statistics([ImageEnhance.Contrast(image).enhance(0.3) for image in clean])
-    assert {alarm["alarm"] for alarm in saturation_alarm("craft", gray, base)} == {"saturation", "contrast"}
-
-
-def test_diversity_alarm_when_all_pictures_look_alike(clean):
-    base = image_statistics(clean)
-    (alarm,) = diversity_alarm("craft", image_statistics(clean[:1] * len(clean)), base)
-    assert (alarm["alarm"], alarm["value"]) == ("diversity", 0)
-    assert alarm["message"] == "craft: images of different prompts differ 0% as much as the base's (limit 80%)"
-
-
-def test_alarms_pair_up_valid_images_and_count_the_others(clean):
-    base = image_statistics([None, *clean[1:]])
-    alarms = find_alarms({"base": base, "craft": image_statistics([*clean[:-2], None, None]), "gone": base})
-    assert [(alarm["model"], alarm["alarm"], alarm["value"]) for alarm in alarms] == [
-        ("base", "invalid", 1),
-        ("craft", "invalid", 2),
-        ("gone", "invalid", 1),
-    ]
-    nothing = find_alarms({"base": base, "none": image_statistics([None] * len(clean))})
-    assert [alarm["alarm"] for alarm in nothing] == ["invalid", "invalid"]
-
-
-def test_format_table_marks_best_and_second():
-    rows = summarize(
-        {"base": {"h": np.array([1.0, 1])}, "sft": {"h": np.array([2.0, 2])}, "craft": {"h": np.array([3.0, 3])}}
-    )
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in format_table(rows).splitlines()]
-    assert ["base", "1"] in lines and ["sft", "<ins>2</ins>"] in lines and ["craft", "**3**"] in lines
-    assert ["craft", "**100.0 [100.0, 100.0]**"] in lines
-    assert "**" not in format_table(rows, marks=False)
-    assert format_table(rows).startswith("2 prompts.\n")
-
-
-def test_format_table_of_the_base_alone_has_no_win_rates():
-    assert "Win rate" not in format_table(summarize({"base": {"h": np.ones(2)}}))
-
-
 def test_write_evaluation_is_strict_json(tmp_path):
     rows = summarize({"base": {"h": np.array([1, np.nan])}, "craft": {"h": np.full(2, np.nan)}})
     alarms = find_alarms({"base": image_statistics([None, None])})
-    write_evaluation(tmp_path / "new", {"seed": 3}, rows, alarms)
+    write_evaluation(tmp_path / "new", {"seed": 3, "notes": ["left out"]}, rows, alarms)
 
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
 
     results = json.loads((tmp_path / "new" / "results.json").read_text(), parse_constant=refuse)
-    assert results == {"settings": {"seed": 3}, "rows": rows, "alarms": alarms}
+    assert results == {
+        "format": 1,
+        "settings": {"seed": 3, "notes": ["left out"]},
+        "rows": rows,
+        "alarms": alarms,
+        "checks": [],
+    }
     table = (tmp_path / "new" / "table.md").read_text()
-    assert "| craft" in table and table.endswith("- Alarm: " + alarms[0]["message"] + "\n")
+    assert (
+        "| craft" in table and "\n- left out\n" in table and table.endswith("- Alarm: " + alarms[0]["message"] + "\n")
+    )
 
 
 def test_evaluation_rows_are_unrefined_groups_of_one():
@@ -210,3 +130,77 @@ def test_evaluation_rows_are_unrefined_groups_of_one():
     assert table["group"].to_pylist() == table["row"].to_pylist() == [0, 1]
     assert table["refined_prompt"].to_pylist() == table["prompt"].to_pylist() == ["a red circle", "two stars"]
     assert not any(table["variant"].to_pylist()) and not any(table["refined"].to_pylist())
+
+
+def test_several_images_a_prompt_count_as_their_mean():
+    """Two prompts of two images: per prompt 1 win + 1 tie, and 1 loss + 1 pair without a score."""
+    nan = np.nan
+    base, tuned = np.array([[1.0, 2], [3, 4]]), np.array([[2.0, 2], [1, nan]])
+    assert win_rate(tuned, base) == (0.75 + 0) / 2
+    _, row = summarize({"base": {"h": base}, "craft": {"h": tuned}})
+    assert (row["n"], row["mean"], row["median"], row["win_rate"]) == (2, (2 + 1) / 2, 1.5, 0.375)
+
+
+def test_one_prompt_gives_its_own_numbers_and_an_interval_without_width():
+    base, row = summarize({"base": {"h": np.array([1.0])}, "craft": {"h": np.array([2.0])}})
+    assert (base["n"], base["mean"], base["median"]) == (1, 1, 1)
+    assert [row[key] for key in ("mean", "win_rate", "win_rate_low", "win_rate_high")] == [2, 1, 1, 1]
+
+
+def test_infinite_scores_count_as_missing():
+    _, row = summarize({"base": {"h": np.array([1.0, 1, 1])}, "craft": {"h": np.array([np.inf, 2, -np.inf])}})
+    assert (row["n"], row["mean"], row["win_rate"]) == (1, 2, 1)
+
+
+def test_rows_by_category_and_their_unweighted_mean():
+    """Three prompts of one style and one of another: GenEval's overall score weighs the styles, not the prompts."""
+    scores = {"base": {"h": np.array([0.0, 0, 0, 1])}, "craft": {"h": np.array([1.0, 1, np.nan, 0])}}
+    rows = summarize(scores, categories=["a", "a", "a", "b"])
+    assert [(row["category"], row["model"]) for row in rows] == [
+        (None, "base"),
+        (None, "craft"),
+        ("a", "base"),
+        ("b", "base"),
+        ("a", "craft"),
+        ("b", "craft"),
+    ]
+    assert (rows[0]["mean"], rows[0]["mean_of_categories"]) == (0.25, 0.5)
+    assert (rows[1]["mean"], rows[1]["mean_of_categories"], rows[1]["win_rate"]) == (pytest.approx(2 / 3), 0.5, 2 / 3)
+    assert (rows[4]["n"], rows[4]["mean"], rows[4]["win_rate"]) == (2, 1, 1)
+    assert (rows[5]["n"], rows[5]["mean"], rows[5]["win_rate"]) == (1, 0, 0)
+    with pytest.raises(ValueError, match="categories: expected one for each of 4 prompts, found 3"):
+        summarize(scores, categories=["a", "a", "b"])
+
+
+def test_a_category_without_any_score_is_empty_and_does_not_enter_the_mean_of_categories():
+    nan = np.nan
+    rows = summarize({"base": {"h": np.array([1.0, nan])}, "c": {"h": np.array([3.0, nan])}}, categories=["a", "b"])
+    empty = next(row for row in rows if row["category"] == "b" and row["model"] == "c")
+    assert empty["n"] == 0 and empty["mean"] is None and empty["win_rate"] is None
+    assert rows[1]["mean_of_categories"] == 3
+
+
+@pytest.mark.parametrize(("n", "images"), [(60, 1), (400, 1), (60, 4)])
+def test_intervals_of_win_rates_cover_the_truth_in_95_percent_of_cases(n, images):
+    """Scores with ties, and images of one prompt that resemble each other: drawn so that the true win rate is known.
+
+    A prompt's advantage is +1, 0 or -1 with fixed odds, each image's is that or, once in four, drawn anew.
+    """
+    odds = np.array([0.5, 0.2, 0.3])
+    truth = odds @ [1, 0.5, 0]
+    rng, covered, trials = np.random.default_rng(n + images), 0, 300
+    for trial in range(trials):
+        prompt = rng.choice([1, 0, -1], p=odds, size=(n, 1)).repeat(images, axis=1)
+        fresh = rng.choice([1, 0, -1], p=odds, size=(n, images))
+        tuned = np.where(rng.random((n, images)) < 0.25, fresh, prompt).astype(float)
+        _, row = summarize({"base": {"h": np.zeros((n, images))}, "craft": {"h": tuned}}, seed=trial)
+        covered += row["win_rate_low"] <= truth <= row["win_rate_high"]
+    assert 0.91 <= covered / trials <= 0.985  # 0.95 expected, standard error 0.013
+
+
+def test_rows_of_several_images_a_prompt():
+    table = evaluation_rows(["a", "b"], images_per_prompt=2)
+    assert table["row"].to_pylist() == [0, 1, 2, 3] and table["group"].to_pylist() == [0, 0, 1, 1]
+    assert table["variant"].to_pylist() == [0, 1, 0, 1] and table["prompt"].to_pylist() == ["a", "a", "b", "b"]
+    with pytest.raises(ValueError, match="--images_per_prompt: expected at least 1, found 0"):
+        evaluation_rows(["a"], 0)

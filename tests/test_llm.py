@@ -3,54 +3,13 @@
 
 import json
 import socket
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from chat_server import ChatServer, chat
 
 from diffusers_craft import llm
 from diffusers_craft.llm import INSTRUCTION, MAX_WORDS, OpenAIRefiner, TransformersRefiner, clean_reply
-
-
-class ChatServer:
-    """Answers chat requests with `reply(request, number)`: (status, body); keeps the requests and their keys."""
-
-    def __init__(self, reply):
-        self.requests, self.keys = [], []
-        lock = threading.Lock()
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(handler):
-                request = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
-                with lock:
-                    self.requests.append(request)
-                    self.keys.append(handler.headers["Authorization"])
-                    number = len(self.requests)
-                status, body = reply(request, number)
-                data = body if isinstance(body, bytes) else json.dumps(body).encode()
-                handler.send_response(status)
-                handler.send_header("Content-Type", "application/json")
-                handler.send_header("Content-Length", str(len(data)))
-                handler.end_headers()
-                handler.wfile.write(data)
-
-            def log_message(self, *_):
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
-
-    def close(self):
-        self._server.shutdown()
-        self._server.server_close()
-
-
-def chat(text) -> dict:
-    message = {"role": "assistant", "content": text}
-    choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    return {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
 
 
 @pytest.fixture

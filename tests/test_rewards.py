@@ -307,7 +307,7 @@ def test_unknown_name():
     with pytest.raises(ValueError) as error:
         load_reward("hps")
     assert one_line(error) == (
-        "--rewards: expected one of hps_v2.1, pickscore, aesthetic, image_reward, mps, clip_score or MODULE:CLASS, found 'hps'"
+        "--rewards: expected one of hps_v2.1, pickscore, aesthetic, image_reward, mps, clip_score, geneval, t2i_compbench, mllm or MODULE:CLASS, found 'hps'"
     )
 
 

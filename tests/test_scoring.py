@@ -351,3 +351,15 @@ def test_reward_settings_errors(options: dict, message: str):
     with pytest.raises(ValueError) as error:
         RewardSettings(**options)
     assert str(error.value) == message
+
+
+def test_a_reward_that_may_abstain_says_so_by_nan_but_never_by_infinity(tmp_path: Path):
+    values = np.arange(9.0)
+    values[3] = np.nan
+    reward, stage = Fixed(values), open_stage(tmp_path, 10)
+    reward.abstains = True
+    score_candidates(candidates(), reward, stage)
+    assert np.flatnonzero(np.isnan(stage.read()["score"].to_numpy())).tolist() == [3, 4]
+    reward.values = np.where(np.isnan(values), np.inf, values)
+    with pytest.raises(ValueError, match="expected a finite score for every valid image, found inf for row 4"):
+        score_candidates(candidates(), reward, open_stage(tmp_path / "other", 10))

@@ -43,6 +43,9 @@ EXERCISED_BY = {
     "test_training_objective.py::test_a_noise_offset_reaches_the_loss": "noise_offset",
     "test_training_lora.py::test_rank_alpha_dropout_and_seed_each_change_the_run": "rank lora_alpha lora_dropout",
     "test_training_lora.py::test_alpha_defaults_to_the_rank": "use_lora",
+    "test_hub.py::test_a_trained_pipeline_arrives_with_pictures_and_card": "push_to_hub hub_model_id hub_private_repo",
+    "test_hub.py::test_checkpoints_go_to_the_hub_while_training": "hub_strategy",
+    "test_hub.py::test_a_run_whose_upload_fails_is_published_without_training_again": "push_unet_only",
     "test_training.py::test_an_image_folder_trains_as_sft": "train_data_dir output_dir",
     "test_training.py::test_accumulation_does_not_change_the_run": "train_batch_size gradient_accumulation_steps max_train_steps",
     "test_training.py::test_epochs_become_steps": "num_train_epochs",
@@ -111,12 +114,25 @@ def test_defaults_are_the_recipe():
         (["--max_grad_norm=0"], "--max_grad_norm: expected more than 0, found 0.0"),
         (["--snr_gamma=0"], "--snr_gamma: expected more than 0, found 0.0"),
         (["--noise_offset=-1"], "--noise_offset: expected at least 0, found -1.0"),
+        (["--hub_model_id=org/m"], "--hub_model_id, .*: expected --push_to_hub with them, found none"),
+        (
+            ["--push_to_hub", "--push_unet_only", "--use_lora"],
+            "--push_unet_only: expected full fine-tuning, found --use_lora",
+        ),
         (["--random_flip", "--use_generated_latents"], "--random_flip: expected no flips"),
     ],
 )
 def test_contradictions_are_refused(flags, message):
     with pytest.raises(ValueError, match=message):
         check_training_arguments(load_script("train_craft_sd15").parse_args([*REQUIRED, *flags]))
+
+
+def test_generated_latents_belong_to_their_vae():
+    flags = [*REQUIRED, "--use_generated_latents", "--pretrained_vae_model_name_or_path=other"]
+    with pytest.raises(
+        ValueError, match="--use_generated_latents: expected the VAE .*, found --pretrained_vae.* other"
+    ):
+        check_training_arguments(load_script("train_craft_sdxl").parse_args(flags))
 
 
 def test_a_dataset_is_required():

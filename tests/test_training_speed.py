@@ -118,3 +118,12 @@ def test_a_run_reports_and_records(train, caplog):
     assert speed["device_hours"] == pytest.approx(3 * 4 / speed["images_per_second"] / 3600)
     for line in ("Memory = ", "Speed = ", "Cost = ", "(the paper's 200 steps: 4.0 on H100)"):
         assert line in caplog.text
+
+
+def test_the_device_is_waited_for_at_the_first_step_in_pauses_and_at_the_end_only(train, monkeypatch):
+    """Not once a step: the CPU must run ahead of the GPU."""
+    waits, now = [], SpeedMeter._now
+    monkeypatch.setattr(SpeedMeter, "_now", lambda meter: waits.append(meter._steps) or now(meter))
+    flags = ["--train_batch_size=4", "--gradient_accumulation_steps=1", "--max_train_steps=6"]
+    train("sd15", "out", *flags, "--checkpointing_steps=4")
+    assert waits == [0, 1, 4, 4, 6]

@@ -26,6 +26,7 @@ from diffusers.utils import check_min_version
 from diffusers_craft import (
     CRAFTDatasetBuilder,
     GenerationSettings,
+    HubRepo,
     RewardSettings,
     add_reward_arguments,
     default_device,
@@ -33,6 +34,7 @@ from diffusers_craft import (
     load_prompts,
     load_refiner,
     parse_reward_weights,
+    rank_and_world,
     run_script,
 )
 
@@ -123,9 +125,15 @@ def add_selection_arguments(group: argparse._ArgumentGroup) -> None:
 def add_output_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--output_dir", required=True, help="The work folder; holds dataset/ and report/ at the end.")
     group.add_argument("--seed", type=int, default=0, help="Seed of everything random.")
-    group.add_argument("--push_to_hub", action="store_true", help="Publish the dataset as --hub_dataset_id.")
+    group.add_argument(
+        "--push_to_hub",
+        action="store_true",
+        help="Publish the dataset as --hub_dataset_id, with HF_TOKEN or the login.",
+    )
     group.add_argument("--hub_dataset_id", default=None, help="ORG/NAME of the dataset on the Hub.")
-    group.add_argument("--hub_token", default=None, help="Default: the token of huggingface-cli login.")
+    group.add_argument("--hub_private_repo", action="store_true", help="Make the repository private.")
+    group.add_argument("--hub_revision", default=None, help="Branch to push to.")
+    group.add_argument("--hub_license", default=None, help="Licence of the dataset for its card, e.g. openrail++.")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -141,6 +149,9 @@ def main(args: argparse.Namespace) -> None:
         guidance_scale=args.guidance_scale,
         batch_size=args.generation_batch_size,
     )
+    where = {"private": args.hub_private_repo or None, "revision": args.hub_revision}
+    if args.push_to_hub and rank_and_world()[0] == 0:
+        HubRepo(args.hub_dataset_id, "dataset", **where).open()
     prompts = load_prompts(args.prompts, args.prompt_column, args.num_prompts, args.seed)
     refiner = load_refiner(
         args.refiner,
@@ -180,7 +191,7 @@ def main(args: argparse.Namespace) -> None:
     )
     builder.build(prompts, run_options=vars(args))
     if args.push_to_hub:
-        builder.push_to_hub(args.hub_dataset_id, token=args.hub_token)
+        builder.push_to_hub(args.hub_dataset_id, license=args.hub_license, **where)
 
 
 if __name__ == "__main__":

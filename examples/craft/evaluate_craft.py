@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Compares tuned pipelines with their base on the same prompts and seeds: a table, a grid of images, alarms.
+"""Compares tuned pipelines with their base on the same prompts and seeds: tables, alarms, a report, a grid of images.
 
     python evaluate_craft.py --base base=tiny-sd15 --tuned craft=outputs/craft sft=outputs/sft --prompts tiny-heldout \
         --output_dir outputs/evaluation
@@ -15,51 +15,62 @@
 # ///
 
 import argparse
-import io
+import json
 import logging
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers.utils import check_min_version
-from PIL import Image
 
 from diffusers_craft import (
+    PROMPT_SETS,
     CandidateImages,
+    ExactReward,
     GenerationSettings,
+    PromptSet,
     RewardSettings,
     ScoringJob,
     Stage,
     WorkDir,
+    add_evaluation_arguments,
     add_reward_arguments,
+    clip_embedding,
+    decode_images,
     default_device,
     derive_seed,
+    draw_comparison,
     evaluation_rows,
-    exact_score,
-    find_alarms,
     fingerprint,
+    format_checks,
     format_table,
     generate_candidates,
     generation_options,
-    image_grid,
     image_statistics,
+    images_per_prompt,
     is_tiny,
+    load_craft_dataset,
     load_pipeline,
-    load_prompts,
+    load_prompt_set,
     load_rewards,
-    parse_caption,
+    measure_images,
+    parse_models,
+    parse_pairs,
     parse_reward_weights,
     rank_and_world,
+    read_examples,
+    read_statistics,
     reward_source,
+    run_checks,
     run_script,
     score_images,
     summarize,
+    thumbnail_embedding,
     write_evaluation,
+    write_evaluation_report,
     write_run_json,
 )
 
@@ -69,81 +80,46 @@ check_min_version("0.34.0")
 logger = logging.getLogger(__name__)
 
 ROWS_PER_SHARD = 64
-GRID_ROWS = 12  # prompts shown in grid.png
+GRID_ROWS = 12  # prompts of a set shown in grid.png and report.html
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-class ExactMetric:
-    """The tiny world's exact scorer as a metric; nothing is trained on it."""
-
-    name = "exact"
-    source = {"scorer": "exact scorer of the tiny world", "unit": "1 if the image shows its caption exactly, else 0"}
-
-    def score(self, prompts: list[str], images: list[Image.Image]) -> np.ndarray:
-        return exact_score(prompts, images)
 
 
 def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--base",
-        required=True,
-        help="Base pipeline: Hub id, folder, or tiny-sd15 / tiny-sdxl; NAME=MODEL sets its name in the table.",
-    )
-    parser.add_argument(
-        "--tuned", nargs="+", default=[], help="Tuned pipelines, each as MODEL or NAME=MODEL; as the base otherwise."
-    )
-    parser.add_argument("--revision", default=None, help="Revision of the base on the Hub.")
-    parser.add_argument("--variant", default=None, help="File variant of the base, e.g. fp16.")
-    parser.add_argument("--prompts", required=True, help="File (txt, jsonl, csv, parquet), Hub id or tiny-heldout.")
-    parser.add_argument("--prompt_column", default="prompt", help="Column that holds the prompts.")
-    parser.add_argument("--num_prompts", type=int, default=None, help="Prompts to draw with --seed; default: all.")
+    add_evaluation_arguments(parser, PROMPT_SETS)
     add_reward_arguments(parser, ["hps_v2.1", "pickscore", "aesthetic"], embedded="A tiny-* base brings its own.")
-    parser.add_argument("--num_inference_steps", type=int, default=30, help="Denoising steps.")
-    parser.add_argument("--guidance_scale", type=float, default=None, help="Default: the pipeline's own.")
-    parser.add_argument("--resolution", type=int, default=None, help="Pixels; default: the base pipeline's own.")
-    parser.add_argument(
-        "--batch_size", "--generation_batch_size", type=int, default=8, help="Images generated together."
-    )
-    parser.add_argument(
-        "--dtype", choices=list(DTYPES), default="fp16", help="Precision of generation on a GPU; a CPU uses fp32."
-    )
-    parser.add_argument("--device", default=None, help="Default: the GPU of this rank if there is one, else the CPU.")
-    parser.add_argument("--seed", type=int, default=0, help="Seed of prompts, images and bootstrap.")
-    parser.add_argument("--output_dir", required=True, help="Folder of images, scores and results; resumable.")
     return parser.parse_args(input_args)
-
-
-def parse_models(base: str, tuned: list[str]) -> dict[str, str]:
-    """Name in the table to model, the base first. Without NAME= the name is the last part of the path or id."""
-    models: dict[str, str] = {}
-    for flag, text in [("--base", base), *(("--tuned", text) for text in tuned)]:
-        name, _, model = text.rpartition("=") if not Path(text).exists() else ("", "", text)
-        name = name or Path(model.rstrip("/")).name
-        if not re.fullmatch(r"[\w.-]+", name) or not model:
-            raise ValueError(f"{flag}: expected MODEL or NAME=MODEL (name: letters, digits, . _ -), found {text!r}")
-        if name in models:
-            raise ValueError(f"{flag}: expected distinct names, found {name!r} twice; write NAME=MODEL")
-        models[name] = model
-    return models
-
-
-def shows_captions(prompts: list[str]) -> bool:
-    """Whether every prompt is a caption of the tiny world."""
-    try:
-        return all(parse_caption(prompt) for prompt in prompts)
-    except ValueError:
-        return False
 
 
 @dataclass
 class Evaluated:
-    """A model under evaluation: where it comes from, what determines its images, and where they are kept."""
+    """A model under evaluation: where it comes from, and what determines its images."""
 
     source: dict[str, Any]
     settings: GenerationSettings
     options: dict[str, Any]
-    images: Stage
+
+
+@dataclass
+class PromptRun:
+    """One prompt set: k images a prompt, its metrics, and by model the stages of images, scores and measurements."""
+
+    prompts: PromptSet
+    num_images: int  # a prompt
+    metrics: list[str]
+    about: dict[str, Any]
+    images: dict[str, Stage] = field(default_factory=dict)
+    scores: dict[str, dict[str, Stage]] = field(default_factory=dict)
+    statistics: dict[str, Stage] = field(default_factory=dict)
+
+    def read_scores(self) -> dict[str, dict[str, np.ndarray]]:
+        """Model to metric to (n, k) raw scores."""
+        return {
+            model: {
+                name: s.read(["score"])["score"].to_numpy().reshape(-1, self.num_images) for name, s in one.items()
+            }
+            for model, one in self.scores.items()
+        }
 
 
 def free_memory() -> None:
@@ -151,110 +127,160 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def open_models(args: argparse.Namespace, models: dict[str, str], prompts: list[str]) -> dict[str, Evaluated]:
+def load_metrics(args: argparse.Namespace, base: str) -> tuple[dict[str, Any], RewardSettings]:
+    """Metric name to model, and how to run them. Finds all checkpoints now, before hours of generation."""
+    names = list(parse_reward_weights(args.rewards))
+    settings = RewardSettings.from_args(args, names)
+    metrics: dict[str, Any] = {"exact": ExactReward()} if is_tiny(base) else {}
+    return metrics | load_rewards(names, settings, args.device, base), settings
+
+
+def find_training_data(models: dict[str, str], given: Sequence[str]) -> dict[str, Any]:
+    """Tuned model to the dataset it was trained on, where that is known and can still be read."""
+    _, *tuned = models
+    named, found = parse_pairs("--training_data", given, tuned), {}
+    for name in tuned:
+        record = Path(models[name]) / "craft_run.json"
+        options = json.loads(record.read_text())["options"] if record.is_file() else {}
+        source = named.get(name) or options.get("dataset_name") or options.get("train_data_dir")
+        try:
+            if source:
+                found[name] = load_craft_dataset(source)
+        except ValueError as error:
+            if name in named:
+                raise
+            logger.warning("%s: training data not found, so not compared with (%s)", name, error)
+    return found
+
+
+def open_models(args: argparse.Namespace, models: dict[str, str]) -> dict[str, Evaluated]:
     """Loads every model once before the first one generates: a refusal must not come after hours."""
     settings = GenerationSettings(args.resolution, args.num_inference_steps, args.guidance_scale, args.batch_size)
-    about_prompts = {"prompts": f"{len(prompts)} prompts, hash {fingerprint(prompts)}"}
-    work, evaluated = WorkDir(args.output_dir), {}
+    evaluated: dict[str, Evaluated] = {}
     for name, model in models.items():
         source = {"name_or_path": model, "dtype": DTYPES[args.dtype], "device": args.device}
         if not evaluated:
             source |= {"revision": args.revision, "variant": args.variant}
         pipeline = load_pipeline(**source)
         settings = settings.resolve(pipeline)  # what the flags leave open, the base decides for all
-        options = generation_options(pipeline, settings, args.seed, save_latents=False) | about_prompts
-        images = work.stage(f"images/{name}", options, len(prompts), ROWS_PER_SHARD)
-        evaluated[name] = Evaluated(source, settings, options, images)
+        options = generation_options(pipeline, settings, args.seed, save_latents=False)
+        evaluated[name] = Evaluated(source, settings, options)
         del pipeline  # one model in memory at a time
         free_memory()
     return evaluated
 
 
-def generate(evaluated: dict[str, Evaluated], prompts: list[str], seed: int) -> None:
-    """One image per model and prompt; a prompt's seed is the same for all models, and never one of a build."""
-    rows = evaluation_rows(prompts)
+def choose_metrics(metrics: dict[str, Any], sets: list[PromptSet], asked: Sequence[str]) -> dict[str, list[str]]:
+    """Prompt set to its metrics. A metric with `bind` says itself whether it is one for these prompts."""
+    chosen = {
+        one.name: [name for name, metric in metrics.items() if not hasattr(metric, "bind") or metric.bind(one)]
+        for one in sets
+    }
+    for name in asked:
+        if not any(name in names for names in chosen.values()):
+            raise ValueError(
+                f"--rewards {name}: expected prompts that it can judge, {name}=FILE, found {', '.join(chosen)}"
+            )
+    return chosen
+
+
+def open_run(
+    args: argparse.Namespace,
+    prompts: PromptSet,
+    evaluated: dict[str, Evaluated],
+    metrics: dict[str, Any],
+    embedding: dict[str, Any],
+) -> PromptRun:
+    """The stages of one prompt set."""
+    k = images_per_prompt(args.images_per_prompt, prompts.name)
+    about = {"prompts": f"{len(prompts.rows)} prompts, hash {fingerprint(prompts.prompts)}", "images_per_prompt": k}
+    run, work = PromptRun(prompts, k, list(metrics), about), WorkDir(args.output_dir)
     for name, one in evaluated.items():
-        if not one.images.is_complete:
-            logger.info("%s: generating %d images", name, len(prompts))
+        place, options, size = f"{prompts.name}/{name}", one.options | about, (k * len(prompts.rows), ROWS_PER_SHARD)
+        run.images[name] = work.stage(f"images/{place}", options, *size)
+        run.scores[name] = {
+            title: work.stage(f"scores/{place}/{title}", options | {f"reward {title}": reward_source(metric)}, *size)
+            for title, metric in metrics.items()
+        }
+        run.statistics[name] = work.stage(f"statistics/{place}", options | embedding, *size)
+    return run
+
+
+def generate(evaluated: dict[str, Evaluated], runs: list[PromptRun], seed: int) -> None:
+    """A prompt's seeds are the same for all models, and never those of a build. Each model is loaded once."""
+    for name, one in evaluated.items():
+        missing = [run for run in runs if not run.images[name].is_complete]
+        if missing:
+            logger.info("%s: generating %d images", name, sum(run.images[name].num_rows for run in missing))
             pipeline = load_pipeline(**one.source)
-            noise_seed, shards = derive_seed(seed, "evaluation"), one.images.share()
-            generate_candidates(pipeline, rows, one.settings, one.images, noise_seed, shards=shards)
+            for run in missing:
+                rows, shards = evaluation_rows(run.prompts.prompts, run.num_images), run.images[name].share()
+                noise_seed = derive_seed(seed, "evaluation")
+                generate_candidates(pipeline, rows, one.settings, run.images[name], noise_seed, shards=shards)
             del pipeline
             free_memory()
-        one.images.finish()
+        for run in runs:
+            run.images[name].finish()
 
 
-def load_metrics(args: argparse.Namespace, base: str, prompts: list[str]) -> tuple[dict[str, Any], RewardSettings]:
-    """Metric name to model, and how to run them. Finds all checkpoints now, before hours of generation."""
-    names = list(parse_reward_weights(args.rewards))
-    settings = RewardSettings.from_args(args, names)
-    metrics: dict[str, Any] = {}
-    if is_tiny(base) and shows_captions(prompts):
-        metrics["exact"] = ExactMetric()
-    return metrics | load_rewards(names, settings, args.device, base), settings
+def score(runs: list[PromptRun], metrics: dict[str, Any], settings: RewardSettings, device: str) -> None:
+    """Scores all sets with the same metrics together, so that each reward model is loaded once."""
+    for chosen in dict.fromkeys(tuple(run.metrics) for run in runs):
+        jobs = [
+            ScoringJob(CandidateImages(run.images[name]), stages)
+            for run in runs
+            if tuple(run.metrics) == chosen
+            for name, stages in run.scores.items()
+        ]
+        score_images(jobs, {m: metrics[m] for m in chosen}, settings.residency, settings.workers(device))
 
 
-def score(
-    args: argparse.Namespace, evaluated: dict[str, Evaluated], metrics: dict[str, Any], settings: RewardSettings
-) -> dict[str, dict[str, Any]]:
-    """Model to metric to (n,) raw scores."""
-    work, jobs = WorkDir(args.output_dir), {}
-    for name, one in evaluated.items():
-        stages = {}
-        for metric_name, metric in metrics.items():
-            options = one.options | {f"reward {metric_name}": reward_source(metric)}
-            path = f"scores/{name}/{metric_name}"
-            stages[metric_name] = work.stage(path, options, one.images.num_rows, ROWS_PER_SHARD)
-        jobs[name] = ScoringJob(CandidateImages(one.images), stages)
-    score_images(list(jobs.values()), metrics, settings.residency, settings.workers(args.device))
-    return {
-        name: {metric: stage.read(["score"])["score"].to_numpy() for metric, stage in job.stages.items()}
-        for name, job in jobs.items()
+def choose_embedding(args: argparse.Namespace, base: str, metrics: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """How the alarms compare images, and its record. The embedded CLIPs know the tiny world's looks only: thumbnails."""
+    towers = [metric for metric in metrics.values() if hasattr(metric, "tower")]
+    if args.alarm_embedding == "clip" and not towers:
+        raise ValueError("--alarm_embedding clip: expected the reward aesthetic or clip_score, found neither")
+    if args.alarm_embedding == "pixels" or not towers or (args.alarm_embedding == "auto" and is_tiny(base)):
+        return thumbnail_embedding, {"alarm_embedding": "pixels"}
+    source = {"alarm_embedding": "clip", "alarm_embedding_source": reward_source(towers[0])}
+    return clip_embedding(lambda images: towers[0].tower(images)), source  # towers may yet be shared
+
+
+def check(runs: list[PromptRun], training: dict[str, Any], embed: Any) -> list[dict[str, Any]]:
+    """The alarms' checks of all sets."""
+    memories = {
+        name: image_statistics(decode_images(data.select_columns("image")), embed).embeddings
+        for name, data in training.items()
+        if "image" in data.column_names
     }
-
-
-def decode(row: dict[str, Any]) -> Image.Image | None:
-    """The picture of a candidate row, `None` where it is not valid."""
-    return Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB") if row["valid"] else None
-
-
-def read_images(stage: Stage) -> Iterator[Image.Image | None]:
-    """A model's pictures in order, one shard in memory at a time."""
-    for shard in range(stage.num_shards):
-        yield from map(decode, stage.read_shard(shard, ["image", "valid"]).to_pylist())
-
-
-def draw_grid(
-    evaluated: dict[str, Evaluated], prompts: list[str], scores: dict[str, dict[str, np.ndarray]]
-) -> Image.Image:
-    """The first prompts as rows, models as columns, scores under each image."""
-    rows = prompts[:GRID_ROWS]
-    columns = [list(islice(read_images(one.images), len(rows))) for one in evaluated.values()]
-    captions = [
-        "\n".join(f"{metric} {values[row]:.4g}" for metric, values in scores[name].items())
-        for row in range(len(rows))
-        for name in evaluated
-    ]
-    return image_grid(
-        [image for row in zip(*columns) for image in row],
-        columns=len(columns),
-        captions=captions,
-        column_titles=list(evaluated),
-        row_titles=rows,
-        caption_lines=captions[0].count("\n") + 1,
-    )
+    checks = []
+    for run in runs:
+        statistics = {name: read_statistics(stage, run.num_images) for name, stage in run.statistics.items()}
+        trained_on = {
+            name: [metric for metric in run.metrics if metric in data.column_names] for name, data in training.items()
+        }
+        found = run_checks(statistics, run.read_scores(), memories, trained_on)
+        checks += [{"prompts": run.prompts.name, **one} for one in found]
+    return checks
 
 
 def describe(
-    args: argparse.Namespace, evaluated: dict[str, Evaluated], metrics: dict[str, Any], num_prompts: int
+    args: argparse.Namespace,
+    evaluated: dict[str, Evaluated],
+    metrics: dict[str, Any],
+    runs: list[PromptRun],
+    embedding: dict,
 ) -> dict[str, Any]:
     """All that the numbers depend on."""
+    used = {name for run in runs for name in run.metrics}
     return {
+        "base": next(iter(evaluated)),
         "models": {name: {"model": one.source["name_or_path"], **one.options} for name, one in evaluated.items()},
-        "metrics": {name: reward_source(metric) for name, metric in metrics.items()},
-        "prompts": args.prompts,
-        "num_prompts": num_prompts,
+        "metrics": {name: reward_source(metric) for name, metric in metrics.items() if name in used},
+        "prompts": {run.prompts.name: {**run.about, "metrics": run.metrics} for run in runs},
+        "notes": [note for name in metrics if name in used and (note := getattr(metrics[name], "note", ""))],
         "seed": args.seed,
+        **embedding,
     }
 
 
@@ -266,22 +292,51 @@ def main(args: argparse.Namespace) -> None:
     args.device = args.device or default_device()
     # What can be wrong is found before a model generates.
     models = parse_models(args.base, args.tuned)
-    prompts = load_prompts(args.prompts, args.prompt_column, args.num_prompts, args.seed)
-    metrics, settings = load_metrics(args, next(iter(models.values())), prompts)
-    evaluated = open_models(args, models, prompts)
+    base = next(iter(models.values()))
+    sets = [load_prompt_set(source, args.prompt_column, args.num_prompts, args.seed) for source in args.prompts]
+    if len({one.name for one in sets}) < len(sets):
+        raise ValueError(
+            f"--prompts: expected sets of different names, found {' '.join(args.prompts)}; write NAME=FILE"
+        )
+    metrics, settings = load_metrics(args, base)
+    chosen = choose_metrics(metrics, sets, [name for name in metrics if name != "exact"])
+    embed, embedding = choose_embedding(args, base, metrics)
+    training = find_training_data(models, args.training_data)
+    evaluated = open_models(args, models)
+    runs = [open_run(args, s, evaluated, {name: metrics[name] for name in chosen[s.name]}, embedding) for s in sets]
 
-    generate(evaluated, prompts, args.seed)
-    scores = score(args, evaluated, metrics, settings)
+    generate(evaluated, runs, args.seed)
+    score(runs, metrics, settings, args.device)
+    for run in runs:
+        for name, stage in run.statistics.items():
+            measure_images(run.images[name], stage, embed)
     if rank_and_world()[0] > 0:  # the first rank writes the results
         return
-    rows = summarize(scores, args.seed)
-    alarms = find_alarms({name: image_statistics(read_images(one.images)) for name, one in evaluated.items()})
+    scores = {run.prompts.name: run.read_scores() for run in runs}
+    rows = [
+        {"prompts": run.prompts.name, **row}
+        for run in runs
+        for row in summarize(scores[run.prompts.name], args.seed, run.prompts.categories)
+    ]
+    checks = check(runs, training, embed)
+    alarms = [one for one in checks if one["fired"]]
 
     folder = Path(args.output_dir)
-    write_evaluation(folder, describe(args, evaluated, metrics, len(prompts)), rows, alarms)
-    draw_grid(evaluated, prompts, scores).save(folder / "grid.png")
+    described = describe(args, evaluated, metrics, runs, embedding)
+    examples = {
+        (name := run.prompts.name): read_examples(
+            run.prompts.prompts[:GRID_ROWS], run.images, scores[name], run.num_images
+        )
+        for run in runs
+    }
+    write_evaluation(folder, described, rows, alarms, checks)
+    write_evaluation_report(folder, described, rows, checks, scores, examples)
+    for name, one in examples.items():
+        draw_comparison(one).save(folder / ("grid.png" if len(examples) == 1 else f"grid_{name}.png"))
     write_run_json(folder / "craft_evaluate.json", args)
     print(format_table(rows, marks=False))
+    if checks:
+        print(format_checks(checks))
     for alarm in alarms:
         print(f"Alarm: {alarm['message']}")
 

@@ -32,7 +32,7 @@ for loss in craft sft; do
     --seed "$SEED" --output_dir "$OUT/$loss"
 done
 
-# pipelines -> table, grid; the prompts are in no training set
+# pipelines -> tables, alarms, report.html, grid; the prompts are in no training set
 "$PYTHON" examples/craft/evaluate_craft.py \
   --base base="$MODEL" --tuned "$OUT/sft" "$OUT/craft" \
   --prompts tiny-heldout --num_prompts 300 \

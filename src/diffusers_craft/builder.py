@@ -16,7 +16,7 @@ from datasets import Dataset
 from diffusers import DiffusionPipeline
 
 from .cli import write_run_json
-from .dataset import assemble_dataset, save_dataset, take_rows
+from .dataset import SCORED_COLUMNS, assemble_dataset, assemble_scores, save_dataset, save_scores, take_rows
 from .filtering import (
     composite_reward,
     crf_filter,
@@ -28,8 +28,11 @@ from .filtering import (
     select_samples,
 )
 from .generation import ROWS_PER_SHARD, GenerationSettings, generate_candidates, generation_options
+from .hub.dataset import publish_dataset
+from .hub.upload import RECORD_FILE, as_hub_id
+from .records import FUNNEL_LABELS
 from .refiners import PromptRefiner, load_refiner, refine_prompts
-from .report import FUNNEL_LABELS, write_build_report
+from .report import write_build_report
 from .scoring import CandidateImages, ScoringJob, score_images
 from .scoring_args import RewardSettings, load_rewards, reward_source
 from .workdir import Stage, WorkDir, atomic_write_json, fingerprint, rank_and_world, remove_leftovers
@@ -143,22 +146,28 @@ class CRAFTDatasetBuilder:
         return self._select(candidates, scores, run_options)
 
     def push_to_hub(
-        self, repo_id: str, private: bool | None = None, token: str | None = None, revision: str | None = None
-    ) -> None:
-        """Publishes the selected images as a dataset of the Hub.
+        self,
+        repo_id: str,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        license: str | None = None,
+    ) -> str | None:
+        """Publishes what was built: `publish_dataset` with the builder's own work folder; only the first rank does.
 
         Args:
             repo_id (`str`): e.g. `"org/craft-top100"`.
-            private (`bool`, *optional*): whether a new repository is private.
-            token (`str`, *optional*): defaults to the one of `huggingface-cli login`.
-            revision (`str`, *optional*): branch to push to.
+            private, token, revision, license (*optional*): see `publish_dataset`.
+
+        Returns:
+            `str`: address of the commit; `None` on other ranks.
 
         Raises:
-            ValueError: if nothing was built yet.
+            ValueError: if nothing was built yet, or the upload fails.
         """
         if self.dataset is None:
             raise ValueError("push_to_hub: expected a dataset, found none; call build(prompts) first")
-        self.dataset.push_to_hub(repo_id, private=private, token=token, revision=revision)
+        return None if self._rank else publish_dataset(self.output_dir, repo_id, private, token, revision, license)
 
     @property
     def _group_size(self) -> int:
@@ -226,7 +235,7 @@ class CRAFTDatasetBuilder:
         self, candidates: Stage, scores: Mapping[str, Stage], run_options: Mapping[str, Any] | None
     ) -> Dataset:
         """Filters and selects from the complete pool, and writes dataset, report and records."""
-        table = candidates.read(["group", "variant"])
+        table = candidates.read(list(SCORED_COLUMNS))
         groups, variants = (table[name].to_numpy() for name in ("group", "variant"))
         rewards = {name: stage.read(["score"])["score"].to_numpy() for name, stage in scores.items()}
         weights = restrict_weights(self.rewards, self.filter_rule)
@@ -246,6 +255,8 @@ class CRAFTDatasetBuilder:
             for place in (folder, folder / "report"):
                 remove_leftovers(place)
             save_dataset(self.dataset, folder)
+            (folder / RECORD_FILE).unlink(missing_ok=True)  # what was published may be another selection
+            save_scores(assemble_scores(table, rewards, composite, advantages, mask, rows), folder)
             prompts, refined_prompts = (self.dataset[name][:] for name in ("prompt", "refined_prompt"))
             write_build_report(
                 folder / "report",
@@ -289,6 +300,7 @@ class CRAFTDatasetBuilder:
         write_run_json(
             folder / "craft_build.json",
             options,
+            base_model=as_hub_id(self.pipeline.name_or_path),
             stage_options=self._options,
             composite_weights=weights,
             reward_sources=sources,

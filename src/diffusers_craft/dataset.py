@@ -1,6 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """The dataset that training reads: assembled from selected candidates, saved as Parquet, loaded from folder or Hub."""
 
+import io
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -10,12 +11,13 @@ import numpy as np
 import pyarrow as pa
 from datasets import Array3D, Dataset, Features, Image, Value, load_dataset
 
-from .records import unpack_latent
-from .workdir import Stage
+from .records import CANDIDATE_SCHEMA, unpack_latent
+from .workdir import DATASET_FOLDER, SCORED_FILE, Stage, atomic_write_bytes
 
 
-DATASET_FOLDER = "dataset"  # inside the work folder
 ROWS_PER_FILE = 500
+SCORED_COLUMNS = ("row", "group", "variant", "prompt", "refined_prompt", "seed", "valid", "problem", "sampler")
+SCORED_COLUMNS += ("num_inference_steps", "guidance_scale")
 
 
 def take_rows(stage: Stage, rows: Sequence[int]) -> pa.Table:
@@ -60,6 +62,45 @@ def assemble_dataset(
         columns["latent"] = [unpack_latent(data) for data in candidates["latent"].to_pylist()]
         features["latent"] = Array3D(columns["latent"][0].shape, "float16")
     return Dataset.from_dict(columns, features=Features(features))
+
+
+def assemble_scores(
+    candidates: pa.Table,
+    rewards: Mapping[str, np.ndarray],
+    composite: np.ndarray,
+    advantages: np.ndarray,
+    kept: np.ndarray,
+    selected: np.ndarray,
+) -> Dataset:
+    """All candidates with their scores and without images, so that others can filter again.
+
+    Args:
+        candidates (`pa.Table`): n rows with the columns `SCORED_COLUMNS` of `CANDIDATE_SCHEMA`.
+        rewards (`Mapping[str, np.ndarray]`): reward name to (n,) raw scores; NaN where the image is not valid.
+        composite (`np.ndarray`): (n,) composite reward.
+        advantages (`np.ndarray`): (n,) group advantages; NaN for images of original prompts.
+        kept (`np.ndarray`): (n,) bool, what the filter rule keeps.
+        selected (`np.ndarray`): (k,) row indices.
+
+    Returns:
+        `datasets.Dataset`: n rows in the order of the candidates.
+    """
+    scores = {**rewards, "reward": composite, "advantage": advantages}
+    columns = {name: candidates[name].to_pylist() for name in SCORED_COLUMNS}
+    columns |= {name: np.asarray(values, np.float32) for name, values in scores.items()}
+    columns |= {"kept": np.asarray(kept, bool), "selected": np.isin(np.arange(len(candidates)), selected)}
+    features = {
+        name: Value(str(CANDIDATE_SCHEMA.field(name).type).replace("double", "float64")) for name in SCORED_COLUMNS
+    }
+    features |= dict.fromkeys(scores, Value("float32")) | dict.fromkeys(("kept", "selected"), Value("bool"))
+    return Dataset.from_dict(columns, features=Features(features))
+
+
+def save_scores(scores: Dataset, work_folder: str | Path) -> None:
+    """Writes `assemble_scores`' table as `work_folder/scored.parquet`."""
+    buffer = io.BytesIO()
+    scores.to_parquet(buffer)
+    atomic_write_bytes(Path(work_folder) / SCORED_FILE, buffer.getvalue())
 
 
 def save_dataset(dataset: Dataset, work_folder: str | Path) -> Path:

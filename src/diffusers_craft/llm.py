@@ -38,6 +38,35 @@ def clean_reply(text: str) -> str:
     return text
 
 
+def open_client(flag: str, base_url: str | None, api_key_env: str | None = None) -> tuple[Any, str, str]:
+    """A client of a service that speaks OpenAI's chat protocol; it tries once, retries are the caller's.
+
+    Args:
+        flag (`str`): for error texts.
+        base_url (`str`, *optional*): e.g. `http://localhost:11434/v1`; defaults to OpenAI's own.
+        api_key_env (`str`, *optional*): environment variable that holds the key; defaults to `DASHSCOPE_API_KEY` for
+            DashScope and `OPENAI_API_KEY` elsewhere.
+
+    Returns:
+        `tuple`: the client, its address without secrets, and the name of the key's variable.
+
+    Raises:
+        ValueError: if the package or the key is missing.
+    """
+    try:
+        import openai
+    except ImportError:
+        raise ValueError(f"{flag}: expected the package openai, found none; pip install openai") from None
+    key_name = api_key_env or ("DASHSCOPE_API_KEY" if "dashscope" in (base_url or "") else "OPENAI_API_KEY")
+    key = os.environ.get(key_name)
+    if not key and (api_key_env or not base_url):
+        raise ValueError(f"{flag}: expected a key in the environment variable {key_name}, found none")
+    timeout = openai.Timeout(60.0, connect=5.0)
+    # Local servers want some key and ignore it.
+    client = openai.OpenAI(base_url=base_url, api_key=key or "none", max_retries=0, timeout=timeout)
+    return client, _without_secrets(base_url) if base_url else "https://api.openai.com/v1", key_name
+
+
 class OpenAIRefiner:
     """Any service that speaks OpenAI's chat protocol: Qwen-Plus on DashScope (the paper's), vLLM, Ollama, OpenAI.
 
@@ -64,24 +93,12 @@ class OpenAIRefiner:
         temperature: float = 1.0,
         max_retries: int = 3,
     ):
-        try:
-            import openai
-        except ImportError:
-            raise ValueError("--refiner openai: expected the package openai, found none; pip install openai") from None
-        key_name = api_key_env or ("DASHSCOPE_API_KEY" if "dashscope" in (base_url or "") else "OPENAI_API_KEY")
-        key = os.environ.get(key_name)
-        if not key and (api_key_env or not base_url):
-            raise ValueError(f"--refiner openai: expected a key in the environment variable {key_name}, found none")
+        self._client, self.endpoint, self._key_name = open_client("--refiner openai", base_url, api_key_env)
         self.model = model
         self.temperature = temperature
         self.max_retries = max_retries
-        self.endpoint = _without_secrets(base_url) if base_url else "https://api.openai.com/v1"
         self.options = {"refiner_model": model, "refiner_base_url": self.endpoint, "refiner_temperature": temperature}
-        self._key_name = key_name
         self._is_down = False
-        timeout = openai.Timeout(60.0, connect=5.0)
-        # Local servers want some key and ignore it.
-        self._client = openai.OpenAI(base_url=base_url, api_key=key or "none", max_retries=0, timeout=timeout)
 
     def refine(self, prompt: str, n: int, seed: int) -> list[str]:
         texts: list[str] = []

@@ -62,6 +62,20 @@ CANDIDATE_SCHEMA = pa.schema(
 
 SCORE_SCHEMA = pa.schema([pa.field("row", pa.int64(), False), pa.field("score", pa.float32(), False)])
 
+# What the counts of `filtering.funnel` are called, in their order.
+FUNNEL_LABELS = {
+    "prompts": "prompts",
+    "groups": "groups",
+    "candidates": "candidate images",
+    "valid": "valid images",
+    "kept_groups": "groups kept by the filter",
+    "kept_candidates": "images in kept groups",
+    "selected": "selected images",
+    "selected_prompts": "prompts of the selected images",
+    "share_negative_advantages": "share of negative advantages",
+    "selected_not_beating_own_baseline": "selected, but not better than the image of their original prompt",
+}
+
 
 def derive_seed(seed: int, *identity: str | int) -> int:
     """A seed that depends on a run's seed and on who asks, never on the order of asking.

@@ -1,77 +1,40 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""What a build leaves for the eye: funnel, reward histograms and a gallery, as PNG and one self-contained HTML page.
+"""What a build leaves for the eye: funnel, reward histograms and a gallery, as PNG and one self-contained HTML page."""
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; every series also differs in its line or fill.
-"""
-
-import base64
 import html
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from diffusers_craft.grid import image_grid
+from diffusers_craft.page import (
+    BLUE,
+    GRAY,
+    ORANGE,
+    THUMBNAIL,
+    Panel,
+    chart_images,
+    draw_figure,
+    html_table,
+    png_bytes,
+    render_page,
+    thumbnail_uri,
+)
+from diffusers_craft.records import FUNNEL_LABELS
 from diffusers_craft.workdir import atomic_write_bytes
 
 
-Panel = Callable[[Axes], None]  # draws one chart
-
-BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#999999"
-LEGEND = {"fontsize": 8, "handlelength": 1.6, "columnspacing": 1.2, "handletextpad": 0.5}
 SET_STYLES = {
     "original prompts": {"histtype": "stepfilled", "color": GRAY, "alpha": 0.45},
     "refined prompts": {"histtype": "step", "color": BLUE, "linewidth": 1.6},
     "selected": {"histtype": "step", "color": ORANGE, "linewidth": 1.6, "linestyle": (0, (4, 1.5))},
 }
 MAX_GALLERY = 100  # images shown; a page with thousands would not open on a phone
-THUMBNAIL = 320  # pixels; larger images are embedded at this size
-FUNNEL_LABELS = {
-    "prompts": "prompts",
-    "groups": "groups",
-    "candidates": "candidate images",
-    "valid": "valid images",
-    "kept_groups": "groups kept by the filter",
-    "kept_candidates": "images in kept groups",
-    "selected": "selected images",
-    "selected_prompts": "prompts of the selected images",
-    "share_negative_advantages": "share of negative advantages",
-    "selected_not_beating_own_baseline": "selected, but not better than the image of their original prompt",
-}
-
-
-def _png(image: Image.Image | Figure) -> bytes:
-    """PNG bytes that depend on the picture alone (no date, no version)."""
-    buffer = io.BytesIO()
-    if isinstance(image, Figure):
-        image.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    else:
-        image.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def _figure(panels: Sequence[Panel], columns: int) -> Figure:
-    """Panels side by side under one legend."""
-    columns = min(columns, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.9 * columns, 2.7 * rows + 0.3), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, panel in zip(grid, panels):
-        panel(axes)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(length=3, labelsize=9)
-    for axes in grid[len(panels) :]:
-        axes.set_axis_off()
-    handles, labels = grid[0].get_legend_handles_labels()
-    if labels:
-        figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, **LEGEND)
-    return figure
 
 
 def funnel_panels(funnel: Mapping[str, float]) -> list[Panel]:
@@ -143,28 +106,6 @@ def reward_panels(
     return [partial(_draw_histogram, series=sets, label=label) for label, sets in series.items()]
 
 
-def _data_uri(data: bytes, kind: str = "png") -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _thumbnail(image: Image.Image) -> str:
-    """An `<img>` source: small images as they are, larger ones as JPEG of at most `THUMBNAIL` pixels."""
-    if max(image.size) <= THUMBNAIL:
-        return _data_uri(_png(image.convert("RGB")))
-    small, buffer = image.convert("RGB"), io.BytesIO()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    small.save(buffer, format="JPEG", quality=88)
-    return _data_uri(buffer.getvalue(), "jpeg")
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    body = "".join(line(row, "td") for row in rows)
-    return f'<div class="wide"><table><thead>{line(header, "th")}</thead><tbody>{body}</tbody></table></div>'
-
-
 def _mean(values: np.ndarray) -> str:
     values = values[np.isfinite(values)]
     return f"{values.mean():.4g}" if len(values) else "–"
@@ -177,44 +118,12 @@ def _funnel_rows(funnel: Mapping[str, float]) -> list[tuple[str, str]]:
     return [(label, text(key, funnel[key])) for key, label in FUNNEL_LABELS.items() if funnel.get(key) is not None]
 
 
-_PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 72rem; margin: 0 auto;
- padding: 0 1rem 3rem; }}
-h1 {{ font-size: 1.6rem; margin-bottom: 0; }} h2 {{ font-size: 1.2rem; margin-top: 2.2rem; }}
-.wide {{ overflow-x: auto; }} img {{ max-width: 100%; display: block; }}
-.charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: .5rem 1rem;
- margin: 1rem 0; }} .charts img {{ width: 100%; max-width: 27rem; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .3rem .9rem .3rem 0; text-align: right; border-bottom: 1px solid #ddd; }}
-th:first-child, td:first-child {{ text-align: left; }} th {{ font-weight: 600; }}
-.gallery {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1rem; }}
-figure {{ margin: 0; }} figure img {{ width: 100%; border-radius: 4px; }} img.small {{ image-rendering: pixelated; }}
-figcaption {{ font-size: .85rem; line-height: 1.35; margin-top: .3rem; overflow-wrap: anywhere; }}
-.muted {{ color: #595959; }} dl {{ display: grid; grid-template-columns: auto auto; justify-content: space-between;
- margin: .2rem 0 0; }} dd {{ margin: 0; text-align: right; font-variant-numeric: tabular-nums; }}
-</style></head><body>
-<h1>{title}</h1><p class="muted">{summary}</p>
-<h2>Funnel</h2><div class="charts">{funnel}</div>{funnel_table}
-<h2>Rewards</h2><p class="muted">Every image is scored against its original prompt. Means of each set:</p>{means}
-<div class="charts">{rewards}</div>
-<h2>Selected images</h2><p class="muted">{shown}</p><div class="gallery">{cards}</div>
-</body></html>
-"""
-
-
-def _charts(panels: Sequence[Panel], about: str) -> str:
-    """Charts one by one, so that a narrow screen can stack them."""
-    return "".join(f'<img alt="{about}" src="{_data_uri(_png(_figure([panel], 1)))}">' for panel in panels)
-
-
 def _card(image: Image.Image, prompt: str, refined: str, values: Mapping[str, float]) -> str:
     small = ' class="small"' if max(image.size) <= THUMBNAIL // 2 else ""
     numbers = "".join(f"<dt>{html.escape(name)}</dt><dd>{value:.3f}</dd>" for name, value in values.items())
     made_by = f'<div class="muted">{html.escape(refined)}</div>' if refined != prompt else ""
     return (
-        f'<figure><img{small} loading="lazy" alt="{html.escape(prompt, quote=True)}" src="{_thumbnail(image)}">'
+        f'<figure><img{small} loading="lazy" alt="{html.escape(prompt, quote=True)}" src="{thumbnail_uri(image)}">'
         f"<figcaption>{html.escape(prompt)}{made_by}<dl>{numbers}</dl></figcaption></figure>"
     )
 
@@ -259,21 +168,22 @@ def write_build_report(
     funnel_charts = funnel_panels(funnel)
     reward_charts = reward_panels(rewards, composite, advantages, variants, selected)
     files = {
-        "funnel.png": _png(_figure(funnel_charts, 2)),
-        "rewards.png": _png(_figure(reward_charts, 3)),
-        "gallery.png": _png(image_grid(pictures, columns=10, captions=captions, caption_lines=4)),
+        "funnel.png": png_bytes(draw_figure(funnel_charts, 2)),
+        "rewards.png": png_bytes(draw_figure(reward_charts, 3)),
+        "gallery.png": png_bytes(image_grid(pictures, columns=10, captions=captions, caption_lines=4)),
     }
     means = [(name, *map(_mean, reward_sets(v, variants, selected).values())) for name, v in columns.items()]
     means[-1] = (means[-1][0], "–", *means[-1][2:])  # images of original prompts have no advantage
-    page = _PAGE.format(
-        title=html.escape(title),
-        summary=f"{len(selected):,} of {len(composite):,} images selected.",
-        funnel=_charts(funnel_charts, "Bar chart of the funnel; the table below holds its numbers"),
-        funnel_table=_table(("stage", "count"), _funnel_rows(funnel)),
-        means=_table(("reward", "original prompts", "refined prompts", "selected"), means),
-        rewards=_charts(reward_charts, "Histogram of a reward; the table above holds its means"),
-        shown=f"{shown:,} of {len(selected):,} shown, in the order of selection. Grey text: the refined prompt.",
-        cards="".join(cards),
-    )
+    funnel_images = chart_images(funnel_charts, "Bar chart of the funnel; the table below holds its numbers")
+    reward_images = chart_images(reward_charts, "Histogram of a reward; the table above holds its means")
+    means_table = html_table(("reward", "original prompts", "refined prompts", "selected"), means)
+    hint = "Every image is scored against its original prompt. Means of each set:"
+    order = f"{shown:,} of {len(selected):,} shown, in the order of selection. Grey text: the refined prompt."
+    sections = {
+        "Funnel": f'<div class="charts">{funnel_images}</div>{html_table(("stage", "count"), _funnel_rows(funnel))}',
+        "Rewards": f'<p class="muted">{hint}</p>{means_table}<div class="charts">{reward_images}</div>',
+        "Selected images": f'<p class="muted">{order}</p><div class="gallery">{"".join(cards)}</div>',
+    }
+    page = render_page(title, f"{len(selected):,} of {len(composite):,} images selected.", sections)
     for name, data in {**files, "report.html": page.encode()}.items():
         atomic_write_bytes(folder / name, data)

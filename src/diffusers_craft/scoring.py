@@ -281,8 +281,10 @@ def _score_rows(name: str, reward: "Reward | Any", rows: list[ImageRow], picture
     found = np.asarray(reward.score([rows[i].prompt for i in chosen], list(pictures.values())), dtype=np.float32)
     if found.shape != (len(chosen),):
         raise ValueError(f"reward {name}: expected {len(chosen)} scores, found shape {found.shape}")
-    if not np.isfinite(found).all():
-        bad = int(np.flatnonzero(~np.isfinite(found))[0])
+    # A reward that may abstain (a grader without an answer, a rule for other prompts) says so by NaN.
+    accepted = np.isfinite(found) | (np.isnan(found) & getattr(reward, "abstains", False))
+    if not accepted.all():
+        bad = int(np.flatnonzero(~accepted)[0])
         row = rows[chosen[bad]]
         raise ValueError(
             f"reward {name}: expected a finite score for every valid image, found {found[bad]} "

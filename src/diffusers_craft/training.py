@@ -30,6 +30,7 @@ from .objectives.craft import denoising_errors
 from .records import derive_seed
 from .training_batch import MicroBatch, diffuse
 from .training_data import TrainingData, shuffled_rows
+from .training_hub import TrainingHub, card_facts
 from .training_optimizer import create_optimizer
 from .training_speed import SpeedMeter, forward_flops, speed_report
 from .training_state import (
@@ -80,6 +81,7 @@ class TrainingRun:
         self.max_train_steps = _train_steps(args, len(data), self.batch_size, backbone.max_train_steps)
         self._prepare_model(components.unet)
         keep_unet_in_checkpoints(accelerator, self.ema, self.weights)
+        self.hub = TrainingHub(args, accelerator.is_main_process)
         self.step, history = self._resume()
         scaled = accelerator.mixed_precision == "fp16"
         self.log = MetricLog(accelerator, args.output_dir, history, check_gradients=not scaled)
@@ -168,10 +170,11 @@ class TrainingRun:
         if entry:
             self.progress.set_postfix(step_loss=entry["train_loss"], lr=learning_rate, refresh=False)
         self.meter.step_done()
-        with self.meter.pause():
-            if self.step % self.args.checkpointing_steps == 0:
+        if self.step % self.args.checkpointing_steps == 0:
+            with self.meter.pause():
                 self._save_checkpoint()
-            if self._validation_is_due():
+        if self._validation_is_due():
+            with self.meter.pause():
                 self.validate()
 
     def validate(self) -> None:
@@ -209,10 +212,12 @@ class TrainingRun:
             results = {key: value for key, value in self._identity().items() if key != "seed"}
             results |= {"num_processes": self.accelerator.num_processes, "speed": speed}
             results |= {"loss_history": self.log.history}
+            results |= card_facts(self.backbone, self.data, self.accelerator.device)
             write_run_json(Path(self.args.output_dir) / "craft_run.json", options, **results)
             logger.info("Saved the result in %s", self.args.output_dir)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
+        self.hub.push_result()
 
     def _prepare_model(self, unet: UNet2DConditionModel) -> None:
         args = self.args
@@ -264,7 +269,9 @@ class TrainingRun:
     def _save_checkpoint(self) -> None:
         self.log.flush()  # nothing that is not finite gets saved
         state = self._identity() | {"history": self.log.history}
-        save_checkpoint(self.accelerator, self.args.output_dir, self.step, state, self.args.checkpoints_total_limit)
+        limit = self.args.checkpoints_total_limit
+        path = save_checkpoint(self.accelerator, self.args.output_dir, self.step, state, limit)
+        self.hub.push_checkpoint(path)
 
     def _speed(self) -> dict[str, float | None]:
         """Measures, and tells the user."""

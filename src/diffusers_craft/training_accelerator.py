@@ -77,4 +77,5 @@ def _prepare_sharding(accelerator: Accelerator, args: Namespace) -> None:
             "train_micro_batch_size_per_gpu": args.train_batch_size,
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
             "gradient_clipping": args.max_grad_norm,
+            "zero_allow_untested_optimizer": True,  # 8-bit Adam, Adafactor
         }

@@ -30,6 +30,7 @@ def add_training_arguments(
     _add_optimizer_arguments(parser)
     _add_checkpoint_arguments(parser)
     _add_logging_arguments(parser)
+    _add_hub_arguments(parser)
 
 
 def check_training_arguments(args: argparse.Namespace) -> None:
@@ -39,6 +40,11 @@ def check_training_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"--dataset_name, --train_data_dir: expected exactly one of the two, found {given}")
     if args.use_generated_latents and args.random_flip:
         raise ValueError("--random_flip: expected no flips with --use_generated_latents, which are not images")
+    if args.use_generated_latents and getattr(args, "pretrained_vae_model_name_or_path", None) is not None:
+        found = f"--pretrained_vae_model_name_or_path {args.pretrained_vae_model_name_or_path}"
+        raise ValueError(
+            f"--use_generated_latents: expected the VAE that the latents were generated for, found {found}"
+        )
     positive = ["train_batch_size", "gradient_accumulation_steps", "max_train_steps", "num_train_epochs", "resolution"]
     positive += [
         "max_train_samples",
@@ -54,6 +60,7 @@ def check_training_arguments(args: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise ValueError(f"--{name}: expected at least 1, found {value}")
     _check_lora_arguments(args)
+    _check_hub_arguments(args)
     if args.use_8bit_adam and args.use_adafactor:
         raise ValueError("--use_8bit_adam, --use_adafactor: expected at most one of the two, found both")
     if args.train_dtype == "bf16" and (args.use_lora or args.use_ema):
@@ -80,6 +87,16 @@ def _check_lora_arguments(args: argparse.Namespace) -> None:
         raise ValueError("--use_ema: expected full fine-tuning, found --use_lora, whose adapters are not averaged")
     if not 0.0 <= args.lora_dropout < 1.0:
         raise ValueError(f"--lora_dropout: expected a probability in [0, 1), found {args.lora_dropout}")
+
+
+def _check_hub_arguments(args: argparse.Namespace) -> None:
+    if not args.push_to_hub:
+        if args.hub_model_id or args.hub_private_repo or args.push_unet_only or args.hub_strategy != "end":
+            flags = "--hub_model_id, --hub_private_repo, --hub_strategy, --push_unet_only"
+            raise ValueError(f"{flags}: expected --push_to_hub with them, found none")
+        return
+    if args.push_unet_only and args.use_lora:
+        raise ValueError("--push_unet_only: expected full fine-tuning, found --use_lora")
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -250,3 +267,19 @@ def _add_logging_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--validation_prompt", help="Draw this prompt now and then.")
     group.add_argument("--num_validation_images", type=int, default=4)
     group.add_argument("--validation_epochs", type=int, default=50, help="Passes over the data between drawings.")
+
+
+def _add_hub_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("Hub")
+    group.add_argument(
+        "--push_to_hub", action="store_true", help="Publish the result with a card, with HF_TOKEN or the login."
+    )
+    group.add_argument("--hub_model_id", help="ORG/NAME; the default is the name of --output_dir.")
+    group.add_argument("--hub_private_repo", action="store_true", help="Make the repository private.")
+    group.add_argument(
+        "--hub_strategy",
+        choices=["end", "checkpoint"],
+        default="end",
+        help="checkpoint sends every checkpoint as last-checkpoint/, too, from which another machine can resume.",
+    )
+    group.add_argument("--push_unet_only", action="store_true", help="Publish the UNet alone.")

@@ -44,7 +44,8 @@ class SpeedMeter:
         self.device = device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        self._steps, self._paused, self._start, self._first = 0, 0.0, self._now(), 0.0
+        self._steps, self._paused, self._first = 0, 0.0, 0.0
+        self._start = self._now()
 
     def step_done(self) -> None:
         """To be called at the end of every optimizer step."""

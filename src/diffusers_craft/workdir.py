@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 
+DATASET_FOLDER = "dataset"  # the selected rows
+SCORED_FILE = "scored.parquet"  # every candidate with its scores, without images
 OPTIONS_FILE = "options.json"
 COMPLETE_FILE = "complete.json"
 POLL_SECONDS = 1.0  # between two looks at what other ranks have written

@@ -31,6 +31,9 @@ _FACTORIES: "dict[str, str | Callable[..., Reward]]" = {
     "image_reward": "diffusers_craft.rewards.image_reward:ImageRewardReward",
     "mps": "diffusers_craft.rewards.mps:MPSReward",
     "clip_score": "diffusers_craft.rewards.clip_score:ClipScoreReward",
+    "geneval": "diffusers_craft.rewards.geneval:GenEvalReward",
+    "t2i_compbench": "diffusers_craft.rewards.compbench:CompBenchReward",
+    "mllm": "diffusers_craft.rewards.mllm:MLLMReward",
 }
 # The same scores from the packages of their authors.
 _PACKAGE_FACTORIES = {

@@ -7,6 +7,7 @@ No model is trained on this scorer or its rules; it is the judge that reward hac
 from collections.abc import Sequence
 from functools import cache
 from itertools import product
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -129,3 +130,20 @@ def exact_score(prompts: Sequence[str], images: Sequence[Image.Image]) -> np.nda
     """
     shown = [scene_shows(read_scene(image), parse_caption(text)) for text, image in zip(prompts, images, strict=True)]
     return np.array(shown, dtype=np.float32)
+
+
+class ExactReward:
+    """The exact scorer as a metric for an evaluation; never a reward to train on."""
+
+    name = "exact"
+    source = {"scorer": "exact scorer of the tiny world", "unit": "1 if the image shows its caption exactly, else 0"}
+
+    def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
+        return exact_score(prompts, images)
+
+    def bind(self, prompts: Any) -> bool:
+        """Whether every prompt of a set is a caption of this world."""
+        try:
+            return all(parse_caption(prompt) for prompt in prompts.prompts)
+        except ValueError:
+            return False

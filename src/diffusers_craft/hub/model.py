@@ -1,0 +1,155 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Publishes a finished training run: the whole pipeline, its UNet alone, or LoRA weights; with pictures and a card."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from ..grid import image_grid
+from ..tiny import is_tiny
+from .card import without_paths
+from .model_card import Published, model_card
+from .results import read_results
+from .samples import Sample, sample_pictures
+from .upload import RETRY, HubRepo, as_hub_id, hub_license, published_id
+
+
+RUN_FILE = "craft_run.json"
+LAST_CHECKPOINT = "last-checkpoint"  # folder in the repository while a run goes on
+_LORA_FILE = "pytorch_lora_weights.safetensors"
+_REPLACED = ("images/*", f"{LAST_CHECKPOINT}/*", "*diffusion_pytorch_model*", "*/model*.safetensors*")
+_NAMES_OF_ORIGIN = ("_name_or_path", "name_or_path")  # where diffusers and transformers note a local path
+
+
+def publish_model(
+    folder: str | Path,
+    repo_id: str,
+    unet_only: bool = False,
+    evaluation: str | Path | None = None,
+    base_model: str | None = None,
+    license: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    retry: str = RETRY,
+) -> str:
+    """Publishes what a training script left in its `--output_dir`; nothing is trained again.
+
+    Args:
+        folder (`str` or `Path`): the run's `--output_dir`: a pipeline, or LoRA weights.
+        repo_id (`str`): e.g. `"org/craft-sd15"`.
+        unet_only (`bool`, *optional*, defaults to `False`): leave out all of the pipeline but its UNet.
+        evaluation (`str` or `Path`, *optional*): `--output_dir` of `evaluate_craft.py`, for results on the card.
+        base_model (`str`, *optional*): Hub id of the base model; by default the one that was trained on, if it has one.
+        license (`str`, *optional*): by default the one that the base model states.
+        private (`bool`, *optional*): whether a new repository is private.
+        token (`str`, *optional*): defaults to `HF_TOKEN` or the login.
+        revision (`str`, *optional*): branch to push to.
+        retry (`str`, *optional*): what the user shall do after a failed upload.
+
+    Returns:
+        `str`: address of the commit.
+
+    Raises:
+        ValueError: if the run is not finished, was not evaluated in `evaluation`, or the upload fails.
+    """
+    folder = Path(folder)
+    if not (folder / RUN_FILE).is_file():
+        raise ValueError(f"{folder}: expected the --output_dir of a finished training run, found no {RUN_FILE}")
+    record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    if missing := sorted({"family", "captions", "device", "speed"} - record.keys()):
+        raise ValueError(f"{folder}: expected a run of this version, found no {missing[0]} in {RUN_FILE}; train again")
+    options = record["options"]
+    if options.get("use_lora") and unet_only:
+        raise ValueError("--push_unet_only: expected a run that trained the UNet, found one with --use_lora")
+    kind = "lora" if options.get("use_lora") else "unet" if unet_only else "pipeline"
+    if base_model is not None and as_hub_id(base_model) is None:
+        raise ValueError(f"--base_model: expected a Hub id ORG/NAME, found {base_model!r}")
+    base = options["pretrained_model_name_or_path"]
+    base_id = base_model or as_hub_id(base) or published_id(base)
+    results = None if evaluation is None else read_results(evaluation, folder, repo_id)
+    files = model_files(folder, kind, base_id)
+
+    repo = HubRepo(repo_id, "model", private, token, revision)
+    full_id = repo.open(retry)
+    samples = sample_pictures(folder, record)
+    published = Published(
+        repo_id=full_id,
+        kind=kind,
+        base_id=base_id,
+        dataset_id=as_hub_id(options["dataset_name"]) or published_id(options["dataset_name"]),
+        license=license or _license_of(base, base_id, token),
+        prompts=[sample.prompt for sample in samples],
+    )
+    files |= _pictures(samples)
+    files |= results.grids if results else {}
+    files[RUN_FILE] = _json_bytes(without_paths(record))
+    files["README.md"] = str(model_card(record, published, results)).encode()
+    return repo.upload(folder, files, "End of training", _REPLACED, retry)
+
+
+def model_files(folder: Path, kind: str, base_id: str | None = None) -> dict[str, Path | bytes]:
+    """Path in the repository to file, of the model alone; configurations without paths of this machine.
+
+    Args:
+        folder (`Path`): the run's `--output_dir`.
+        kind (`str`): `"pipeline"`, `"unet"` or `"lora"`.
+        base_id (`str`, *optional*): Hub id that stands in the configurations as their origin.
+
+    Raises:
+        ValueError: if a file is missing.
+    """
+    wanted = {"pipeline": "model_index.json", "unet": "unet/config.json", "lora": _LORA_FILE}[kind]
+    if not (folder / wanted).is_file():
+        raise ValueError(f"{folder}: expected a finished training run, found no {wanted}")
+    if kind == "lora":
+        return {_LORA_FILE: folder / _LORA_FILE}
+    if kind == "unet":
+        paths = {path.name: path for path in sorted((folder / "unet").iterdir())}
+    else:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        parts = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
+        found = [path for part in parts for path in sorted((folder / part).rglob("*")) if path.is_file()]
+        paths = {path.relative_to(folder).as_posix(): path for path in [folder / "model_index.json", *found]}
+    return {name: _without_origin(path, base_id) for name, path in paths.items() if not name.endswith(".tmp")}
+
+
+def _license_of(base: str, base_id: str | None, token: str | None) -> str | None:
+    """The licence of the base model: from the Hub, or from the card in its folder."""
+    if is_tiny(base):
+        return "apache-2.0"
+    if base_id is not None:
+        return hub_license(base_id, "model", token)
+    card = Path(base) / "README.md"
+    return ModelCard.load(card).data.license if card.is_file() else None
+
+
+def _pictures(samples: Sequence[Sample]) -> dict[str, Path | bytes]:
+    files: dict[str, Path | bytes] = {f"images/{index}.png": sample.path for index, sample in enumerate(samples)}
+    if samples:
+        images, buffer = [Image.open(sample.path) for sample in samples], io.BytesIO()
+        image_grid(images, len(images), captions=[sample.prompt for sample in samples]).save(buffer, "PNG")
+        files["images/grid.png"] = buffer.getvalue()
+    return files
+
+
+def _without_origin(path: Path, base_id: str | None) -> Path | bytes:
+    """The file itself, or the bytes of a configuration whose note of origin is a path of this machine."""
+    if path.suffix != ".json" or not path.name.endswith(("config.json", "model_index.json")):
+        return path
+    content = json.loads(path.read_text(encoding="utf-8"))
+    origins = {name: content[name] for name in _NAMES_OF_ORIGIN if isinstance(content.get(name), str)}
+    if all(as_hub_id(origin) for origin in origins.values()):
+        return path
+    for name in origins:
+        content.pop(name)
+    return _json_bytes(content | ({"_name_or_path": base_id} if base_id and "_name_or_path" in origins else {}))
+
+
+def _json_bytes(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,184 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""The card of a trained model; every number on it is read from the files of the run and of its evaluation.
+
+diffusers' own template is not used: it leaves "TODO" where how to use the model and its limits belong.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from .card import CITATION, PAPER, link, table, without_paths
+from .results import Results, eval_results, results_text
+
+
+_KINDS = {
+    "pipeline": "A complete pipeline",
+    "unet": "UNet weights",
+    "lora": "LoRA weights for a UNet",
+}
+_METHODS = {
+    "craft": f"by [CRAFT]({PAPER}) (Composite Reward Assisted Fine-Tuning)",
+    "sft": f"by supervised fine-tuning, the baseline of [CRAFT]({PAPER})",
+}
+_SNIPPETS = {
+    "pipeline": """from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("{repo_id}")""",
+    "unet": """from diffusers import DiffusionPipeline, UNet2DConditionModel
+
+unet = UNet2DConditionModel.from_pretrained("{repo_id}")
+pipeline = DiffusionPipeline.from_pretrained("{base}", unet=unet)""",
+    "lora": """from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("{base}")
+pipeline.load_lora_weights("{repo_id}")""",
+}
+# Flags that say nothing about the weights.
+_NOT_HYPERPARAMETERS = re.compile(
+    r"output_dir|cache_dir|logging_dir|report_to|push_.*|hub_.*|resume_from_checkpoint|checkpoint.*|.*validation.*"
+)
+_LORA = ("rank", "lora_alpha", "lora_dropout")
+_CARD = """# {title}
+
+{kind}, aligned with human preference {method}: {base_link} fine-tuned on {num_rows} images. Trained with diffusers-craft
+{version}, an independent implementation.
+
+{grid}
+
+## Use
+
+```python
+{snippet}
+image = pipeline({prompt!r}).images[0]
+```
+
+## Training
+
+{data}
+
+Hyperparameters (flags of the training script of diffusers-craft):
+
+{hyperparameters}
+
+Cost:
+
+{cost}
+
+## Evaluation
+
+{evaluation}
+
+## Limits
+
+The model draws what its base model could draw, with the biases of that model, of the reward models and of the prompts.
+Training raised rewards, which are models of taste and can be satisfied without better pictures (reward hacking: more
+saturated colours, one style for every prompt, less variety). Numbers of the rewards that selected the training images are
+no independent evidence; look at the pictures, and judge by a measure that took no part in the selection.
+
+## Citation
+
+{citation}
+"""
+
+
+class Published(NamedTuple):
+    """What a card says about where things are on the Hub."""
+
+    repo_id: str
+    kind: str  # pipeline, unet or lora
+    base_id: str | None
+    dataset_id: str | None
+    license: str | None
+    prompts: Sequence[str]  # of images/0.png, images/1.png ...
+
+
+def model_card(record: Mapping[str, Any], published: Published, results: Results | None = None) -> ModelCard:
+    """The card of a finished training run.
+
+    Args:
+        record (`Mapping`): its `craft_run.json`.
+        published (`Published`): ids, licence and pictures.
+        results (`Results`, *optional*): of its evaluation.
+
+    Returns:
+        `ModelCard`: text and metadata.
+    """
+    options = without_paths(record["options"])
+    base = published.base_id or options["pretrained_model_name_or_path"]
+    text = _CARD.format(
+        title=published.repo_id.split("/")[-1],
+        kind=_KINDS[published.kind],
+        method=_METHODS.get(options["loss"], f"with the loss `{options['loss']}`"),
+        base_link=link(base) if published.base_id else f"`{base}`",
+        num_rows=record["num_rows"],
+        version=record["versions"]["diffusers_craft"],
+        grid="![pictures drawn by the model](images/grid.png)" if published.prompts else "",
+        snippet=_SNIPPETS[published.kind].format(repo_id=published.repo_id, base=base),
+        prompt=next(iter(published.prompts), "a prompt"),
+        data=table(("training", "value"), _data_rows(record, options, published)),
+        hyperparameters=table(("flag", "value"), _hyperparameter_rows(options)),
+        cost=table(("cost", "value"), _cost_rows(record)),
+        evaluation=results_text(results) if results else "Not evaluated yet.",
+        citation=CITATION,
+    )
+    return ModelCard(f"---\n{_metadata(record, published, results).to_yaml()}\n---\n\n{text}")
+
+
+def _metadata(record: Mapping[str, Any], published: Published, results: Results | None) -> ModelCardData:
+    family, is_lora = record["family"], published.kind == "lora"
+    optional: dict[str, Any] = {"eval_results": eval_results(results)} if results else {}
+    if published.base_id:
+        optional |= {"base_model": published.base_id, "base_model_relation": "adapter" if is_lora else "finetune"}
+    if published.prompts:
+        optional["widget"] = [
+            {"text": prompt, "output": {"url": f"images/{index}.png"}}
+            for index, prompt in enumerate(published.prompts)
+        ]
+    return ModelCardData(
+        license=published.license or "other",
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        datasets=[published.dataset_id] if published.dataset_id else None,
+        model_name=published.repo_id.split("/")[-1],
+        tags=[family, f"{family}-diffusers", "text-to-image", "diffusers", "diffusers-training", "craft"]
+        + ["lora"] * is_lora
+        + ["arxiv:2603.18991"],
+        **optional,
+    )
+
+
+def _data_rows(
+    record: Mapping[str, Any], options: Mapping[str, Any], published: Published
+) -> Iterator[tuple[str, Any]]:
+    history, data = record["loss_history"], options["dataset_name"] or options["train_data_dir"]
+    yield "dataset", link(published.dataset_id, "datasets/") if published.dataset_id else f"{data} (not published)"
+    yield "images", record["num_rows"]
+    yield "optimizer steps", options["max_train_steps"]
+    yield "images in a step", record["global_batch_size"]
+    yield "loss of the first and of the last step", f"{history[0]['train_loss']:.4g}, {history[-1]['train_loss']:.4g}"
+    yield "licence of the base model", published.license or "not found; see the base model"
+    yield "versions", ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)
+
+
+def _hyperparameter_rows(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in options.items():
+        unused = _NOT_HYPERPARAMETERS.fullmatch(name) or (name in _LORA and not options.get("use_lora"))
+        if value is not None and value is not False and not unused:
+            yield f"`--{name}`", "" if value is True else value
+
+
+def _cost_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Unknown numbers (`null`) are left out."""
+    yield "device", f"{record['num_processes']} x {record['device']}"
+    for label, key in (
+        ("device hours", "device_hours"),
+        ("images a second, over all devices", "images_per_second"),
+        ("peak memory of a process, GB", "peak_gb"),
+        ("TFLOP of a forward pass, an image", "forward_tflop"),
+        ("share of the device's peak FLOP/s", "mfu"),
+    ):
+        if (value := record["speed"].get(key)) is not None:
+            yield label, f"{value:.3g}"

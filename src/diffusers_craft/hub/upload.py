@@ -1,0 +1,181 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Uploads to the Hugging Face Hub: one commit a publication, and one line that says what to do when it fails.
+
+A failed upload loses nothing: the files are on disk, and what the Hub has received it keeps, so that the same call later
+sends only what is missing.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+
+from ..workdir import atomic_write_json
+
+
+logger = logging.getLogger(__name__)
+
+RECORD_FILE = "craft_hub.json"  # in a published folder: where it went
+RETRY = "repeat the same command to go on: what the Hub has received is not sent again"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_TRANSPORTS = {"httpx", "httpx2", "requests"}  # of the generations of huggingface_hub
+_REASONS = {
+    401: "no valid token (401); set HF_TOKEN or log in with `hf auth login`",
+    402: "the quota of the account used up (402)",
+    403: "a name or an organisation that this token may not write to (403)",
+    404: "no such repository or branch (404)",
+    409: "a conflict with another push or an existing name (409)",
+    413: "files larger than the account allows (413)",
+    429: "too many requests (429); wait before trying again",
+}
+
+
+def as_hub_id(name: str | Path | None) -> str | None:
+    """`name` if it can be a Hub id (`org/name`) and is not a path of this machine, else `None`."""
+    text = str(name or "")
+    return text if _HUB_ID.fullmatch(text) and not Path(text).exists() else None
+
+
+def published_id(folder: str | Path | None) -> str | None:
+    """The Hub id under which a folder of this machine was published, or `None`."""
+    path = Path(folder or "") / RECORD_FILE
+    return json.loads(path.read_text(encoding="utf-8"))["repo_id"] if folder and path.is_file() else None
+
+
+def hub_license(repo_id: str, repo_type: str, token: str | None = None) -> str | None:
+    """The licence that the card of a repository states, or `None` if it states none or cannot be read."""
+    try:
+        card = HfApi(token=token).repo_info(repo_id, repo_type=repo_type).card_data
+    except Exception as error:
+        if not _is_expected(error):
+            raise
+        logger.warning("%s %s: its licence could not be read (%s)", repo_type, repo_id, _reason(error, token))
+        return None
+    return card.to_dict().get("license") if card else None
+
+
+@dataclass(frozen=True)
+class HubRepo:
+    """A repository to publish in.
+
+    Args:
+        repo_id (`str`): `"org/name"`, or `"name"` for the user's own.
+        repo_type (`str`): `"dataset"` or `"model"`.
+        private (`bool`, *optional*): whether a new repository is private; `True` refuses one that is public.
+        token (`str`, *optional*): defaults to `HF_TOKEN` or the login.
+        revision (`str`, *optional*): branch; made if missing.
+    """
+
+    repo_id: str
+    repo_type: str
+    private: bool | None = None
+    token: str | None = field(default=None, repr=False)
+    revision: str | None = None
+
+    def open(self, retry: str = RETRY) -> str:
+        """Makes the repository and the branch if there are none; the first step of a run that will publish.
+
+        Args:
+            retry (`str`, *optional*): what the user shall do after a failure.
+
+        Returns:
+            `str`: the complete id.
+
+        Raises:
+            ValueError: if the id is malformed, or this account may not write there.
+        """
+        if not re.fullmatch(r"([\w.-]+/)?[\w.-]+", self.repo_id):
+            raise ValueError(f"{self.repo_type} {self.repo_id!r}: expected ORG/NAME, found another form")
+        with self._explained("a repository to write to", f"all files are kept; {retry}"):
+            return self._open()
+
+    def upload(
+        self,
+        folder: str | Path,
+        files: Mapping[str, Path | bytes],
+        message: str,
+        replaced: Sequence[str] = (),
+        retry: str = RETRY,
+    ) -> str:
+        """Puts all files into the repository in one commit; what is there already is not sent again.
+
+        Args:
+            folder (`str` or `Path`): what is published; receives `RECORD_FILE`, by which later cards link to it.
+            files (`Mapping[str, Path | bytes]`): path in the repository to a local file or to its content.
+            message (`str`): of the commit.
+            replaced (`Sequence[str]`, *optional*): patterns of files of an earlier push to delete if not in `files`.
+            retry (`str`, *optional*): what the user shall do after a failure.
+
+        Returns:
+            `str`: address of the commit.
+
+        Raises:
+            ValueError: if the Hub cannot be reached or refuses; says why and how to go on.
+        """
+        kept = f"all files are kept; {retry}"
+        with self._explained(f"to upload {len(files)} files", kept):
+            repo_id, api = self._open(), HfApi(token=self.token)
+            where = {"repo_type": self.repo_type, "revision": self.revision}
+            there = api.list_repo_files(repo_id, **where) if replaced else []
+            outdated = [path for path in there if path not in files and any(fnmatch(path, one) for one in replaced)]
+            operations = [CommitOperationAdd(path, content) for path, content in files.items()]
+            operations += [CommitOperationDelete(path) for path in outdated]
+            commit = api.create_commit(repo_id, operations, commit_message=message, **where)
+        record = {"repo_id": repo_id, "repo_type": self.repo_type, "commit": commit.commit_url}
+        atomic_write_json(Path(folder) / RECORD_FILE, record)
+        logger.info("Published %s", commit.commit_url)
+        return commit.commit_url
+
+    def _open(self) -> str:
+        api = HfApi(token=self.token)
+        repo_id = api.create_repo(self.repo_id, repo_type=self.repo_type, private=self.private, exist_ok=True).repo_id
+        if self.private and not api.repo_info(repo_id, repo_type=self.repo_type).private:
+            raise PermissionError("a public repository of that name, though a private one is wanted")
+        if self.revision is not None:
+            api.create_branch(repo_id, branch=self.revision, repo_type=self.repo_type, exist_ok=True)
+        return repo_id
+
+    @contextmanager
+    def _explained(self, expected: str, advice: str) -> Iterator[None]:
+        """Turns what network, Hub or account refuse into one `ValueError` without tokens."""
+        try:
+            yield
+        except Exception as error:
+            if not _is_expected(error):
+                raise
+            found = _reason(error, self.token)
+            text = f"{self.repo_type} {self.repo_id}: expected {expected}, found {found}; {advice}"
+            raise ValueError(text) from None  # the libraries' own errors may quote headers
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether network, Hub or account are at fault rather than this program."""
+    return isinstance(error, (OSError, RuntimeError, ValueError)) or _is_transport_error(error)
+
+
+def _is_transport_error(error: BaseException) -> bool:
+    modules = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
+    return isinstance(error, (ConnectionError, TimeoutError)) or bool(modules & _TRANSPORTS)
+
+
+def _reason(error: BaseException, token: str | None) -> str:
+    """What went wrong, in words without any token."""
+    while error.__cause__ is not None and not _is_transport_error(error):
+        error = error.__cause__  # `RuntimeError: Error while uploading` hides why
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in _REASONS:
+        return _REASONS[status]
+    text = " ".join(str(error).split())[:300] or type(error).__name__
+    if not isinstance(error, PermissionError):
+        text = f"{type(error).__name__}: {text}"
+    if status is None and _is_transport_error(error):
+        text = f"a connection that failed ({text})"
+    for secret in filter(None, (token, get_token())):
+        text = text.replace(secret, "***")
+    return text

@@ -1,0 +1,109 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Building blocks of the reports: charts, tables and pictures of one self-contained HTML page.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; every series also differs in its line or fill.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Callable, Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+
+Panel = Callable[[Axes], None]  # draws one chart
+
+BLUE, ORANGE, GREEN, PINK, GRAY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#999999"
+LEGEND = {"fontsize": 8, "handlelength": 1.6, "columnspacing": 1.2, "handletextpad": 0.5}
+THUMBNAIL = 320  # pixels; larger images are embedded at this size
+
+
+def png_bytes(image: Image.Image | Figure) -> bytes:
+    """PNG bytes that depend on the picture alone (no date, no version)."""
+    buffer = io.BytesIO()
+    if isinstance(image, Figure):
+        image.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    else:
+        image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def draw_figure(panels: Sequence[Panel], columns: int) -> Figure:
+    """Panels side by side under one legend."""
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.9 * columns, 2.7 * rows + 0.3), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, panel in zip(grid, panels):
+        panel(axes)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(length=3, labelsize=9)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    handles, labels = grid[0].get_legend_handles_labels()
+    if labels:
+        figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, **LEGEND)
+    return figure
+
+
+def data_uri(data: bytes, kind: str = "png") -> str:
+    """An image file as the source of an `<img>`."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def thumbnail_uri(image: Image.Image) -> str:
+    """An `<img>` source: small images as they are, larger ones as JPEG of at most `THUMBNAIL` pixels."""
+    if max(image.size) <= THUMBNAIL:
+        return data_uri(png_bytes(image.convert("RGB")))
+    small, buffer = image.convert("RGB"), io.BytesIO()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    small.save(buffer, format="JPEG", quality=88)
+    return data_uri(buffer.getvalue(), "jpeg")
+
+
+def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table that scrolls sideways where the screen is narrow; cells are plain text."""
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "".join(line(row, "td") for row in rows)
+    return f'<div class="wide"><table><thead>{line(header, "th")}</thead><tbody>{body}</tbody></table></div>'
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 72rem; margin: 0 auto;
+ padding: 0 1rem 3rem; }}
+h1 {{ font-size: 1.6rem; margin-bottom: 0; }} h2 {{ font-size: 1.2rem; margin-top: 2.2rem; }}
+.wide {{ overflow-x: auto; }} img {{ max-width: 100%; display: block; }}
+.charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: .5rem 1rem;
+ margin: 1rem 0; }} .charts img {{ width: 100%; max-width: 27rem; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: .3rem .9rem .3rem 0; text-align: right; border-bottom: 1px solid #ddd; }}
+th:first-child, td:first-child {{ text-align: left; }} th {{ font-weight: 600; }}
+.gallery {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1rem; }}
+figure {{ margin: 0; }} figure img {{ width: 100%; border-radius: 4px; }} img.small {{ image-rendering: pixelated; }}
+figcaption {{ font-size: .85rem; line-height: 1.35; margin-top: .3rem; overflow-wrap: anywhere; }}
+.muted {{ color: #595959; }} dl {{ display: grid; grid-template-columns: auto auto; justify-content: space-between;
+ margin: .2rem 0 0; }} dd {{ margin: 0; text-align: right; font-variant-numeric: tabular-nums; }}
+</style></head><body>
+<h1>{title}</h1><p class="muted">{summary}</p>
+{sections}
+</body></html>
+"""
+
+
+def render_page(title: str, summary: str, sections: Mapping[str, str]) -> str:
+    """The whole page: HTML by heading, in order; title and summary are plain text."""
+    body = "\n".join(f"<h2>{html.escape(heading)}</h2>{content}" for heading, content in sections.items())
+    return _PAGE.format(title=html.escape(title), summary=html.escape(summary), sections=body)
+
+
+def chart_images(panels: Sequence[Panel], about: str) -> str:
+    """Charts one by one, so that a narrow screen can stack them."""
+    return "".join(f'<img alt="{about}" src="{data_uri(png_bytes(draw_figure([panel], 1)))}">' for panel in panels)

@@ -1,0 +1,47 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""`compare_craft.py`: one table of several folders, one line for what does not compare."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from test_evaluation_compare import results
+
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "craft" / "compare_craft.py"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, found in {"a": results("craft", 0.3), "b": results("spo", 0.28, guidance_scale=7.5)}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(found))
+
+    def _run(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments, "--output_dir", "out"])
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+
+    return _run
+
+
+def test_refuses_other_settings_in_one_line_and_merges_them_when_told(run, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        run("a", "b/results.json")
+    assert exit_info.value.code == 2 and not (tmp_path / "out").exists()
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "guidance_scale (5.0 in a, 7.5 in b)" in line
+    run("a", "b/results.json", "--allow", "guidance_scale")
+    printed = capsys.readouterr().out
+    assert "**30** |" in printed and "| spo " in printed
+    assert "- Not comparable, guidance_scale differs: 5.0 in a, 7.5 in b" in printed
+    assert (tmp_path / "out" / "comparison.md").read_text() + "\n" == printed
+
+
+def test_two_files_of_one_name_are_refused(run, capsys):
+    with pytest.raises(SystemExit):
+        run("a", "a/results.json")
+    assert "found 'a' twice; write NAME=PATH" in capsys.readouterr().err
+    run("x=a", "a/results.json")

@@ -1,0 +1,111 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""`report.html`: one file without outside references, what it shows, and nothing that a prompt could inject."""
+
+import html.parser
+import re
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from diffusers_craft.evaluation import summarize
+from diffusers_craft.evaluation_report import ReportRow, distribution_panel, win_rate_panel, write_evaluation_report
+
+
+PROMPT = 'a <script>alert("x")</script> & a star'
+
+
+class Page(html.parser.HTMLParser):
+    """Collects tags, the visible text and alternative texts; checks that tags are closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.words, self.alternatives = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        if tag == "img":
+            self.alternatives.append(dict(attributes)["alt"])
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.words.append(data)
+
+
+@pytest.fixture
+def rows_and_scores():
+    rng = np.random.default_rng(0)
+    scores = {
+        m: {"hps_v2.1": 0.2 + 0.1 * rng.random((6, 2)), "none": np.full((6, 2), np.nan)} for m in ("base", "craft")
+    }
+    rows = [{"prompts": "parti", **row} for row in summarize(scores, categories=list("aaabbb"))]
+    return rows, {"parti": scores}
+
+
+@pytest.fixture
+def page(rows_and_scores, tmp_path, tiny_images):
+    rows, scores = rows_and_scores
+    checks = [
+        {"model": "craft", "alarm": "twins", "base": 0.1, "value": 0.5, "limit": "base + 20%", "fired": True},
+        {
+            "model": "craft",
+            "alarm": "memory",
+            "base": None,
+            "value": None,
+            "limit": "not checked: why",
+            "fired": False,
+        },
+    ]
+    checks = [{"prompts": "parti", "message": f"{check['model']}: {check['alarm']}!", **check} for check in checks]
+    row = ReportRow(
+        PROMPT, {"base": tiny_images[0], "craft": None}, {"base": {"hps_v2.1": 0.25}, "craft": {"hps_v2.1": np.nan}}
+    )
+    settings = {"models": {"base": {}, "craft": {}}, "notes": ["not comparable"], "seed": 3}
+    write_evaluation_report(tmp_path / "new", settings, rows, checks, scores, {"parti": [row]})
+    return (tmp_path / "new" / "report.html").read_text()
+
+
+def test_one_file_that_needs_no_other(page):
+    assert not re.search(r"https?://|@import|url\(|src=\"(?!data:)|<link", page)
+    parsed = Page(page)
+    assert parsed.open == [] and "script" not in parsed.tags
+    assert f"base: {PROMPT}" in parsed.alternatives
+    assert 'name="viewport"' in page
+
+
+def test_shows_alarms_scores_pictures_and_settings(page):
+    text = " ".join(Page(page).words)
+    for words in ("craft: twins!", "not checked: why", "ALARM", "hps_v2.1 x100", "Win rate against base", PROMPT):
+        assert words in text
+    for words in ("hps_v2.1 x100 by category", "mean of categories", "no valid image", '"seed": 3', "not comparable"):
+        assert words in text
+    headings = re.findall(r"<h2>(.*?)</h2>", page)
+    assert headings == ["Alarms", "Scores", "Win rates", "Distributions", "By category", "Side by side", "Settings"]
+
+
+def test_win_rates_and_intervals_are_drawn_where_they_are(rows_and_scores):
+    rows, _ = rows_and_scores
+    own = [row for row in rows if row["category"] is None]
+    axes = Figure().subplots()
+    win_rate_panel(own, axes)
+    (container,) = axes.containers
+    row = next(row for row in own if row["model"] == "craft" and row["metric"] == "hps_v2.1")
+    assert container.lines[0].get_xdata()[0] == pytest.approx(100 * row["win_rate"])
+    (segment,) = container.lines[2][0].get_segments()
+    assert segment[:, 0] == pytest.approx([100 * row["win_rate_low"], 100 * row["win_rate_high"]])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["hps_v2.1"]
+
+
+def test_distributions_are_shares_of_the_images_with_a_score():
+    scores = {"base": np.array([[0.1, 0.2], [0.3, np.nan]]), "craft": np.full((2, 2), 0.3)}
+    axes = Figure().subplots()
+    distribution_panel(scores, "hps_v2.1", axes)
+    first, second = axes.patches
+    assert first.get_xy()[:, 1].max() == pytest.approx(100 / 3) and second.get_xy()[:, 1].max() == pytest.approx(100)
+    assert first.get_xy()[:, 0].max() == pytest.approx(30), "not in the printed scale"

@@ -1,0 +1,105 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Tables: which value is best and second best, groups of prompt sets, by category; Markdown, LaTeX, CSV."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+
+from diffusers_craft.evaluation import summarize
+from diffusers_craft.evaluation_tables import category_tables, format_checks, format_csv, format_latex, format_table
+
+
+def cells(markdown):
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in markdown.splitlines() if line.startswith("|")]
+
+
+@pytest.fixture
+def rows():
+    """Two prompt sets, three models; a metric that only one set has."""
+    values = {"base": 0.2, "sft": 0.25, "craft": 0.3}
+    first = {m: {"hps_v2.1": np.full(2, v), "own": np.full(2, 100 * v)} for m, v in values.items()}
+    second = {m: {"hps_v2.1": np.full(3, 1 - v)} for m, v in values.items()}
+    return [{"prompts": "parti", **row} for row in summarize(first)] + [
+        {"prompts": "hpd", **row} for row in summarize(second)
+    ]
+
+
+def test_marks_best_and_second():
+    values = {"base": 1.0, "sft": 2.0, "craft": 3.0}
+    rows = summarize({model: {"h": np.full(2, value)} for model, value in values.items()})
+    lines = cells(format_table(rows))
+    assert ["base", "1"] in lines and ["sft", "<ins>2</ins>"] in lines and ["craft", "**3**"] in lines
+    assert ["craft", "**100.0 [100.0, 100.0]**"] in lines
+    assert "**" not in format_table(rows, marks=False)
+    assert format_table(rows).startswith("2 prompts.\n")
+
+
+def test_values_that_print_alike_rank_alike():
+    values = {"base": 1.0, "a": 2.00001, "b": 2.00002, "c": 0.5}
+    lines = cells(format_table(summarize({model: {"h": np.array([value])} for model, value in values.items()})))
+    assert ["a", "**2**"] in lines and ["b", "**2**"] in lines
+    assert ["base", "<ins>1</ins>"] in lines and ["c", "0.5"] in lines
+
+
+def test_a_model_without_scores_is_a_dash_and_never_best():
+    lines = cells(format_table(summarize({"base": {"h": np.array([-5.0])}, "a": {"h": np.array([np.nan])}})))
+    assert ["base", "-5"] in lines and ["a", "-"] in lines  # nothing to rank among one
+
+
+def test_the_base_alone_has_no_win_rates():
+    assert "Win rate" not in format_table(summarize({"base": {"h": np.ones(2)}}))
+
+
+def test_columns_are_prompt_sets_and_metrics_in_the_papers_scale(rows):
+    header, _, *lines = cells(format_table(rows))[:5]
+    assert header == ["Mean", "parti: hps_v2.1 x100", "parti: own", "hpd: hps_v2.1 x100"]
+    assert lines[0] == ["base", "20", "20", "**80**"] and lines[2] == ["craft", "**30**", "**30**", "70"]
+    assert format_table(rows).startswith("2 to 3 prompts of parti, hpd.")
+
+
+def test_latex_escapes_marks_and_spans(rows):
+    text = format_latex([row | {"model": row["model"].replace("sft", "sft_1&2")} for row in rows])
+    assert r" & \multicolumn{2}{c}{parti} & \multicolumn{1}{c}{hpd} \\" in text
+    assert r"\cmidrule(lr){2-3} \cmidrule(lr){4-4}" in text
+    assert r"craft & \textbf{30} & \textbf{30} & 70 \\" in text
+    assert r"sft\_1\&2 & \underline{25} & \underline{25} & \underline{75} \\" in text
+    assert text.count(r"\begin{tabular}{lrrr}") == text.count(r"\end{tabular}") == 3  # mean, median, win rate
+
+
+def test_csv_holds_every_number_unrounded(rows):
+    found = list(csv.DictReader(io.StringIO(format_csv(rows))))
+    assert len(found) == len(rows)
+    for line, row in zip(found, rows):
+        assert line["prompts"] == row["prompts"] and float(line["mean"]) == row["mean"]
+        assert line["win_rate"] == ("" if row["win_rate"] is None else str(row["win_rate"]))
+
+
+def test_one_table_a_metric_by_category():
+    scores = {"base": {"h": np.array([1.0, 1, 4])}, "craft": {"h": np.array([2.0, 2, 3])}}
+    (table,) = category_tables(summarize(scores, categories=["anime", "anime", "photo"]))
+    assert table.title == "h by category" and table.columns == ["base", "craft"]
+    found = {line: [(cell.text, cell.rank) for cell in marked] for line, marked in table.lines}
+    assert found == {
+        "anime": [("1", 2), ("2", 1)],
+        "photo": [("4", 1), ("3", 2)],
+        "mean of categories": [("2.5", 1), ("2.5", 1)],
+    }
+
+
+def test_table_of_checks_has_a_column_a_model():
+    twins = {"model": "sft", "alarm": "twins", "base": 0.1, "value": 0.2, "limit": "base + 20%", "fired": False}
+    fired = twins | {"model": "craft", "value": 0.5, "fired": True}
+    skipped = twins | {"alarm": "memory", "base": None, "value": None, "limit": "not checked: why"}
+    known = skipped | {"model": "craft", "base": 0.01, "value": 0.02, "limit": "base + 10%"}
+    header, _, first, second = cells(format_checks([twins, skipped, fired, known]))
+    assert header == ["Check", "limit", "sft", "craft"]
+    assert first == ["twins", "base + 20%", "0.1 to 0.2", "0.1 to 0.5 ALARM"]
+    assert second == ["memory", "base + 10%", "-", "0.01 to 0.02"]
+    assert cells(format_checks([skipped]))[2] == ["memory", "not checked: why", "-"]
+    sets = cells(format_checks([twins | {"prompts": "a"}, fired | {"prompts": "b"}]))
+    assert sets[2:] == [
+        ["twins, a", "base + 20%", "0.1 to 0.2", "-"],
+        ["twins, b", "base + 20%", "-", "0.1 to 0.5 ALARM"],
+    ]

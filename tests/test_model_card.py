@@ -1,0 +1,181 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Cards and file lists of models: numbers as in the run's files, metadata that the Hub reads, no path of this machine."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hub_repos import card_errors
+from huggingface_hub import ModelCard
+
+from diffusers_craft.hub.model import model_files, publish_model
+from diffusers_craft.hub.model_card import Published, model_card
+from diffusers_craft.hub.results import Results, read_results
+from diffusers_craft.hub.upload import HubRepo, as_hub_id, published_id
+
+
+RECORD = {
+    "options": {
+        "pretrained_model_name_or_path": "/home/me/models/sd15",
+        "dataset_name": "/data/top100",
+        "loss": "sft",
+        "rank": 4,
+        "max_train_steps": 120,
+        "learning_rate": 5e-5,
+        "use_ema": True,
+        "scale_lr": False,
+        "snr_gamma": None,
+        "output_dir": "/data/out",
+        "hub_model_id": "org/x",
+    },
+    "versions": {"diffusers_craft": "0.9", "torch": "2.6"},
+    "num_rows": 97,
+    "global_batch_size": 128,
+    "num_processes": 4,
+    "loss_history": [{"step": 1, "train_loss": 0.25}, {"step": 120, "train_loss": 0.125}],
+    "family": "stable-diffusion",
+    "captions": ["a | b"],
+    "device": "NVIDIA H100",
+    "speed": {"device_hours": 6.0, "images_per_second": 12.345, "peak_gb": 41.26, "mfu": None},
+}
+RESULTS = {
+    "settings": {
+        "models": {"base": {"model": "org/base"}, "craft": {"model": "outputs/craft"}},
+        "metrics": {"pickscore": {"unit": "logit_scale.exp() * cosine"}},
+        "prompts": "org/prompts",
+    },
+    "rows": [
+        {"model": "base", "metric": "pickscore", "n": 300, "mean": 20.5, "win_rate": None},
+        {"model": "craft", "metric": "pickscore", "n": 298, "mean": 21.25, "win_rate": 0.75}
+        | {"win_rate_low": 0.7, "win_rate_high": 0.8},
+    ],
+    "alarms": [
+        {"model": "craft", "message": "craft: mean saturation changed"},
+        {"model": "sft", "message": "sft: too alike"},
+    ],
+}
+PUBLISHED = Published("org/tuned", "pipeline", "org/base", "org/top100", "openrail++", ["a | b", "c"])
+
+
+@pytest.fixture
+def results(tmp_path):
+    return results_of(RESULTS, tmp_path)
+
+
+def results_of(content: dict, folder: Path) -> Results:
+    (folder / "results.json").write_text(json.dumps(content))
+    (folder / "grid.png").write_bytes(b"picture")
+    return read_results(folder, Path("outputs/craft"), "org/other")
+
+
+def test_numbers_of_the_card_are_those_of_the_files(results):
+    text = model_card(RECORD, PUBLISHED, results).text
+    for row in (
+        "| device | 4 x NVIDIA H100 |",
+        "| device hours | 6 |",
+        "| images a second, over all devices | 12.3 |",
+        "| peak memory of a process, GB | 41.3 |",
+        "| images | 97 |",
+        "| optimizer steps | 120 |",
+        "| `--learning_rate` | 5e-05 |",
+        "| `--use_ema` |  |",
+        "| `org/prompts` | 298 | pickscore | 20.5 | 21.25 | 75.0% [70.0%, 80.0%] |",
+    ):
+        assert row in text
+    assert "by supervised fine-tuning" in text
+    assert "craft: mean saturation changed" in text and "sft: too alike" not in text
+    assert not any(word in text for word in ("--rank", "scale_lr", "snr_gamma", "hub_model_id", "output_dir"))
+
+
+def test_metadata_are_what_the_hub_reads(results):
+    card = model_card(RECORD, PUBLISHED, results)
+    assert card_errors(card.content, "model") == []
+    data = ModelCard(card.content).data  # as huggingface_hub reads it back
+    assert (data.base_model, data.datasets, data.license) == ("org/base", ["org/top100"], "openrail++")
+    assert [(r.metric_type, r.metric_value) for r in data.eval_results] == [
+        ("pickscore", 21.25),
+        ("pickscore_win_rate", 0.75),
+    ]
+    assert data.eval_results[0].dataset_type == "org/prompts"
+    assert [entry["output"]["url"] for entry in data.widget] == ["images/0.png", "images/1.png"]
+
+
+def test_several_prompt_sets_and_categories(tmp_path):
+    """Rows within a category stay off the card; every set has its own."""
+    sets = {"prompts": {"drawbench": {}, "/home/me/own.txt": {}}}
+    rows = [
+        row | {"prompts": prompts, "category": category, "mean": row["mean"] + shift}
+        for shift, (prompts, category) in enumerate(
+            [("drawbench", None), ("/home/me/own.txt", None), ("drawbench", "c")]
+        )
+        for row in RESULTS["rows"]
+    ]
+    content = RESULTS | {"settings": RESULTS["settings"] | sets, "rows": rows}
+    results = results_of(content, tmp_path)
+    assert [(row["prompts"], row["base_mean"], row["mean"]) for row in results.rows] == [
+        ("drawbench", 20.5, 21.25),
+        ("own.txt", 21.5, 22.25),
+    ]
+    card = model_card(RECORD, PUBLISHED, results)
+    assert card_errors(card.content, "model") == [] and len(ModelCard(card.content).data.eval_results) == 4
+
+
+@pytest.mark.parametrize("kind", ["pipeline", "unet", "lora"])
+def test_a_path_is_never_the_base_model(kind):
+    card = model_card(RECORD, PUBLISHED._replace(kind=kind, base_id=None, dataset_id=None))
+    data = card.data.to_dict()
+    assert "base_model" not in data and "datasets" not in data and card_errors(card.content, "model") == []
+    assert "`sd15`" in card.text and "top100 (not published)" in card.text
+    assert "/home" not in card.content and "/data" not in card.content
+
+
+def test_a_hub_id_is_not_a_path_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert as_hub_id("org/name") == "org/name"
+    for name in ("name", "/org/name", "a/b/c", "outputs/", None, "./org"):
+        assert as_hub_id(name) is None
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    assert as_hub_id("org/name") is None and published_id("org/name") is None
+    (tmp_path / "org" / "name" / "craft_hub.json").write_text('{"repo_id": "org/there"}')
+    assert published_id("org/name") == "org/there"
+
+
+def test_configurations_lose_the_path_they_came_from(tmp_path):
+    for part, origin in (("unet", "/home/me/secret"), ("vae", "org/base")):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text(json.dumps({"_name_or_path": origin, "channels": 4}))
+    index = {"_class_name": "P", "_name_or_path": "/home/me", "unet": ["diffusers", "U"], "vae": ["diffusers", "V"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index | {"safety_checker": [None, None]}))
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / "optimizer.bin").write_bytes(b"large")
+    files = model_files(tmp_path, "pipeline", "org/base")
+    assert sorted(files) == ["model_index.json", "unet/config.json", "vae/config.json"]
+    assert json.loads(files["unet/config.json"]) == {"_name_or_path": "org/base", "channels": 4}
+    assert files["vae/config.json"] == tmp_path / "vae" / "config.json"
+    assert "_name_or_path" not in json.loads(model_files(tmp_path, "unet")["config.json"])
+
+
+def test_results_of_another_model_are_refused(tmp_path):
+    assert results_of(RESULTS, tmp_path).grids == {"images/evaluation_grid.png": tmp_path / "grid.png"}
+    with pytest.raises(
+        ValueError, match="--evaluation_dir: expected an evaluation of /x, found one of outputs/craft in"
+    ):
+        read_results(tmp_path, Path("/x"), "org/other")
+    with pytest.raises(ValueError, match="--evaluation_dir: expected the --output_dir of evaluate_craft.py, found no"):
+        read_results(tmp_path / "no", Path("/x"), "org/other")
+
+
+def test_what_cannot_be_published_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="expected the --output_dir of a finished training run, found no craft_run"):
+        publish_model(tmp_path, "org/m")
+    run = RECORD | {"options": RECORD["options"] | {"use_lora": True}}
+    (tmp_path / "craft_run.json").write_text(json.dumps(run))
+    with pytest.raises(ValueError, match="--push_unet_only: expected a run that trained the UNet, found one with"):
+        publish_model(tmp_path, "org/m", unet_only=True)
+    with pytest.raises(ValueError, match="--base_model: expected a Hub id ORG/NAME, found '/home/me'"):
+        publish_model(tmp_path, "org/m", base_model="/home/me")
+    with pytest.raises(ValueError, match="expected a finished training run, found no pytorch_lora_weights"):
+        publish_model(tmp_path, "org/m")
+    with pytest.raises(ValueError, match="model 'a b/c': expected ORG/NAME, found another form"):
+        HubRepo("a b/c", "model").open()
+    assert "secret" not in repr(HubRepo("org/m", "model", token="secret"))

@@ -138,6 +138,15 @@ def test_a_resumed_run_keeps_the_first_reference(align):
     assert losses(whole) == losses(parts) and same(weights(whole), weights(parts))
 
 
+@pytest.mark.parametrize("flag", ["--mixed_precision=bf16", "--train_dtype=bf16", "--channels_last"])
+def test_policy_and_reference_compute_alike(align, flag):
+    """No change is exactly no change, in any precision and layout."""
+    flags = ["--objective=dpo", "--max_train_steps=1", flag]
+    flags += ["--mixed_precision=bf16"] if "train_dtype" in flag else []
+    (first,) = run_json(align("preference", "out", *flags))["loss_history"]
+    assert first["winner_change"] == first["loser_change"] == 0.0
+
+
 def test_with_lora_the_base_is_the_reference(align):
     pytest.importorskip("peft")
     script, flags = METHODS["dpo"]

@@ -1,27 +1,78 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""InPO (arXiv 2503.18454): DPO on latents from DDIM inversion, which is SmPO without smoothing and ReNoise.
+"""InPO (arXiv 2503.18454): Diffusion-DPO on latents from DDIM inversion instead of forward noise.
 
-The released code also jitters every inversion step ("optional") and mixes times as SmPO's does; neither is done here.
+What differs from the released code, here and in SmPO: each pair has its own time (the code takes the first pair's for the
+whole batch), and the inverted latent, the UNet's label and the target belong to the same time (`grid="official"` gives the
+code's, which do not). The jitter that InPO's code may add to every inversion step is left out.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
-from .base import LossOutput, Noised, error_changes, pair_metrics
+from .base import Context, LossOutput, Noised, Objective, error_changes, pair_metrics
+from .ddim import RENOISE, implied_noise, inversion_times, invert
 from .dpo import dpo_loss
-from .smpo import SmPO
+
+
+GRIDS = ("consistent", "official")
+INVERTERS = ("reference", "policy")
 
 
 @dataclass
-class InPO(SmPO):
-    """InPO; arguments of `SmPO`. Factors that the data may carry do not count."""
+class InPO(Objective):
+    """InPO.
 
+    Args:
+        beta (`float`, *optional*, defaults to 2000): strength of the reference; the papers' is 5000 for SDXL.
+        inversion_steps (`int`, *optional*, defaults to 10): grid points; 0 takes forward noise instead.
+        renoise (`str`, *optional*, defaults to `"none"`): `none`, `final` (SmPO's paper) or `every` (its code).
+        inverter (`str`, *optional*, defaults to `"reference"`): the model that inverts; the code takes the `policy`.
+        grid (`str`, *optional*, defaults to `"consistent"`): `official` draws any time, visits the grid points below
+            it, and labels the result with the time drawn.
+    """
+
+    beta: float = 2000.0
     inversion_steps: int = 10
     renoise: str = "none"
-    uses_scores: ClassVar[bool] = False
+    inverter: str = "reference"
+    grid: str = "consistent"
+    unit: ClassVar[str] = "pair"
+    uses_reference: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        options = (("renoise", RENOISE), ("inverter", INVERTERS), ("grid", GRIDS))
+        for name, choices in options:
+            if getattr(self, name) not in choices:
+                raise ValueError(f"--{name}: expected one of {', '.join(choices)}, found {getattr(self, name)!r}")
+        if self.inversion_steps < 0:
+            raise ValueError(f"--inversion_steps: expected at least 0, found {self.inversion_steps}")
+
+    def prepare(self, batch: Any, context: Context) -> Noised:
+        if not self.inversion_steps:
+            return super().prepare(batch, context)
+        times, num_steps, labels = self._times(batch.timesteps, len(context.alphas_cumprod))
+        abar = context.alphas_cumprod
+        predict = context.predict_reference if self.inverter == "reference" else context.predict
+
+        def predict_rows(latents, timesteps, rows):
+            return predict(latents, timesteps, {name: value[rows] for name, value in batch.conditioning.items()})
+
+        noisy = invert(batch.latents, num_steps, times, abar, predict_rows, self.renoise)
+        target = implied_noise(noisy, batch.latents, abar[labels])
+        return Noised(noisy, labels, batch.conditioning, target, batch.advantages)
 
     def loss(self, batch: Noised, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
         changes = error_changes(batch, prediction, reference)
         return LossOutput(dpo_loss(changes, self.beta), pair_metrics(changes))
+
+    def _times(self, drawn: torch.Tensor, num_timesteps: int) -> tuple[list[int], torch.Tensor, torch.Tensor]:
+        """Grid, number of steps (B,) and UNet labels (B,) for uniformly drawn times (B,)."""
+        if self.grid == "consistent":
+            times = inversion_times(num_timesteps, self.inversion_steps)
+            num_steps = drawn * self.inversion_steps // num_timesteps + 1  # uniform on 1 .. G
+            return times, num_steps, torch.tensor(times, device=drawn.device)[num_steps - 1]
+        stride = num_timesteps // self.inversion_steps
+        times = [1 + stride * step for step in range(self.inversion_steps)]  # diffusers' leading spacing, offset 1
+        return times, (torch.tensor(times, device=drawn.device) < drawn[:, None]).sum(dim=1), drawn

@@ -1,23 +1,16 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""SmPO-Diffusion (arXiv 2506.02698): DPO with preferences smoothed by a reward model, on latents from DDIM inversion.
-
-What differs from the released code: each pair has its own factor and its own time (the code takes the first pair's for
-the whole batch), and the inverted latent, the UNet's label and the target belong to the same time (`grid="official"`
-gives the code's, which do not).
+"""SmPO-Diffusion (arXiv 2506.02698): InPO's DPO on inverted latents, with ReNoise, and with preferences that a reward
+model smooths: the closer two images score, the less their order counts.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
-from .base import Context, LossOutput, Noised, Objective, error_changes, pair_metrics
-from .ddim import RENOISE, implied_noise, inversion_times, invert
+from .base import LossOutput, Noised, error_changes, pair_metrics
 from .dpo import dpo_loss
-
-
-GRIDS = ("consistent", "official")
-INVERTERS = ("reference", "policy")
+from .inpo import InPO
 
 
 def smoothing_factors(
@@ -50,62 +43,21 @@ def smpo_loss(changes: torch.Tensor, factors: torch.Tensor, beta: float) -> torc
 
 
 @dataclass
-class SmPO(Objective):
+class SmPO(InPO):
     """SmPO-Diffusion; each pair's factor comes as the size of its rows' `advantages` (+f for winners, -f for losers).
 
     Args:
-        beta (`float`, *optional*, defaults to 2000): strength of the reference; the paper's is 5000 for SDXL.
-        gamma (`float`, *optional*, defaults to 10): largest factor, see `smoothing_factors`.
         inversion_steps (`int`, *optional*, defaults to 9): grid points; 0 takes forward noise instead.
-        renoise (`str`, *optional*, defaults to `"final"`): `none`, `final` (paper) or `every` (code).
-        inverter (`str`, *optional*, defaults to `"reference"`): the model that inverts; the code takes the `policy`.
-        grid (`str`, *optional*, defaults to `"consistent"`): `official` draws any time, visits the grid points below
-            it, and labels the result with the time drawn.
+        renoise (`str`, *optional*, defaults to `"final"`): `none`, `final` (the paper) or `every` (the code).
+        gamma (`float`, *optional*, defaults to 10): largest factor, see `smoothing_factors`.
     """
 
-    beta: float = 2000.0
-    gamma: float = 10.0
     inversion_steps: int = 9
     renoise: str = "final"
-    inverter: str = "reference"
-    grid: str = "consistent"
-    unit: ClassVar[str] = "pair"
-    uses_reference: ClassVar[bool] = True
+    gamma: float = 10.0
     uses_scores: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        options = (("renoise", RENOISE), ("inverter", INVERTERS), ("grid", GRIDS))
-        for name, choices in options:
-            if getattr(self, name) not in choices:
-                raise ValueError(f"--{name}: expected one of {', '.join(choices)}, found {getattr(self, name)!r}")
-        if self.inversion_steps < 0:
-            raise ValueError(f"--inversion_steps: expected at least 0, found {self.inversion_steps}")
-
-    def prepare(self, batch: Any, context: Context) -> Noised:
-        if not self.inversion_steps:
-            return super().prepare(batch, context)
-        times, num_steps, labels = self._times(batch.timesteps, len(context.alphas_cumprod))
-        abar = context.alphas_cumprod
-        predict = context.predict_reference if self.inverter == "reference" else context.predict
-
-        def predict_rows(latents, timesteps, rows):
-            return predict(latents, timesteps, {name: value[rows] for name, value in batch.conditioning.items()})
-
-        noisy = invert(batch.latents, num_steps, times, abar, predict_rows, self.renoise)
-        target = implied_noise(noisy, batch.latents, abar[labels])
-        return Noised(noisy, labels, batch.conditioning, target, batch.advantages)
 
     def loss(self, batch: Noised, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
         changes = error_changes(batch, prediction, reference)
         factors = batch.advantages.chunk(2)[0]
         return LossOutput(smpo_loss(changes, factors, self.beta), pair_metrics(changes))
-
-    def _times(self, drawn: torch.Tensor, num_timesteps: int) -> tuple[list[int], torch.Tensor, torch.Tensor]:
-        """Grid, number of steps (B,) and UNet labels (B,) for uniformly drawn times (B,)."""
-        if self.grid == "consistent":
-            times = inversion_times(num_timesteps, self.inversion_steps)
-            num_steps = drawn * self.inversion_steps // num_timesteps + 1  # uniform on 1 .. G
-            return times, num_steps, torch.tensor(times, device=drawn.device)[num_steps - 1]
-        stride = num_timesteps // self.inversion_steps
-        times = [1 + stride * step for step in range(self.inversion_steps)]  # diffusers' leading spacing, offset 1
-        return times, (torch.tensor(times, device=drawn.device) < drawn[:, None]).sum(dim=1), drawn

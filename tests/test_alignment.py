@@ -16,7 +16,7 @@ from training_driver import ROOT, environment, losses, run_json, same, weights
 
 from diffusers_craft.alignment_context import AlignmentContext, CompositeScorer
 from diffusers_craft.objectives.dpo import DPO
-from diffusers_craft.rewards import register_reward
+from diffusers_craft.rewards import register_reward, registry
 
 
 SCRIPTS = {
@@ -39,7 +39,8 @@ class Brightness:
 
 
 @pytest.fixture(autouse=True)
-def brightness():
+def brightness(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))  # other tests do not get this reward
     reward = Brightness()
     register_reward("brightness", lambda: reward)
     return reward

@@ -236,13 +236,17 @@ def test_low_precision_towers_stay_close(clip_folder: Path, images: list[Image.I
     assert (rough.source["dtype"], exact.source["dtype"]) == ("bfloat16", "float32")
 
 
-def test_float32_is_not_tf32(clip_folder: Path, images: list[Image.Image]):
+def test_float32_is_not_tf32(clip_folder: Path, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch):
     """PyTorch convolves in TF32 by default, so that patch embeddings on a GPU would keep ten bits of them."""
+    new = hasattr(torch.backends.cudnn, "conv")
+    owner, name, tf32 = (
+        (torch.backends.cudnn.conv, "fp32_precision", "tf32") if new else (torch.backends.cudnn, "allow_tf32", True)
+    )
 
     def allowed() -> bool:
-        cudnn = torch.backends.cudnn
-        return cudnn.conv.fp32_precision == "tf32" if hasattr(cudnn, "conv") else cudnn.allow_tf32
+        return getattr(owner, name) == tf32
 
+    monkeypatch.setattr(owner, name, tf32)
     reward, seen = load_reward("pickscore", str(clip_folder), dtype=torch.float32), []
     reward.model.clip.vision_model.register_forward_pre_hook(lambda *_: seen.append(allowed()))
     reward.score(PROMPTS, images)

@@ -83,6 +83,7 @@ def test_real_models_follow_the_recipe(run, family, backbone, batch, processes):
     assert (train.learning_rate, train.lr_scheduler, train.loss) == (5e-5, "constant", "craft")
     assert not (train.use_8bit_adam or train.use_adafactor) and train.train_dtype == "fp32"
 
+    assert evaluate.prompts == ["hpdv2", "partiprompts", "pickapic"]
     assert train.dataset_name == build.output_dir and evaluate.tuned == [f"craft={train.output_dir}"]
     model = build.pretrained_model_name_or_path
     assert train.pretrained_model_name_or_path == model and evaluate.base == f"base={model}"

@@ -20,7 +20,7 @@ REFINER=${REFINER:-openai --refiner_model qwen-plus}
 NUM_PROCESSES=${NUM_PROCESSES:-1} # GPUs
 BATCH=${BATCH:-16}                # images a GPU and pass
 TRAIN_FLAGS=${TRAIN_FLAGS:---mixed_precision bf16}
-EVALUATION=${EVALUATION:-nateraw/parti-prompts --prompt_column Prompt}
+EVALUATION=${EVALUATION:-hpdv2 partiprompts pickapic}
 LAUNCH=("$PYTHON" -m accelerate.commands.launch --num_processes "$NUM_PROCESSES")
 
 ACCUMULATION=$((128 / (BATCH * NUM_PROCESSES)))

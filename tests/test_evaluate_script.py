@@ -195,6 +195,19 @@ def test_a_missing_model_is_found_before_anything_is_generated(run, script, monk
         run("--tuned", "x=./nowhere")
 
 
+def test_a_unet_alone_is_a_tuned_model_of_the_base(run, tuned):
+    """As `publish_craft.py --push_unet_only` publishes it."""
+    folder = run("--tuned", f"whole={tuned}", f"unet={tuned / 'unet'}")
+    whole, unet = (
+        [
+            pq.read_table(part)["image"].to_pylist()
+            for part in sorted((folder / "images" / "prompts" / name).glob("*.parquet"))
+        ]
+        for name in ("whole", "unet")
+    )
+    assert len(whole) == 3 and whole == unet
+
+
 def test_exact_metric_for_a_tiny_base_with_captions(run, script, monkeypatch):
     monkeypatch.setattr(script, "is_tiny", lambda name: True)
     results = json.loads((run() / "results.json").read_text())
@@ -282,7 +295,8 @@ def test_several_prompt_sets_and_images_a_prompt(script, arguments, tmp_path):
     )
     loaded = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script, "load_pipeline", lambda **o: loaded.append(o["name_or_path"]) or load_pipeline(**o))
+        load = script.load_model
+        patch.setattr(script, "load_model", lambda source: loaded.append(source["name_or_path"]) or load(source))
         index = arguments.index("--prompts")
         sets = [*arguments[: index + 2], f"second={own}", *arguments[index + 2 :]]
         script.main(script.parse_args([*sets, "--images_per_prompt", "2", "--output_dir", str(tmp_path / "out")]))

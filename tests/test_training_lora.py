@@ -7,7 +7,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from training_driver import losses, same
 
-from diffusers_craft.backbones import SD15, SDXL, ModelSource
+from diffusers_craft.backbones import SD15, SDXL, ModelSource, load_tuned_pipeline
 from diffusers_craft.training import TrainingRun
 
 
@@ -41,6 +41,11 @@ def test_the_pipeline_loads_what_was_trained(train, backbone, random_sd15, rando
             for unet in (run.unet.eval(), pipeline.unet, plain)
         )
     torch.testing.assert_close(trained, loaded, rtol=0, atol=1e-5)
+    tuned = load_tuned_pipeline(str(folder), str(base), device="cpu").unet
+    assert not any("lora" in name for name, _ in tuned.named_parameters())  # fused: as fast as the base
+    with torch.no_grad():
+        fused = backbone.predict(tuned, batch.noisy_latents, batch.timesteps, batch.conditioning)
+    torch.testing.assert_close(fused, loaded, rtol=0, atol=1e-5)
     assert (trained - untouched).abs().max() > 1e-2
     for name, value in run.unet.named_parameters():
         assert ("lora_" in name) == value.requires_grad

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.utils import check_min_version
 
 from diffusers_craft import (
@@ -56,6 +57,7 @@ from diffusers_craft import (
     load_pipeline,
     load_prompt_set,
     load_rewards,
+    load_tuned_pipeline,
     measure_images,
     parse_models,
     parse_pairs,
@@ -153,15 +155,21 @@ def find_training_data(models: dict[str, str], given: Sequence[str]) -> dict[str
     return found
 
 
+def load_model(source: dict[str, Any]) -> DiffusionPipeline:
+    """The base, or a tuned model, which may be LoRA weights or a UNet for it."""
+    return (load_tuned_pipeline if "base" in source else load_pipeline)(**source)
+
+
 def open_models(args: argparse.Namespace, models: dict[str, str]) -> dict[str, Evaluated]:
     """Loads every model once before the first one generates: a refusal must not come after hours."""
     settings = GenerationSettings(args.resolution, args.num_inference_steps, args.guidance_scale, args.batch_size)
     evaluated: dict[str, Evaluated] = {}
     for name, model in models.items():
         source = {"name_or_path": model, "dtype": DTYPES[args.dtype], "device": args.device}
-        if not evaluated:
-            source |= {"revision": args.revision, "variant": args.variant}
-        pipeline = load_pipeline(**source)
+        source |= {"revision": args.revision, "variant": args.variant}
+        if evaluated:
+            source["base"] = next(iter(models.values()))
+        pipeline = load_model(source)
         settings = settings.resolve(pipeline)  # what the flags leave open, the base decides for all
         options = generation_options(pipeline, settings, args.seed, save_latents=False)
         evaluated[name] = Evaluated(source, settings, options)
@@ -212,7 +220,7 @@ def generate(evaluated: dict[str, Evaluated], runs: list[PromptRun], seed: int) 
         missing = [run for run in runs if not run.images[name].is_complete]
         if missing:
             logger.info("%s: generating %d images", name, sum(run.images[name].num_rows for run in missing))
-            pipeline = load_pipeline(**one.source)
+            pipeline = load_model(one.source)
             for run in missing:
                 rows, shards = evaluation_rows(run.prompts.prompts, run.num_images), run.images[name].share()
                 noise_seed = derive_seed(seed, "evaluation")

@@ -15,7 +15,7 @@ _EXPORTS = {
     "alignment": ["train_alignment"],
     "alignment_args": ["add_alignment_arguments", "add_objective_options", "objective_from_args"],
     "alignment_data": ["composite_scores", "load_preferences"],
-    "backbones": ["BACKBONES", "SD15", "SDXL", "Components", "ModelSource", "load_pipeline"],
+    "backbones": ["BACKBONES", "SD15", "SDXL", "Components", "ModelSource", "load_pipeline", "load_tuned_pipeline"],
     "builder": ["CRAFTDatasetBuilder"],
     "cli": ["default_device", "parse_pairs", "run_script", "write_run_json"],
     "composite": ["composite_reward", "normalization_constants"],

@@ -14,11 +14,13 @@ import diffusers
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import deprecation_utils
+from huggingface_hub import hf_hub_download
 from safetensors import safe_open
 
 from . import tiny
 
 
+LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that `load_lora_weights` looks for
 _NO_SAFETY_CHECKER = {"safety_checker": None, "requires_safety_checker": False}
 
 
@@ -90,6 +92,62 @@ def load_pipeline(
         return _load_single_file(class_name, path, config, cache_dir, dtype, components).to(device)
     pipeline = DiffusionPipeline.from_pretrained(path, variant=variant, **where, **dtype_argument(dtype), **components)
     return pipeline.to(device)
+
+
+def load_tuned_pipeline(
+    name_or_path: str,
+    base: str,
+    revision: str | None = None,
+    variant: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device | None = None,
+    cache_dir: str | None = None,
+    config: str | None = None,
+    fuse: bool = True,
+) -> DiffusionPipeline:
+    """Loads what a training left: a whole pipeline, or LoRA weights or a UNet that replace those of its base.
+
+    Args:
+        name_or_path (`str`): Hub id or folder; whatever `load_pipeline` takes is a pipeline.
+        base (`str`): the model that was trained, as `load_pipeline` takes it.
+        revision, variant, config (`str`, *optional*): of the base.
+        dtype, device, cache_dir: as in `load_pipeline`.
+        fuse (`bool`, *optional*, defaults to `True`): add LoRA weights to the UNet's own, which makes it as fast as the
+            base's and differs by rounding.
+
+    Raises:
+        ValueError: if one of the two is not there.
+    """
+    kind = next((kind for kind, file in _TUNED_FILES.items() if _has_file(name_or_path, file, cache_dir)), "pipeline")
+    options = {"dtype": dtype, "device": device, "cache_dir": cache_dir}
+    if kind == "pipeline":
+        return load_pipeline(name_or_path, **options)
+    pipeline = load_pipeline(base, revision, variant, config=config, **options)
+    if kind == "unet":
+        unet = UNet2DConditionModel.from_pretrained(
+            name_or_path, cache_dir=cache_dir, **dtype_argument(pipeline.dtype)
+        )
+        pipeline.unet = unet.to(pipeline.device)
+        return pipeline
+    pipeline.load_lora_weights(name_or_path, cache_dir=cache_dir)
+    if fuse:
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
+    return pipeline
+
+
+_TUNED_FILES = {"pipeline": "model_index.json", "lora": LORA_FILE, "unet": "config.json"}  # the first that is there
+
+
+def _has_file(name_or_path: str, file: str, cache_dir: str | None) -> bool:
+    path = Path(tiny.model_path(str(name_or_path)))
+    if path.exists():
+        return (path / file).is_file()
+    try:
+        hf_hub_download(str(name_or_path), file, cache_dir=cache_dir)
+    except (OSError, ValueError):  # no such file, repository or network, or no Hub id at all
+        return False
+    return True
 
 
 def is_single_file(path: str) -> bool:

@@ -19,7 +19,10 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser, prompt_sets: Seque
         help="Base pipeline: Hub id, folder, or tiny-sd15 / tiny-sdxl; NAME=MODEL sets its name in the table.",
     )
     parser.add_argument(
-        "--tuned", nargs="+", default=[], help="Tuned pipelines, each as MODEL or NAME=MODEL; as the base otherwise."
+        "--tuned",
+        nargs="+",
+        default=[],
+        help="Tuned models, each as MODEL or NAME=MODEL: pipelines as the base, or LoRA weights or a UNet for it.",
     )
     parser.add_argument("--revision", default=None, help="Revision of the base on the Hub.")
     parser.add_argument("--variant", default=None, help="File variant of the base, e.g. fp16.")

@@ -15,11 +15,10 @@ from diffusers.training_utils import cast_training_params
 from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
 from safetensors.torch import load_file
 
-from .backbones import dtype_argument
+from .backbones import LORA_FILE, dtype_argument
 from .records import derive_seed
 
 
-LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that `load_lora_weights` looks for
 LORA_TARGETS = ["to_k", "to_q", "to_v", "to_out.0"]  # every attention, as in diffusers' LoRA scripts
 
 

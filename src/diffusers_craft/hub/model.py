@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from ..backbones import LORA_FILE
 from ..grid import image_grid
 from ..tiny import is_tiny
 from .card import without_paths
@@ -21,7 +22,6 @@ from .upload import RETRY, HubRepo, as_hub_id, hub_license, published_id
 
 RUN_FILE = "craft_run.json"
 LAST_CHECKPOINT = "last-checkpoint"  # folder in the repository while a run goes on
-_LORA_FILE = "pytorch_lora_weights.safetensors"
 _REPLACED = ("images/*", f"{LAST_CHECKPOINT}/*", "*diffusion_pytorch_model*", "*/model*.safetensors*")
 _NAMES_OF_ORIGIN = ("_name_or_path", "name_or_path")  # where diffusers and transformers note a local path
 
@@ -104,11 +104,11 @@ def model_files(folder: Path, kind: str, base_id: str | None = None) -> dict[str
     Raises:
         ValueError: if a file is missing.
     """
-    wanted = {"pipeline": "model_index.json", "unet": "unet/config.json", "lora": _LORA_FILE}[kind]
+    wanted = {"pipeline": "model_index.json", "unet": "unet/config.json", "lora": LORA_FILE}[kind]
     if not (folder / wanted).is_file():
         raise ValueError(f"{folder}: expected a finished training run, found no {wanted}")
     if kind == "lora":
-        return {_LORA_FILE: folder / _LORA_FILE}
+        return {LORA_FILE: folder / LORA_FILE}
     if kind == "unet":
         paths = {path.name: path for path in sorted((folder / "unet").iterdir())}
     else:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import DiffusionPipeline
 
-from ..backbones import load_pipeline
+from ..backbones import load_tuned_pipeline
 from ..records import derive_seed
 from ..workdir import atomic_write_json, fingerprint
 
@@ -53,13 +53,9 @@ def sample_pictures(folder: Path, record: Mapping[str, Any]) -> list[Sample]:
 def load_trained(folder: Path, record: Mapping[str, Any]) -> DiffusionPipeline:
     """The pipeline that a finished run made, in float16 on a GPU: its own, or the base with its LoRA."""
     options = record["options"]
-    if not options.get("use_lora"):
-        return load_pipeline(str(folder), dtype=torch.float16)
-    config = options["single_file_config"]
-    base, where = options["pretrained_model_name_or_path"], (options["revision"], options["variant"])
-    pipeline = load_pipeline(base, *where, dtype=torch.float16, cache_dir=options["cache_dir"], config=config)
-    pipeline.load_lora_weights(folder)
-    return pipeline
+    where = {name: options[name] for name in ("revision", "variant", "cache_dir")}
+    base, config = options["pretrained_model_name_or_path"], options["single_file_config"]
+    return load_tuned_pipeline(str(folder), base, dtype=torch.float16, config=config, fuse=False, **where)
 
 
 def _is_drawn(target: Path, run: str) -> bool:

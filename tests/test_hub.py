@@ -251,6 +251,7 @@ def test_what_arrives_draws_what_was_trained(hub, driver, trained, kind, tmp_pat
     code = f"""
 import torch
 from pathlib import Path
+from diffusers_craft import load_tuned_pipeline
 from diffusers_craft.hub.samples import load_trained
 import json
 {setup}
@@ -262,6 +263,7 @@ def draw(pipeline):
     return pipeline("thing 1", height=64, width=64, num_inference_steps=3, generator=noise).images[0].tobytes()
 base = DiffusionPipeline.from_pretrained("org/base")
 assert draw(pipeline) == draw(load_trained(folder, record)) != draw(base)
+assert draw(load_tuned_pipeline("org/{kind}", "org/base", fuse=False)) == draw(pipeline)
 """
     outcome = driver.execute(code)
     assert outcome.code == 0, outcome.output

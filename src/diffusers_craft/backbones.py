@@ -15,6 +15,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import deprecation_utils
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import safe_open
 
 from . import tiny
@@ -145,7 +146,7 @@ def _has_file(name_or_path: str, file: str, cache_dir: str | None) -> bool:
         return (path / file).is_file()
     try:
         hf_hub_download(str(name_or_path), file, cache_dir=cache_dir)
-    except (OSError, ValueError):  # no such file, repository or network, or no Hub id at all
+    except (OSError, ValueError, EntryNotFoundError):  # no such file, repository or network, or no Hub id at all
         return False
     return True
 

@@ -22,6 +22,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 import pytest
 import torch
+from chat_server import ChatServer
 from PIL import Image
 from training_driver import FIXED, load_script
 
@@ -260,3 +261,24 @@ def _tokenizer(folder: Path, pad_token: str = "<|endoftext|>", max_length: int =
     (folder / "vocab.json").write_text(json.dumps(_vocabulary()), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     return CLIPTokenizer.from_pretrained(str(folder), model_max_length=max_length, pad_token=pad_token)
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch):
+    """`serve(reply)` starts a `ChatServer`; clients wait next to nothing between tries."""
+    from diffusers_craft import llm
+    from diffusers_craft.rewards import mllm
+
+    for client in (llm, mllm):
+        monkeypatch.setattr(client, "RETRY_SECONDS", 0.001)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    servers = []
+
+    def start(reply) -> ChatServer:
+        servers.append(ChatServer(reply))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()

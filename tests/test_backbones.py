@@ -105,3 +105,10 @@ def test_errors_name_the_model(models, tmp_path):
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="expected a diffusers pipeline folder"):
         load_pipeline(str(tmp_path))
+
+
+@pytest.mark.parametrize("backbone", [SD15, SDXL], ids=lambda backbone: backbone.name)
+def test_only_what_encodes_goes_to_the_device(models, backbone):
+    components = backbone.load(ModelSource(str(models[backbone])), device="meta")
+    assert {module.device.type for module in (components.vae, *components.text_encoders)} == {"meta"}
+    assert components.unet.device.type == "cpu"  # until the encoders have made room, see `TrainingRun`

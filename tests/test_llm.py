@@ -6,26 +6,9 @@ import socket
 import time
 
 import pytest
-from chat_server import ChatServer, chat
+from chat_server import chat
 
-from diffusers_craft import llm
 from diffusers_craft.llm import INSTRUCTION, MAX_WORDS, OpenAIRefiner, TransformersRefiner, clean_reply
-
-
-@pytest.fixture
-def serve(monkeypatch):
-    monkeypatch.setattr(llm, "RETRY_SECONDS", 0.001)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    servers = []
-
-    def start(reply) -> ChatServer:
-        servers.append(ChatServer(reply))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
 
 
 def test_good_replies(serve, monkeypatch):

@@ -7,31 +7,15 @@ import json
 
 import numpy as np
 import pytest
-from chat_server import ChatServer, chat
+from chat_server import chat
 from PIL import Image
 
-from diffusers_craft.rewards import load_reward, mllm
+from diffusers_craft.rewards import load_reward
 from diffusers_craft.rewards.mllm import ASPECTS, SCHEMA, MLLMReward, parse_grades
 
 
 def grades(*values, **changes):
     return json.dumps(dict(zip(ASPECTS, values)) | changes)
-
-
-@pytest.fixture
-def serve(monkeypatch):
-    monkeypatch.setattr(mllm, "RETRY_SECONDS", 0.001)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    servers = []
-
-    def start(reply) -> ChatServer:
-        servers.append(ChatServer(reply))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
 
 
 def test_mean_of_the_five_grades(serve, tiny_images):

@@ -120,6 +120,13 @@ def test_several_prompt_sets_and_categories(tmp_path):
     assert card_errors(card.content, "model") == [] and len(ModelCard(card.content).data.eval_results) == 4
 
 
+def test_the_card_names_the_objective():
+    """Runs with a preference objective have `--loss sft` by default, which is not what they did."""
+    record = RECORD | {"options": RECORD["options"] | {"objective": "dpo"}}
+    text = model_card(record, PUBLISHED).text
+    assert "with the objective `dpo`" in text and "supervised" not in text
+
+
 @pytest.mark.parametrize("kind", ["pipeline", "unet", "lora"])
 def test_a_path_is_never_the_base_model(kind):
     card = model_card(RECORD, PUBLISHED._replace(kind=kind, base_id=None, dataset_id=None))

@@ -238,15 +238,18 @@ def test_low_precision_towers_stay_close(clip_folder: Path, images: list[Image.I
 
 def test_float32_is_not_tf32(clip_folder: Path, images: list[Image.Image]):
     """PyTorch convolves in TF32 by default, so that patch embeddings on a GPU would keep ten bits of them."""
-
-    def allowed() -> bool:
-        cudnn = torch.backends.cudnn
-        return cudnn.conv.fp32_precision == "tf32" if hasattr(cudnn, "conv") else cudnn.allow_tf32
-
+    new = hasattr(torch.backends.cudnn, "conv")
+    owner = torch.backends.cudnn.conv if new else torch.backends.cudnn
+    name, tf32 = ("fp32_precision", "tf32") if new else ("allow_tf32", True)
     reward, seen = load_reward("pickscore", str(clip_folder), dtype=torch.float32), []
-    reward.model.clip.vision_model.register_forward_pre_hook(lambda *_: seen.append(allowed()))
-    reward.score(PROMPTS, images)
-    assert seen == [False] and allowed()
+    reward.model.clip.vision_model.register_forward_pre_hook(lambda *_: seen.append(getattr(owner, name)))
+    before = getattr(owner, name)
+    setattr(owner, name, tf32)  # whatever earlier tests left
+    try:
+        reward.score(PROMPTS, images)
+        assert seen == ["ieee" if new else False] and getattr(owner, name) == tf32
+    finally:
+        setattr(owner, name, before)
 
 
 def test_empty_batch_needs_no_weights(clip_folder: Path):

@@ -83,6 +83,7 @@ def test_real_models_follow_the_recipe(run, family, backbone, batch, processes):
     assert (train.learning_rate, train.lr_scheduler, train.loss) == (5e-5, "constant", "craft")
     assert not (train.use_8bit_adam or train.use_adafactor) and train.train_dtype == "fp32"
 
+    assert evaluate.prompts == ["hpdv2", "partiprompts", "pickapic"]
     assert train.dataset_name == build.output_dir and evaluate.tuned == [f"craft={train.output_dir}"]
     model = build.pretrained_model_name_or_path
     assert train.pretrained_model_name_or_path == model and evaluate.base == f"base={model}"
@@ -95,6 +96,16 @@ def test_settings_of_the_environment_arrive(run):
     (build,), (train,), _ = calls.values()
     assert (build.refiner, build.refiner_model, build.prompts, build.seed) == ("template", None, "mine.txt", 7)
     assert (train.train_batch_size, train.gradient_accumulation_steps, train.use_lora) == (2, 64, True)
+
+
+def test_results_are_published_on_request(run):
+    calls, launchers = run("run_sdxl.sh", HUB_ID="org/craft")
+    dataset, model = calls["publish_craft"]
+    assert (dataset.hub_dataset_id, model.hub_model_id) == ("org/craft-data", "org/craft")
+    assert dataset.output_dir == calls["build_craft_dataset"][0].output_dir
+    assert model.output_dir == calls["train_craft_sdxl"][0].output_dir
+    assert model.evaluation_dir == calls["evaluate_craft"][0].output_dir
+    assert launchers[-2:] == [[], []]  # one process
 
 
 def test_a_batch_that_does_not_divide_128_is_refused(run):

@@ -195,3 +195,9 @@ def test_the_slurm_script_gives_every_machine_its_rank(tmp_path):
         script_flags = call[next(i for i, word in enumerate(call) if word.endswith("train_craft_sdxl.py")) + 1 : -1]
         load_script("sdxl").parse_args(script_flags)
     assert len(calls) == 2
+
+
+def test_sharding_that_is_not_set_up_is_said(train, monkeypatch, caplog):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    train("sd15", "out", "--max_train_steps=1", "--train_batch_size=2", "--gradient_accumulation_steps=1")
+    assert "FSDP was asked for, but accelerate sets it up on several GPUs only: not sharded." in caplog.text

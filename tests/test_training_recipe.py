@@ -2,6 +2,7 @@
 """The flags of optimizer, schedule and precision through the scripts, against a loop of PyTorch's own."""
 
 import copy
+from argparse import Namespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers.optimization import Adafactor
 
 from diffusers_craft.objectives.craft import craft_loss
 from diffusers_craft.training import TrainingRun
+from diffusers_craft.training_weights import trained_weights
 
 
 STEPS = ["--train_batch_size=4", "--gradient_accumulation_steps=2", "--max_train_steps=3"]
@@ -143,6 +145,18 @@ def test_master_weights_and_vae_stay_float32_in_mixed_precision(train, kept, mon
     batch = kept["batches"][0][0]
     assert batch.conditioning["encoder_hidden_states"].dtype == torch.bfloat16
     assert batch.conditioning["time_ids"].dtype == batch.noisy_latents.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_only_a_frozen_unet_takes_the_precision_of_the_passes(random_sd15, dtype):
+    """fp16 needs a GPU to train; that its master weights are float32 shows without one."""
+    flags = {"rank": 2, "lora_alpha": None, "lora_dropout": 0.0, "seed": 0, "train_dtype": "fp32"}
+    for use_lora in (False, True):
+        unet = UNet2DConditionModel.from_pretrained(random_sd15, subfolder="unet")
+        trained_weights(Namespace(use_lora=use_lora, **flags), "StableDiffusionPipeline").prepare(unet, dtype)
+        for name, parameter in unet.named_parameters():
+            assert parameter.dtype == (torch.float32 if parameter.requires_grad else dtype), name
+            assert parameter.requires_grad is ("lora_" in name or not use_lora)
 
 
 def test_gradient_checkpointing_changes_memory_only(train, kept):

@@ -4,6 +4,7 @@
 # filter hpa, Top-100, 120 steps at 5e-5. A killed run goes on where it was.
 #
 #   DASHSCOPE_API_KEY=... NUM_PROCESSES=8 bash examples/craft/run_sd15.sh
+#   HUB_ID=org/craft-sd15 ...   # publishes the model, and the dataset as org/craft-sd15-data
 #   NUM_PROMPTS=1000 REFINER="template" OUT=outputs/small bash examples/craft/run_sd15.sh   # no LLM, a tenth of the work
 #   BATCH=2 TRAIN_FLAGS="--mixed_precision bf16 --gradient_checkpointing --use_lora --learning_rate 1e-4" ...   # 12 GB
 set -euo pipefail
@@ -19,7 +20,7 @@ REFINER=${REFINER:-openai --refiner_model qwen-plus}
 NUM_PROCESSES=${NUM_PROCESSES:-1} # GPUs
 BATCH=${BATCH:-16}                # images a GPU and pass
 TRAIN_FLAGS=${TRAIN_FLAGS:---mixed_precision bf16}
-EVALUATION=${EVALUATION:-nateraw/parti-prompts --prompt_column Prompt}
+EVALUATION=${EVALUATION:-hpdv2 partiprompts pickapic}
 LAUNCH=("$PYTHON" -m accelerate.commands.launch --num_processes "$NUM_PROCESSES")
 
 ACCUMULATION=$((128 / (BATCH * NUM_PROCESSES)))
@@ -54,3 +55,10 @@ fi
   --prompts $EVALUATION \
   --rewards hps_v2.1 aesthetic image_reward \
   --seed "$SEED" --output_dir "$OUT/evaluation"
+
+# pipeline, dataset -> Hub
+if [[ -n ${HUB_ID:-} ]]; then
+  PUBLISH=("$PYTHON" examples/craft/publish_craft.py)
+  "${PUBLISH[@]}" --output_dir "$OUT/dataset" --hub_dataset_id "$HUB_ID-data"
+  "${PUBLISH[@]}" --output_dir "$OUT/craft" --hub_model_id "$HUB_ID" --evaluation_dir "$OUT/evaluation"
+fi

@@ -82,8 +82,8 @@ def train_alignment(args: Namespace, objective: Objective) -> TrainingRun:
 
 
 def record_objective(args: Namespace, objective: Objective) -> None:
-    """Puts the objective's name as `loss` and its resolved options into the flags, for `craft_run.json` and the card."""
-    args.loss = type(objective).__name__
+    """Puts the objective's name and its resolved options among the flags, for `craft_run.json` and the model's card."""
+    args.objective = getattr(args, "objective", None) or type(objective).__name__
     for field in dataclasses.fields(objective):
         if hasattr(args, field.name):
             setattr(args, field.name, getattr(objective, field.name))

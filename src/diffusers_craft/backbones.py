@@ -128,14 +128,18 @@ class Backbone:
     paper_hours: float
 
     def load(self, source: ModelSource, device: str | torch.device = "cpu") -> Components:
-        """The parts that training needs, in float32, with a DDPM scheduler made from the pipeline's own schedule."""
-        pipeline = self.pipeline(source, device=device)
+        """The parts that training needs, in float32, with a DDPM scheduler made from the pipeline's own schedule.
+
+        VAE and text encoders go to `device`. The UNet stays on the CPU: a small card holds it only once the encoders are
+        gone, and perhaps not in float32.
+        """
+        pipeline = self.pipeline(source)
         return Components(
             unet=pipeline.unet,
             noise_scheduler=DDPMScheduler.from_config(pipeline.scheduler.config),
             force_zeros_for_empty_prompt=bool(pipeline.config.get("force_zeros_for_empty_prompt", False)),
-            vae=pipeline.vae.requires_grad_(False),
-            text_encoders=[getattr(pipeline, name).requires_grad_(False) for name in self.text_encoders],
+            vae=pipeline.vae.requires_grad_(False).to(device),
+            text_encoders=[getattr(pipeline, name).requires_grad_(False).to(device) for name in self.text_encoders],
             tokenizers=[getattr(pipeline, name.replace("text_encoder", "tokenizer")) for name in self.text_encoders],
         )
 

@@ -32,7 +32,7 @@ from .training_batch import MicroBatch, diffuse
 from .training_data import TrainingData, shuffled_rows
 from .training_hub import TrainingHub, card_facts
 from .training_optimizer import create_optimizer
-from .training_speed import SpeedMeter, forward_flops, speed_report
+from .training_speed import SpeedMeter, announce_speed, forward_flops, speed_report
 from .training_state import (
     MetricLog,
     find_checkpoint,
@@ -281,11 +281,7 @@ class TrainingRun:
         flops = forward_flops(self.backbone, config, data.latents[0, :1], conditioning)
         workload = (self.batch_size, accelerator.num_processes, self.max_train_steps)
         speed = speed_report(self.meter, *workload, flops, accelerator.mixed_precision)
-        shown = {name: "unknown" if value is None else f"{value:.3g}" for name, value in speed.items()}
-        logger.info("  Memory = %s GB at its peak, a process", shown["peak_gb"])
-        logger.info("  Speed = %s images/s, model FLOPs utilization %s", shown["images_per_second"], shown["mfu"])
-        paper = f"the paper's {self.backbone.max_train_steps} steps: {self.backbone.paper_hours} on H100"
-        logger.info("  Cost = %s device-hours (%s)", shown["device_hours"], paper)
+        announce_speed(speed, self.backbone)
         return speed
 
     def _metrics(self, grad_norm: torch.Tensor) -> dict[str, torch.Tensor]:

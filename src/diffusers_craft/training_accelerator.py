@@ -15,6 +15,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, ProjectConfiguration
 
 
+logger = logging.getLogger(__name__)
+
+
 def create_accelerator(args: Namespace) -> Accelerator:
     """Accelerate's environment with the flags' precision, accumulation and tracker; only the main process logs.
 
@@ -55,6 +58,9 @@ def create_accelerator(args: Namespace) -> Accelerator:
 def _prepare_sharding(accelerator: Accelerator, args: Namespace) -> None:
     """DeepSpeed takes its numbers from the flags; what needs whole weights in every process is refused."""
     if accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        for kind in ("FSDP", "DEEPSPEED"):
+            if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true":
+                logger.warning("%s was asked for, but accelerate sets it up on several GPUs only: not sharded.", kind)
         return
     sharded = {
         "--use_lora": args.use_lora,

@@ -139,6 +139,11 @@ class PairData:
         """(n,) the factors."""
         return self.factors
 
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """The distinct captions of the images."""
+        return self.images.captions
+
     def to(self, device: torch.device, prompt_dtype: torch.dtype) -> "PairData":
         """As `TrainingData.to`."""
         return PairData(self.images.to(device, prompt_dtype), self.pairs, self.factors.to(device))

@@ -2,6 +2,7 @@
 """What a run cost: peak memory, images a second, and the share of the device's arithmetic that they amount to."""
 
 import contextlib
+import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .backbones import Backbone
 
+
+logger = logging.getLogger(__name__)
 
 # Dense bfloat16 / float16 tensor-core TFLOP/s with float32 accumulation, from the makers' data sheets. The first name
 # that the device's contains counts.
@@ -137,6 +140,15 @@ def speed_report(
         "mfu": None if peak is None or useful is None else useful / (peak * num_processes),
         "device_hours": None if seconds is None else seconds * num_steps * num_processes / 3600,
     }
+
+
+def announce_speed(speed: Mapping[str, float | None], backbone: Backbone) -> None:
+    """Logs a `speed_report`, with the paper's cost of the whole recipe beside it."""
+    shown = {name: "unknown" if value is None else f"{value:.3g}" for name, value in speed.items()}
+    logger.info("  Memory = %s GB at its peak, a process", shown["peak_gb"])
+    logger.info("  Speed = %s images/s, model FLOPs utilization %s", shown["images_per_second"], shown["mfu"])
+    paper = f"the paper's {backbone.max_train_steps} steps: {backbone.paper_hours} on H100"
+    logger.info("  Cost = %s device-hours (%s)", shown["device_hours"], paper)
 
 
 def _peak_flops(device: torch.device) -> float | None:

@@ -108,10 +108,11 @@ def model_card(record: Mapping[str, Any], published: Published, results: Results
     """
     options = without_paths(record["options"])
     base = published.base_id or options["pretrained_model_name_or_path"]
+    objective = options.get("objective") or options["loss"]
     text = _CARD.format(
         title=published.repo_id.split("/")[-1],
         kind=_KINDS[published.kind],
-        method=_METHODS.get(options["loss"], f"with the loss `{options['loss']}`"),
+        method=_METHODS.get(objective, f"with the objective `{objective}`"),
         base_link=link(base) if published.base_id else f"`{base}`",
         num_rows=record["num_rows"],
         version=record["versions"]["diffusers_craft"],

@@ -154,8 +154,7 @@ class GenEvalReward(Reward):
         pixels = torch.tensor(resized).permute(2, 0, 1)[None].float() / 255
         pixels = normalize_pixels(pixels, IMAGENET_MEAN, IMAGENET_STD)
         pixels = F.pad(pixels, (0, -width % MULTIPLE, 0, -height % MULTIPLE)).to(self.device)
-        with self._autocast():
-            output = self.model.detector(pixel_values=pixels)
+        output = self.model.detector(pixel_values=pixels)  # float32: its thresholds are part of the rules
         masks = output.masks_queries_logits[0].float()
         scale_up = pixels.shape[-1] // masks.shape[-1]
         return find_instances(

@@ -212,7 +212,7 @@ class TrainingRun:
             results = {key: value for key, value in self._identity().items() if key != "seed"}
             results |= {"num_processes": self.accelerator.num_processes, "speed": speed}
             results |= {"loss_history": self.log.history}
-            results |= card_facts(self.backbone, self.data.images, self.accelerator.device)
+            results |= card_facts(self.backbone, self.data, self.accelerator.device)
             write_run_json(Path(self.args.output_dir) / "craft_run.json", options, **results)
             logger.info("Saved the result in %s", self.args.output_dir)
         self.accelerator.wait_for_everyone()

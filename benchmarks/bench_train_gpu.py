@@ -145,7 +145,7 @@ def measure(configuration: Configuration, rounds: int, smoke: bool) -> dict[str,
     with run.meter.pause():
         flops = forward_flops(backbone, unet.config, latents[0, :1], conditioning)
     workload = (args.train_batch_size * args.gradient_accumulation_steps, 1, backbone.max_train_steps)
-    report = speed_report(run.meter, *workload, flops, accelerator.mixed_precision)
+    report = speed_report(run.meter, *workload, flops, accelerator.mixed_precision, frozen=args.use_lora)
     return report | {"seconds_per_step": statistics.median(seconds), "spread": [min(seconds), max(seconds)]}
 
 

@@ -71,11 +71,19 @@ def test_the_report_counts_useful_work_only(clock, monkeypatch):
     assert report["mfu"] == pytest.approx(64 * 15e12 / 8e15)  # forward and twice that backward, of eight devices
     assert report["device_hours"] == pytest.approx(900 * 2 * 8 / 3600)
     assert speed_report(meter, 128, 8, 900, 10**12, precision="no")["mfu"] is None
+    adapters = speed_report(meter, 128, 8, 900, 5 * 10**12, precision="bf16", frozen=True)
+    assert adapters["mfu"] == pytest.approx(report["mfu"] * 2 / 3)  # no gradients of frozen weights
 
 
 @pytest.mark.parametrize(
     ("name", "tflops"),
-    [("NVIDIA H100 80GB HBM3", 989.4), ("NVIDIA H100 PCIe", 756.0), ("NVIDIA L40S", 362.0), ("NVIDIA L4", 121.0)],
+    [
+        ("NVIDIA H100 80GB HBM3", 989.4),
+        ("NVIDIA H100 PCIe", 756.0),
+        ("NVIDIA L40S", 362.0),
+        ("NVIDIA L40", 181.0),
+        ("NVIDIA L4", 121.0),
+    ],
 )
 def test_peaks_belong_to_the_device(monkeypatch, name, tflops):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)

@@ -280,7 +280,7 @@ class TrainingRun:
         config = accelerator.unwrap_model(self.unet).config
         flops = forward_flops(self.backbone, config, data.latents[0, :1], conditioning)
         workload = (self.batch_size, accelerator.num_processes, self.max_train_steps)
-        speed = speed_report(self.meter, *workload, flops, accelerator.mixed_precision)
+        speed = speed_report(self.meter, *workload, flops, accelerator.mixed_precision, frozen=self.args.use_lora)
         announce_speed(speed, self.backbone)
         return speed
 

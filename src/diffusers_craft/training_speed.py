@@ -27,11 +27,14 @@ _PEAK_TFLOPS = {
     "H100": 989.4,
     "A100": 312.0,
     "L40S": 362.0,
+    "L40": 181.0,
     "L4": 121.0,
     "RTX 4090": 165.2,
     "RTX 3090": 71.0,
 }
-_BACKWARD = 2  # a backward pass does twice the work of a forward pass; what checkpointing repeats is no useful work
+# In forward passes: the gradients of activations cost one, those of weights another, which frozen weights do without
+# (LoRA's own are left out). What checkpointing repeats is no useful work.
+_BACKWARD, _FROZEN_BACKWARD = 2, 1
 
 
 class SpeedMeter:
@@ -113,7 +116,13 @@ def forward_flops(backbone: Backbone, config: Mapping, latents: torch.Tensor, co
 
 
 def speed_report(
-    meter: SpeedMeter, images_a_step: int, num_processes: int, num_steps: int, flops: int, precision: str
+    meter: SpeedMeter,
+    images_a_step: int,
+    num_processes: int,
+    num_steps: int,
+    flops: int,
+    precision: str,
+    frozen: bool = False,
 ) -> dict[str, float | None]:
     """Memory and speed of a run, for people and for `craft_run.json`.
 
@@ -124,6 +133,7 @@ def speed_report(
         num_steps (`int`): optimizer steps of the whole run, whether timed or not.
         flops (`int`): `forward_flops` of one image.
         precision (`str`): accelerate's `mixed_precision`; the known peaks are those of fp16 and bf16.
+        frozen (`bool`, *optional*, defaults to `False`): whether the UNet's own weights get no gradient (LoRA).
 
     Returns:
         `dict`: `peak_gb` a process, `images_per_second` over all, `forward_tflop` an image, `mfu` in [0, 1] (`None` for
@@ -132,7 +142,7 @@ def speed_report(
     seconds = meter.seconds_a_step()
     images = images_a_step / seconds if seconds else None
     peak = _peak_flops(meter.device) if precision in ("fp16", "bf16") else None
-    useful = None if images is None else images * flops * (1 + _BACKWARD)
+    useful = None if images is None else images * flops * (1 + (_FROZEN_BACKWARD if frozen else _BACKWARD))
     return {
         "peak_gb": meter.peak_gigabytes(),
         "images_per_second": images,

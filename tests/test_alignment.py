@@ -93,6 +93,10 @@ def test_every_method_trains_and_starts_at_its_reference(align, method, random_s
         assert first["train_loss"] == pytest.approx(AT_REFERENCE[method], abs=1e-6)
     assert not same(weights(folder), weights(random_sd15))
     assert same(weights(folder, "vae"), weights(random_sd15, "vae"))
+    names = {"smpo": "SmPO", "sharpening-sft": "SFTSharpening", "sharpening-rlhf": "RLHFSharpening"}
+    options = run_json(folder)["options"]
+    assert options["objective"] == names.get(method, method)
+    assert options["grid_steps" if "sharpening" in method else "beta"] is not None
 
 
 @pytest.mark.parametrize("method", ["smpo", "sharpening-rlhf", "spo"])

@@ -1,6 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """One training loop for every objective: data by the objective's unit, a reference and rewards where it needs them."""
 
+import dataclasses
 import json
 import logging
 from argparse import Namespace
@@ -64,7 +65,7 @@ def train_alignment(args: Namespace, objective: Objective) -> TrainingRun:
         objective.average = lambda value: accelerator.reduce(value, reduction="mean")
     scorer = load_scorer(args, accelerator.device) if objective.uses_reward else None
     context = AlignmentContext(objective, args, backbone, components, scorer)
-    args.objective = getattr(args, "objective", None) or type(objective).__name__  # for the run's record and its card
+    record_objective(args, objective)
     run = TrainingRun(args, accelerator, backbone, source, components, data)
     context.attach(run)
     for step in run.steps():
@@ -78,6 +79,14 @@ def train_alignment(args: Namespace, objective: Objective) -> TrainingRun:
         run.finish_step()
     run.finish()
     return run
+
+
+def record_objective(args: Namespace, objective: Objective) -> None:
+    """Puts the objective's name and its resolved options among the flags, for `craft_run.json` and the model's card."""
+    args.objective = getattr(args, "objective", None) or type(objective).__name__
+    for field in dataclasses.fields(objective):
+        if hasattr(args, field.name):
+            setattr(args, field.name, getattr(objective, field.name))
 
 
 def load_data(

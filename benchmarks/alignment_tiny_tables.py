@@ -82,19 +82,22 @@ def summarize_rows(cells: list[dict]) -> list[dict]:
     return sorted(rows, key=lambda row: (row["budget"], -row["exact"]["win_rate"], row["method"]))
 
 
-def base_row(cells: list[dict]) -> dict[str, str]:
-    """The base's means, by metric."""
-    bases = [cell["scores"] for cell in cells if cell["method"] == "base"]
-    return {metric: f"{np.mean([np.mean(base[metric]) for base in bases]):.4g}" for metric in METRICS}
+def base_means(cells: list[dict]) -> dict[int, dict[str, float]]:
+    """The base's mean by seed and metric."""
+    bases = {cell["seed"]: cell["scores"] for cell in cells if cell["method"] == "base"}
+    return {seed: {metric: float(np.mean(scores[metric])) for metric in METRICS} for seed, scores in bases.items()}
 
 
-def format_rows(rows: list[dict], base: dict[str, str]) -> str:
-    """A Markdown table."""
+def format_rows(rows: list[dict], base: dict[int, dict[str, float]]) -> str:
+    """A Markdown table; the base has a row for each set of seeds that a method was run with."""
     head = ["method", "rate", "seeds", "exact %", *(f"win {metric} %" for metric in METRICS), "pickscore"]
     head += ["steps", "images", "forwards", "seconds", "peak MB"]
     lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
     empty = [""] * (len(head) - 10)
-    lines.append(["base", "", "", f"{100 * float(base['exact']):.1f}", "", "", "", "", base["pickscore"], *empty, ""])
+    for seeds in sorted({tuple(row["seeds"]) for row in rows}):
+        exact, pickscore = (np.mean([base[seed][metric] for seed in seeds]) for metric in ("exact", "pickscore"))
+        about = ["base", "", ", ".join(map(str, seeds)), f"{100 * exact:.1f}", "", "", "", "", f"{pickscore:.3g}"]
+        lines.append([*about, *empty, ""])
     for row in rows:
         spread = row["exact"]["deviation"]
         exact = f"{100 * row['exact']['mean']:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
@@ -144,7 +147,7 @@ def main(args: argparse.Namespace) -> None:
     rows = summarize_rows(cells)
     if not rows:
         raise SystemExit(f"error: --work: expected cells with their base, found none in {args.work}")
-    base = base_row(cells)
+    base = base_means(cells)
     shown = [row for row in rows if row["learning_rate"] == args.learning_rates.get(row["method"], OWN_RATE)]
     text = [f"# CRAFT and its rivals on the tiny world ({time.strftime('%Y-%m-%d')})", "", args.hardware, ""]
     for part, title in PARTS.items():

@@ -49,6 +49,11 @@ def test_rows_compare_each_seed_with_its_own_base(tables):
     assert rows["craft"]["seconds"] == 15.0 and rows["craft"]["seeds"] == [0, 1]
     assert rows["dpo"]["seeds"] == [0] and rows["dpo"]["exact"]["deviation"] is None
     assert list(rows) == ["dpo", "craft"]  # best first
+    table = tables.format_rows(list(rows.values()), tables.base_means(cells))
+    assert [line.split(" |")[2:4] for line in table.splitlines() if line.startswith("| base")] == [
+        [" 0", " 50.0"],  # the base as dpo met it, and as craft did
+        [" 0, 1", " 75.0"],
+    ]
 
 
 def test_tables_and_plot_are_written(tables, tmp_path, monkeypatch):

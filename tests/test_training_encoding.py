@@ -48,6 +48,16 @@ def test_latents_are_the_scaled_posterior(components, make_args, make_images):
     assert data.advantages.tolist() == [-1.5, -0.5, 0.5]
 
 
+def test_enlarged_images_are_said(components, make_args, make_images, caplog):
+    images = make_images(3)
+    prepare_training_data(_dataset(images), SD15, components, make_args())
+    assert not caplog.records
+    images[1] = images[1].resize((80, 40))
+    prepare_training_data(_dataset(images), SD15, components, make_args())
+    words = "--resolution 64: 1 of 3 images are smaller (40 pixels and more) and were enlarged"
+    assert [record.getMessage() for record in caplog.records] == [words]
+
+
 def test_every_caption_is_encoded_once_and_the_empty_one_is_last(components, make_args, make_images):
     data = prepare_training_data(_dataset(make_images(5)), SD15, components, make_args())
     expected = SD15.encode_prompts(components, ["thing 0", "thing 1", "thing 2", ""])["encoder_hidden_states"]

@@ -7,7 +7,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from training_driver import losses, same
 
-from diffusers_craft.backbones import SD15, SDXL, ModelSource, load_tuned_pipeline
+from diffusers_craft.backbones import LORA_FILE, SD15, SDXL, ModelSource, load_tuned_pipeline
 from diffusers_craft.training import TrainingRun
 
 
@@ -33,7 +33,7 @@ def test_the_pipeline_loads_what_was_trained(train, backbone, random_sd15, rando
 
     run, pipeline = kept["run"], DiffusionPipeline.from_pretrained(base)
     plain = backbone.load(ModelSource(str(base))).unet
-    pipeline.load_lora_weights(folder)
+    pipeline.load_lora_weights(folder, weight_name=LORA_FILE)  # diffusers 0.34 needs the name offline
     batch = next(run.micro_batches(0))
     with torch.no_grad():
         trained, loaded, untouched = (

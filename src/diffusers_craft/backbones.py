@@ -130,7 +130,7 @@ def load_tuned_pipeline(
         )
         pipeline.unet = unet.to(pipeline.device)
         return pipeline
-    pipeline.load_lora_weights(name_or_path, cache_dir=cache_dir)
+    pipeline.load_lora_weights(name_or_path, weight_name=LORA_FILE, cache_dir=cache_dir)
     if fuse:
         pipeline.fuse_lora()
         pipeline.unload_lora_weights()

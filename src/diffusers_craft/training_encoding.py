@@ -212,6 +212,10 @@ def _encode_images(
         posteriors = [vae.encode(view).latent_dist for view in views]
         means.append(torch.stack([posterior.mean for posterior in posteriors]))
         stds.append(torch.stack([posterior.std for posterior in posteriors]))
+    sides = [min(original) for original in originals]
+    if small := sum(side < resolution for side in sides):
+        words = "--resolution %d: %d of %d images are smaller (%d pixels and more) and were enlarged"
+        logger.warning(words, resolution, small, len(sides), min(sides))
     scaling = vae.config.scaling_factor
     latents = {"latents": torch.cat(means, dim=1) * scaling, "latent_stds": torch.cat(stds, dim=1) * scaling}
     targets = torch.full((len(dataset), 2), resolution)

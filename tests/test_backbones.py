@@ -5,8 +5,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from diffusers_craft import backbones
-from diffusers_craft.backbones import SD15, SDXL, ModelSource, load_pipeline
+from diffusers_craft import backbones_loading
+from diffusers_craft.backbones import SD15, SDXL, ModelSource
+from diffusers_craft.backbones_loading import load_pipeline
 
 
 PROMPTS = ["a red circle", "two green stars, sharp", ""]
@@ -81,7 +82,7 @@ def test_a_cpu_gets_float32_and_no_safety_checker(models):
 
 
 def test_embedded_names_are_resolved(models, monkeypatch):
-    monkeypatch.setattr(backbones.tiny, "model_path", {"tiny-sd15": str(models[SD15])}.get)
+    monkeypatch.setattr(backbones_loading.tiny, "model_path", {"tiny-sd15": str(models[SD15])}.get)
     assert load_pipeline("tiny-sd15", device="cpu").unet.config.cross_attention_dim == 16
 
 

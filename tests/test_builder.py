@@ -11,7 +11,7 @@ from build_driver import REWARDS, BrightnessReward
 
 import diffusers_craft.builder as builder_module
 from diffusers_craft import tiny
-from diffusers_craft.backbones import load_pipeline
+from diffusers_craft.backbones_loading import load_pipeline
 from diffusers_craft.builder import CRAFTDatasetBuilder, format_funnel
 from diffusers_craft.dataset import load_craft_dataset
 from diffusers_craft.filtering import composite_reward, crf_filter, group_advantages

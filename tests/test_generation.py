@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_craft.backbones import load_pipeline
+from diffusers_craft.backbones_loading import load_pipeline
 from diffusers_craft.generation import (
     GenerationSettings,
     decode_latents,

@@ -8,7 +8,8 @@ from original_layout import save_single_file
 from safetensors.torch import load_file, save_file
 from training_driver import losses, same, weights
 
-from diffusers_craft.backbones import SD15, SDXL, ModelSource, load_pipeline
+from diffusers_craft.backbones import SD15, SDXL, ModelSource
+from diffusers_craft.backbones_loading import load_pipeline
 
 
 STEP = ["--train_batch_size=4", "--gradient_accumulation_steps=1", "--max_train_steps=1"]

@@ -7,7 +7,8 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from training_driver import losses, same
 
-from diffusers_craft.backbones import LORA_FILE, SD15, SDXL, ModelSource, load_tuned_pipeline
+from diffusers_craft.backbones import SD15, SDXL, ModelSource
+from diffusers_craft.backbones_loading import LORA_FILE, load_tuned_pipeline
 from diffusers_craft.training import TrainingRun
 
 

@@ -15,7 +15,7 @@ from diffusers.training_utils import cast_training_params
 from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
 from safetensors.torch import load_file
 
-from .backbones import LORA_FILE, dtype_argument
+from .backbones_loading import LORA_FILE, dtype_argument
 from .records import derive_seed
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from ..backbones import LORA_FILE
+from ..backbones_loading import LORA_FILE
 from ..grid import image_grid
 from ..tiny import is_tiny
 from .card import without_paths

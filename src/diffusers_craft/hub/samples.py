@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import DiffusionPipeline
 
-from ..backbones import load_tuned_pipeline
+from ..backbones_loading import load_tuned_pipeline
 from ..records import derive_seed
 from ..workdir import atomic_write_json, fingerprint
 

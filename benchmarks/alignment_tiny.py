@@ -5,21 +5,23 @@
     python benchmarks/alignment_tiny_tables.py --work outputs/alignment         # tables and plot of what is there
 
 A cell is one method, seed and budget; it runs in a process of its own and leaves one JSON file, so that a killed run goes
-on where it was. Two budgets: `passes` gives every method as many images with a gradient (images x steps), `compute` as
+on where it was. Three budgets: `passes` gives every method as many images with a gradient (images x steps), `compute` as
 many UNet forward passes, counting one image forward as 1, backward as 2, references, inversions, roll-outs and generation
-included. Wall-clock is reported, not equalised: it depends on what else the machine does. Decoding and rewards of online
-methods are in the seconds, not in the passes.
+included, `seconds` as much processor time of its training loop as CRAFT took for its steps with that seed: the clock of a
+core that does nothing else, whatever the machine does beside. Decoding and rewards of online methods are in the seconds,
+not in the passes.
 """
 
 import argparse
 import importlib.util
+import json
 import os
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +51,7 @@ IMAGES = BATCH * STEPS
 FORWARDS = 3 * IMAGES  # forward 1, backward 2
 PREFERENCE = "preference/train_preference.py"
 SHARPENING = "diffusion_sharpening/train_diffusion_sharpening.py"
+BUDGETS = ["compute", "passes", "seconds"]
 ONLINE = ["--rewards", *(f"{name}={weight}" for name, weight in REWARDS.items())]
 
 
@@ -117,12 +120,19 @@ class Meter:
     images: int = 0  # with a gradient
     forwards: int = 0  # image passes without one, and those
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     steps: int = 0
-    limit: int | None = field(default=None)
+    limit: int | None = None  # of cost
+    limit_seconds: float | None = None  # of processor time
 
     @property
     def cost(self) -> int:
         return self.forwards + 2 * self.images
+
+    def spent(self) -> bool:
+        """Whether a limit is reached."""
+        out_of_cost = self.limit is not None and self.cost >= self.limit
+        return out_of_cost or (self.limit_seconds is not None and self.cpu_seconds >= self.limit_seconds)
 
     def install(self) -> None:
         """Hooks every UNet's forward pass and the training loop."""
@@ -136,11 +146,12 @@ class Meter:
         steps = TrainingRun.steps
 
         def timed(run: TrainingRun) -> Iterator[int]:
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             for step in steps(run):
                 yield step
                 self.steps += 1
-                if self.limit is not None and self.cost >= self.limit:
+                self.cpu_seconds = time.process_time() - cpu_start
+                if self.spent():
                     break
             self.seconds = time.perf_counter() - start
 
@@ -189,12 +200,24 @@ def train(work: Path, name: str, seed: int, budget: str, rate: float, meter: Met
     output = work / f"seed-{seed}" / f"{budget}-{name}-{rate:g}"
     flags = ["--pretrained_model_name_or_path", MODEL, "--dataset_name", dataset_folder(work, seed, method)]
     flags += ["--resolution", 64, "--train_batch_size", method.batch_size, "--gradient_accumulation_steps", 1]
-    steps = STEPS if budget == "passes" else 10 * STEPS
-    meter.limit = FORWARDS if budget == "compute" else None
+    measures_seconds = budget == "seconds" and name == "craft"
+    steps = STEPS if budget == "passes" or measures_seconds else 10 * STEPS
+    if budget == "compute":
+        meter.limit = FORWARDS
+    elif budget == "seconds" and not measures_seconds:
+        meter.limit_seconds = craft_seconds(work, seed)
     flags += ["--max_train_steps", steps, "--learning_rate", rate, "--checkpointing_steps", 10**6]
     flags += ["--seed", seed, "--output_dir", output, "--report_to", "none", *method.flags]
     run_script(EXAMPLES / method.script, flags)
     return output
+
+
+def craft_seconds(work: Path, seed: int) -> float:
+    """Processor seconds of CRAFT's steps with this seed."""
+    path = cell_path(work, "craft", seed, "seconds", METHODS["craft"].learning_rate)
+    if not path.is_file():
+        raise SystemExit(f"error: --budgets seconds: expected CRAFT's own cell first, found no {path}")
+    return json.loads(path.read_text())["cpu_seconds"]
 
 
 def evaluate(pipeline_name: str, seed: int, num_prompts: int) -> dict[str, list[float]]:
@@ -219,7 +242,7 @@ def run_cell(work: Path, name: str, seed: int, budget: str, rate: float, num_pro
         dataset_folder(work, seed, METHODS[name])  # before the meter counts
         meter.install()
         folder = train(work, name, seed, budget, rate, meter)
-        result |= {key: value for key, value in asdict(meter).items() if key != "limit"}
+        result |= {key: value for key, value in asdict(meter).items() if not key.startswith("limit")}
         result |= {"cost": meter.cost, "batch_size": METHODS[name].batch_size}
         result["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     result |= {"date": time.strftime("%Y-%m-%d"), "scores": evaluate(str(folder), seed, num_prompts)}
@@ -248,7 +271,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("outputs/alignment"), help="Builds, models and cells.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--budgets", nargs="+", choices=["passes", "compute"], default=["compute", "passes"])
+    parser.add_argument("--budgets", nargs="+", choices=BUDGETS, default=BUDGETS)
     parser.add_argument("--parts", nargs="+", default=["methods", "selection", "rewards", "other"])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="Only these.")
     parser.add_argument("--learning_rates", type=float, nargs="+", help="Instead of each method's own.")

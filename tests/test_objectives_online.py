@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler
 
 from diffusers_craft.objectives.base import guided
 from diffusers_craft.objectives.craft import craft_loss, denoising_errors
-from diffusers_craft.objectives.ddim import clean_estimate, ddim_mean_std, ddim_move
+from diffusers_craft.objectives.ddim import clean_estimate, ddim_mean_std, ddim_move, ddim_sample
 from diffusers_craft.objectives.dpo import dpo_loss
 from diffusers_craft.objectives.inpo import InPO
 from diffusers_craft.objectives.sharpening import (
@@ -231,6 +231,48 @@ def test_rlhf_sharpening_compares_best_and_worst_of_what_it_generates(net):
         assert torch.equal(winners[row], noises[unit, means[unit].argmax()])
         assert torch.equal(losers[row], noises[unit, means[unit].argmin()])
     assert (noised.advantages.chunk(2)[0] > 0).all() and (noised.advantages.chunk(2)[1] < 0).all()
+
+
+def test_rlhf_sharpening_with_an_image_for_each_noise(net):
+    """The released code's data: n images, each noised with the noise that it came from."""
+    batch = _batch(timesteps=(400, 700))
+    context = Context(net, batch, closeness)
+    objective = RLHFSharpening(
+        num_noises=3, num_states=1, generation_steps=4, guidance_scale=1.0, image_sharing="n", fresh_noise=False
+    )
+    noised = objective.prepare(batch, context)
+    starts = context.normal("generation", 3, *SHAPE)
+    rewards = context.scored[0][0].reshape(2, 3, *SHAPE)
+    winners, states = noised.target.chunk(2)[0], noised.noisy_latents.chunk(2)[0]
+    for unit, time in enumerate((400, 700)):
+        conditioning = {"c": batch.conditioning["c"][unit : unit + 1]}
+        best = closeness(rewards[unit], None).argmax()
+        made = ddim_sample(
+            starts[unit, best][None], 4, ALPHAS, lambda x, t, given=conditioning: context.predict(x, t, given)
+        )
+        abar = ALPHAS[time]
+        assert torch.equal(winners[unit], starts[unit, best])
+        torch.testing.assert_close(states[unit], abar.sqrt() * made[0] + (1 - abar).sqrt() * starts[unit, best])
+    fresh = RLHFSharpening(num_noises=3, num_states=1, generation_steps=4, guidance_scale=1.0, image_sharing="n")
+    other = fresh.prepare(batch, Context(net, batch, closeness))
+    noises = context.normal("noises", 3, *SHAPE)
+    assert all(any(torch.equal(row, noise) for noise in noises.flatten(0, 1)) for row in other.target)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_sharing": "two"}, "--image_sharing: expected one of one, n, found 'two'"),
+        ({"fresh_noise": False}, "--no-fresh_noise: expected --image_sharing n, found one image for all noises"),
+        (
+            {"image_sharing": "n", "generation_steps": 0},
+            "--image_sharing n: expected images to be generated, found --generation_steps 0",
+        ),
+    ],
+)
+def test_rlhf_sharpening_says_what_does_not_go_together(options, message):
+    with pytest.raises(ValueError, match=message):
+        RLHFSharpening(**options)
 
 
 def test_rlhf_sharpening_needs_two_noises():

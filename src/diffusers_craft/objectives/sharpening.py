@@ -19,6 +19,7 @@ from .ddim import clean_estimate, ddim_move, ddim_sample, rows
 
 
 FORMS = ("margin", "code")
+IMAGE_SHARING = ("one", "n")
 
 
 class Trajectories(NamedTuple):
@@ -44,7 +45,7 @@ def follow(
     """Noises clean latents in n ways and follows each for m states, `stride` timesteps apart.
 
     Args:
-        latents (`torch.Tensor`): (B, C, h, w) clean latents.
+        latents (`torch.Tensor`): (B, C, h, w) clean latents, or (B, n, C, h, w) with one for each noise.
         noises (`torch.Tensor`): (B, n, C, h, w) standard normal.
         timesteps (`torch.Tensor`): (B,) int64 time of the first state.
         conditioning (`dict`): name -> (B, ...).
@@ -59,8 +60,9 @@ def follow(
     times = timesteps - offsets
     valid, times = times >= 0, times.clamp(min=0)
     abars = context.alphas_cumprod[times]  # (m, B)
-    first = rows(abars[0][owner], latents)
-    current = first.sqrt() * latents[owner] + (1 - first).sqrt() * noises.flatten(0, 1)
+    first = rows(abars[0][owner], noises[0])
+    clean = latents.expand_as(noises) if latents.ndim == noises.ndim else latents[:, None].expand_as(noises)
+    current = first.sqrt() * clean.flatten(0, 1) + (1 - first).sqrt() * noises.flatten(0, 1)
     states, total = [], torch.zeros(count, ways, device=latents.device)
     needs_rewards = ways > 1
     for step in range(num_states):
@@ -74,7 +76,7 @@ def follow(
             total += context.score(estimate, owner).reshape(count, ways) * valid[step][:, None]
         if not is_last:
             current = ddim_move(current, noise, abars[step][owner], abars[step + 1][owner])
-    shape = (num_states, count, ways, *latents.shape[1:])
+    shape = (num_states, *noises.shape)
     return Trajectories(torch.stack(states).reshape(shape), times, valid, noises, total / valid.sum(0)[:, None])
 
 
@@ -174,6 +176,10 @@ class RLHFSharpening(SFTSharpening):
             reference's error at the first state only, so that its logit at the reference is not 0.
         generation_steps (`int`, *optional*, defaults to 25): DDIM steps of generation; 0 takes the data's latents.
         guidance_scale (`float`, *optional*, defaults to 5): of generation.
+        image_sharing (`str`, *optional*, defaults to `"one"`): whether all trajectories of a prompt start from `one`
+            generated image (the paper), so that they differ by their noise alone, or each from its own (`n`, the code).
+        fresh_noise (`bool`, *optional*, defaults to `True`): whether an image is noised with new noise (the paper) or
+            with the noise that it was generated from (the code), which takes `image_sharing="n"`.
     """
 
     beta: float = 2500.0
@@ -181,6 +187,8 @@ class RLHFSharpening(SFTSharpening):
     form: str = "margin"
     generation_steps: int = 25
     guidance_scale: float = 5.0
+    image_sharing: str = "one"
+    fresh_noise: bool = True
     unit: ClassVar[str] = "prompt"
     uses_reference: ClassVar[bool] = True
 
@@ -188,21 +196,16 @@ class RLHFSharpening(SFTSharpening):
         super().__post_init__()
         if self.num_noises < 2:
             raise ValueError(f"--num_noises: expected at least 2 trajectories to compare, found {self.num_noises}")
-        if self.form not in FORMS:
-            raise ValueError(f"--form: expected one of {', '.join(FORMS)}, found {self.form!r}")
+        for name, choices in (("form", FORMS), ("image_sharing", IMAGE_SHARING)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"--{name}: expected one of {', '.join(choices)}, found {getattr(self, name)!r}")
+        if self.image_sharing == "n" and not self.generation_steps:
+            raise ValueError("--image_sharing n: expected images to be generated, found --generation_steps 0")
+        if not self.fresh_noise and self.image_sharing == "one":
+            raise ValueError("--no-fresh_noise: expected --image_sharing n, found one image for all noises")
 
     def prepare(self, batch: Any, context: Context) -> Noised:
-        shape = batch.latents.shape[1:]
-        latents = batch.latents
-        if self.generation_steps:
-            empty = context.empty_conditioning(batch.conditioning)
-
-            def predict(x, t):
-                return guided(context.predict, x, t, batch.conditioning, empty, self.guidance_scale)
-
-            noise = context.normal("generation", *shape).to(latents)
-            latents = ddim_sample(noise, self.generation_steps, context.alphas_cumprod, predict)
-        noises = context.normal("noises", self.num_noises, *shape).to(latents)
+        latents, noises = self._starts(batch, context)
         paths = self._follow(latents, noises, batch, context)
         best = chosen_states(paths, paths.rewards.argmax(1), batch.conditioning)
         worst = chosen_states(paths, paths.rewards.argmin(1), batch.conditioning)
@@ -231,3 +234,25 @@ class RLHFSharpening(SFTSharpening):
         loss = sharpening_preference_loss(torch.cat(changes), extras["gaps"], self.beta, self.eta, self.form)
         metrics = {"accuracy": (winners < losers).double().mean(), "reward_gap": extras["gaps"].mean()}
         return LossOutput(loss, metrics)
+
+    def _starts(self, batch: Any, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clean latents (B, C, h, w) or (B, n, C, h, w), and the noises (B, n, C, h, w) to put on them."""
+        shape = batch.latents.shape[1:]
+        fresh = context.normal("noises", self.num_noises, *shape).to(batch.latents)
+        if not self.generation_steps:
+            return batch.latents, fresh
+        images = self.num_noises if self.image_sharing == "n" else 1
+        noise = context.normal("generation", images, *shape).to(batch.latents)
+        latents = self._generate(noise, batch.conditioning, context)
+        return (latents if images > 1 else latents[:, 0]), (fresh if self.fresh_noise else noise)
+
+    def _generate(self, noise: torch.Tensor, conditioning: dict[str, torch.Tensor], context: Context) -> torch.Tensor:
+        """Clean latents (B, n, C, h, w) from noise of that shape."""
+        wide = {name: value.repeat_interleave(noise.shape[1], dim=0) for name, value in conditioning.items()}
+        empty = context.empty_conditioning(wide)
+
+        def predict(latents: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+            return guided(context.predict, latents, timesteps, wide, empty, self.guidance_scale)
+
+        made = ddim_sample(noise.flatten(0, 1), self.generation_steps, context.alphas_cumprod, predict)
+        return made.reshape(noise.shape)

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from alignment_methods import FORWARDS, METHODS, MODEL, REWARDS, STEPS, Method
 from diffusers import UNet2DConditionModel
 
 from diffusers_craft import (
@@ -44,73 +45,7 @@ from diffusers_craft import (
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-MODEL = "tiny-sd15"
-REWARDS = {"hps_v2.1": 0.4, "pickscore": 0.4, "aesthetic": 0.2}
-BATCH, STEPS = 64, 150  # images with a gradient a step; steps of CRAFT
-IMAGES = BATCH * STEPS
-FORWARDS = 3 * IMAGES  # forward 1, backward 2
-PREFERENCE = "preference/train_preference.py"
-SHARPENING = "diffusion_sharpening/train_diffusion_sharpening.py"
 BUDGETS = ["compute", "passes", "seconds"]
-ONLINE = ["--rewards", *(f"{name}={weight}" for name, weight in REWARDS.items())]
-
-
-@dataclass(frozen=True)
-class Method:
-    """A row of the tables: script, flags, and how many images with a gradient one unit of a batch is."""
-
-    script: str
-    flags: tuple[str, ...] = ()
-    images_a_unit: float = 1.0
-    learning_rate: float = 1e-4
-    build: tuple[str, ...] = ()  # flags of another selection from the same candidates
-    part: str = "methods"
-
-    @property
-    def batch_size(self) -> int:
-        return max(1, round(BATCH / self.images_a_unit))
-
-
-CRAFT = "craft/train_craft_sd15.py"
-# The papers' betas multiply mean squared errors of 4 x 64 x 64 numbers. Here a latent has 4 x 8 x 8, so that the same
-# strength per unit of summed squared error is a 64th of it: a variant that is measured too.
-SCALE = 1 / 64
-METHODS = {
-    "craft": Method(CRAFT),
-    "sft": Method(CRAFT, ("--loss", "sft")),
-    "dpo": Method(PREFERENCE, ("--objective", "dpo"), 2.0),
-    "smpo": Method("smpo/train_smpo.py", (), 2.0),
-    "inpo": Method(PREFERENCE, ("--objective", "inpo"), 2.0),
-    "kto": Method(PREFERENCE, ("--objective", "kto")),
-    "mapo": Method(PREFERENCE, ("--objective", "mapo"), 2.0),
-    "dspo": Method(PREFERENCE, ("--objective", "dspo"), 2.0),
-    "spo": Method(PREFERENCE, ("--objective", "spo", "--guidance_scale", "2", *ONLINE), 8.0),
-    "sharpening-sft": Method(SHARPENING, ("--sharpening", "sft", *ONLINE), 3.0),
-    "sharpening-rlhf": Method(SHARPENING, ("--sharpening", "rlhf", "--guidance_scale", "2", *ONLINE), 6.0),
-    "dpo-scaled-beta": Method(PREFERENCE, ("--objective", "dpo", "--beta", str(5000 * SCALE)), 2.0, part="other"),
-    "smpo-scaled-beta": Method("smpo/train_smpo.py", ("--beta", str(2000 * SCALE)), 2.0, part="other"),
-    "kto-scaled-beta": Method(PREFERENCE, ("--objective", "kto", "--beta", str(5000 * SCALE)), part="other"),
-}
-SELECTIONS = {
-    "top": (),
-    "random": ("--selection", "random"),
-    "low": ("--selection", "low"),
-    "all": ("--selection", "all", "--max_per_prompt", "0"),
-}
-COMBINATIONS = {
-    "h": ("--filter_rule", "h"),
-    "p": ("--filter_rule", "p"),
-    "a": ("--filter_rule", "a"),
-    "ha": ("--filter_rule", "ha"),
-    "pa": ("--filter_rule", "pa"),
-    "none": ("--filter_rule", "none"),
-}
-for _loss in ("craft", "sft"):
-    for _name, _flags in SELECTIONS.items():
-        if _name != "top":
-            METHODS[f"{_loss}-{_name}"] = Method(CRAFT, ("--loss", _loss), build=_flags, part="selection")
-METHODS["craft-all-clipped"] = Method(CRAFT, ("--advantage_clip_min", "0"), build=SELECTIONS["all"], part="selection")
-METHODS |= {f"craft-{rule}": Method(CRAFT, build=flags, part="rewards") for rule, flags in COMBINATIONS.items()}
 
 
 @dataclass
@@ -146,14 +81,14 @@ class Meter:
         steps = TrainingRun.steps
 
         def timed(run: TrainingRun) -> Iterator[int]:
-            start, cpu_start = time.perf_counter(), time.process_time()
+            start, cpu_start = time.perf_counter(), time.process_time() - self.cpu_seconds
             for step in steps(run):
                 yield step
                 self.steps += 1
                 self.cpu_seconds = time.process_time() - cpu_start
                 if self.spent():
                     break
-            self.seconds = time.perf_counter() - start
+            self.seconds += time.perf_counter() - start
 
         TrainingRun.steps = timed
 
@@ -196,20 +131,30 @@ def dataset_folder(work: Path, seed: int, method: Method) -> Path:
 
 def train(work: Path, name: str, seed: int, budget: str, rate: float, meter: Meter) -> Path:
     """Trains one cell; returns the pipeline's folder."""
-    method = METHODS[name]
+    method, model = METHODS[name], MODEL
     output = work / f"seed-{seed}" / f"{budget}-{name}-{rate:g}"
-    flags = ["--pretrained_model_name_or_path", MODEL, "--dataset_name", dataset_folder(work, seed, method)]
-    flags += ["--resolution", 64, "--train_batch_size", method.batch_size, "--gradient_accumulation_steps", 1]
+    if method.start:
+        meter.limit = FORWARDS // 2
+        run_method(work, METHODS[method.start], seed, rate, 10 * STEPS, model, output / "start")
+        model = output / "start"
     measures_seconds = budget == "seconds" and name == "craft"
     steps = STEPS if budget == "passes" or measures_seconds else 10 * STEPS
-    if budget == "compute":
-        meter.limit = FORWARDS
-    elif budget == "seconds" and not measures_seconds:
+    meter.limit = FORWARDS if budget == "compute" else None
+    if budget == "seconds" and not measures_seconds:
         meter.limit_seconds = craft_seconds(work, seed)
+    run_method(work, method, seed, rate, steps, model, output)
+    return output
+
+
+def run_method(
+    work: Path, method: Method, seed: int, rate: float, steps: int, model: str | Path, output: Path
+) -> None:
+    """The method's script, from a model to the pipeline in `output`."""
+    flags = ["--pretrained_model_name_or_path", model, "--dataset_name", dataset_folder(work, seed, method)]
+    flags += ["--resolution", 64, "--train_batch_size", method.batch_size, "--gradient_accumulation_steps", 1]
     flags += ["--max_train_steps", steps, "--learning_rate", rate, "--checkpointing_steps", 10**6]
     flags += ["--seed", seed, "--output_dir", output, "--report_to", "none", *method.flags]
     run_script(EXAMPLES / method.script, flags)
-    return output
 
 
 def craft_seconds(work: Path, seed: int) -> float:
@@ -272,7 +217,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("outputs/alignment"), help="Builds, models and cells.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--budgets", nargs="+", choices=BUDGETS, default=BUDGETS)
-    parser.add_argument("--parts", nargs="+", default=["methods", "selection", "rewards", "other"])
+    parser.add_argument("--parts", nargs="+", default=["methods", "selection", "rewards", "betas", "variants"])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="Only these.")
     parser.add_argument("--learning_rates", type=float, nargs="+", help="Instead of each method's own.")
     parser.add_argument("--num_prompts", type=int, default=300)

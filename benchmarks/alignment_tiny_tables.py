@@ -5,7 +5,7 @@
 
 Means over seeds with the standard deviation between them; win rates against the base on the same prompts and noise, with a
 95 % bootstrap interval over all prompts of all seeds. Methods stand in the order of their win rate on the exact scorer,
-which no method has seen.
+which no method has seen. A method whose steps at equal compute are just CRAFT's has the same cell at equal image passes.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from alignment_methods import BATCH, METHODS, STEPS
 
 from diffusers_craft import atomic_write_bytes, atomic_write_json, bootstrap_interval, win_rate
 
@@ -24,26 +25,30 @@ METRICS = ("exact", "hps_v2.1", "pickscore", "aesthetic")
 TITLES = {
     "compute": "Equal UNet forwards (28,800; a backward pass counts 2)",
     "passes": "Equal image passes (9,600 images with a gradient)",
+    "seconds": "Equal processor time of the training loop (what CRAFT's 150 steps took)",
 }
 PARTS = {
     "methods": "Methods",
     "selection": "Which candidates (paper, tables 5 and 10)",
     "rewards": "Filter rule (table 6)",
-    "other": "Betas as strong as in the papers per summed squared error: a 64th",
+    "betas": "Betas as strong as in the papers per summed squared error: a 64th",
+    "variants": "Released code's variants, and SFT first",
 }
 
 
 def read_cells(work: Path) -> list[dict]:
-    return [json.loads(path.read_text()) for path in sorted((work / "cells").glob("*.json"))]
-
-
-def part_of(method: str) -> str:
-    if method.endswith("scaled-beta"):
-        return "other"
-    loss, _, rest = method.partition("-")
-    if loss not in ("craft", "sft") or not rest:
-        return "methods"
-    return "selection" if rest.split("-")[0] in ("random", "low", "all") else "rewards"
+    """All cells, and those at equal image passes that equal compute has made already."""
+    cells = [json.loads(path.read_text()) for path in sorted((work / "cells").glob("*.json"))]
+    made = {(cell["method"], cell["seed"], cell["learning_rate"]) for cell in cells if cell["budget"] == "passes"}
+    twins = [
+        cell | {"budget": "passes"}
+        for cell in cells
+        if cell["budget"] == "compute"
+        and (cell["steps"], cell["images"]) == (STEPS, STEPS * BATCH)
+        and (cell["method"], cell["seed"], cell["learning_rate"]) not in made
+        and METHODS[cell["method"]].part == "methods"
+    ]
+    return cells + twins
 
 
 def outcomes(tuned: list[float], base: list[float]) -> np.ndarray:
@@ -60,7 +65,7 @@ def summarize_rows(cells: list[dict]) -> list[dict]:
             grouped[cell["budget"], cell["method"], cell["learning_rate"]].append(cell)
     rows = []
     for (budget, method, rate), members in grouped.items():
-        row = {"budget": budget, "method": method, "learning_rate": rate, "part": part_of(method)}
+        row = {"budget": budget, "method": method, "learning_rate": rate, "part": METHODS[method].part}
         row |= {"seeds": sorted(cell["seed"] for cell in members), "dates": sorted({cell["date"] for cell in members})}
         for metric in METRICS:
             means = [np.mean(cell["scores"][metric]) for cell in members]
@@ -78,6 +83,8 @@ def summarize_rows(cells: list[dict]) -> list[dict]:
             }
         for name in ("seconds", "cost", "forwards", "images", "steps", "peak_memory_mb"):
             row[name] = float(np.mean([cell[name] for cell in members]))
+        timed = [cell["cpu_seconds"] for cell in members if "cpu_seconds" in cell]
+        row["cpu_seconds"] = float(np.mean(timed)) if timed else None
         rows.append(row)
     return sorted(rows, key=lambda row: (row["budget"], -row["exact"]["win_rate"], row["method"]))
 
@@ -91,7 +98,7 @@ def base_means(cells: list[dict]) -> dict[int, dict[str, float]]:
 def format_rows(rows: list[dict], base: dict[int, dict[str, float]]) -> str:
     """A Markdown table; the base has a row for each set of seeds that a method was run with."""
     head = ["method", "rate", "seeds", "exact %", *(f"win {metric} %" for metric in METRICS), "pickscore"]
-    head += ["steps", "images", "forwards", "seconds", "peak MB"]
+    head += ["steps", "images", "forwards", "CPU s", "peak MB"]
     lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
     empty = [""] * (len(head) - 10)
     for seeds in sorted({tuple(row["seeds"]) for row in rows}):
@@ -105,11 +112,37 @@ def format_rows(rows: list[dict], base: dict[int, dict[str, float]]) -> str:
         for metric in METRICS:
             low, high = row[metric]["interval"]
             wins.append(f"{100 * row[metric]['win_rate']:.1f} [{100 * low:.1f}, {100 * high:.1f}]")
-        counts = [f"{row['steps']:.0f}", f"{row['images']:,.0f}", f"{row['forwards']:,.0f}", f"{row['seconds']:.0f}"]
+        counts = [f"{row['steps']:.0f}", f"{row['images']:,.0f}", f"{row['forwards']:,.0f}"]
+        counts.append("" if row["cpu_seconds"] is None else f"{row['cpu_seconds']:.0f}")
         counts.append(f"{row['peak_memory_mb']:.0f}")
         rate, seeds = f"{row['learning_rate']:g}", ", ".join(map(str, row["seeds"]))
         lines.append([row["method"], rate, seeds, exact, *wins, f"{row['pickscore']['mean']:.3g}", *counts])
     return "\n".join("| " + " | ".join(line[: len(head)]) + " |" for line in lines)
+
+
+def duels(cells: list[dict], rates: dict[str, float]) -> str:
+    """CRAFT's win rate against every other method on the same prompts and noise, at equal compute."""
+    found = defaultdict(dict)
+    for cell in cells:
+        is_own = cell["learning_rate"] == rates.get(cell["method"], OWN_RATE)
+        if cell["budget"] == "compute" and is_own and METHODS[cell["method"]].part == "methods":
+            found[cell["method"]][cell["seed"]] = cell["scores"]
+    ours = found.pop("craft", {})
+    lines = [
+        ["CRAFT against", "seeds", *(f"{metric} %" for metric in METRICS)],
+        ["---"] + ["---:"] * (1 + len(METRICS)),
+    ]
+    for method, theirs in sorted(found.items()):
+        seeds = sorted(set(ours) & set(theirs))
+        if not seeds:
+            continue
+        line = [method, ", ".join(map(str, seeds))]
+        for metric in METRICS:
+            wins = np.concatenate([outcomes(ours[seed][metric], theirs[seed][metric]) for seed in seeds])
+            low, high = bootstrap_interval(wins)
+            line.append(f"{100 * wins.mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]")
+        lines.append(line)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def draw(rows: list[dict], path: Path) -> None:
@@ -120,21 +153,23 @@ def draw(rows: list[dict], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharex=True)
-    methods = [row for row in rows if row["part"] == "methods"]
+    methods = [row for row in rows if row["part"] == "methods" and row["cpu_seconds"] is not None]
     colors = {name: f"C{i % 10}" for i, name in enumerate(sorted({row["method"] for row in methods}))}
     for axis, metric in zip(axes, ("exact", "pickscore")):
         for row in methods:
             low, high = row[metric]["interval"]
-            mark = "o" if row["budget"] == "compute" else "s"
-            x, y = row["seconds"], 100 * row[metric]["win_rate"]
+            mark = {"compute": "o", "passes": "s", "seconds": "^"}[row["budget"]]
+            x, y = row["cpu_seconds"], 100 * row[metric]["win_rate"]
             error = [[y - 100 * low], [100 * high - y]]
             axis.errorbar(x, y, yerr=error, fmt=mark, color=colors[row["method"]], capsize=2, markersize=5)
             axis.annotate(row["method"], (x, y), textcoords="offset points", xytext=(5, 4), fontsize=7)
         axis.axhline(50, color="grey", linewidth=0.8, linestyle=":")
         axis.set_xlim(left=0)
-        axis.set_xlabel("seconds of training, one thread of a busy machine")
+        axis.set_xlabel("processor seconds of training")
         axis.set_ylabel(f"win rate against base, {metric} (%)")
-    figure.suptitle("Tiny world: circles at equal compute, squares at equal image passes", fontsize=10)
+    figure.suptitle(
+        "Tiny world, at equal compute (circles), image passes (squares), processor time (triangles)", fontsize=10
+    )
     figure.tight_layout()
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, format="png", dpi=130)
@@ -155,6 +190,7 @@ def main(args: argparse.Namespace) -> None:
             members = [row for row in shown if row["part"] == part and row["budget"] == budget]
             if members:
                 text += [f"## {title}: {about}", "", format_rows(members, base), ""]
+    text += ["## CRAFT against each, at equal UNet forwards", "", duels(cells, args.learning_rates), ""]
     others = [row for row in rows if not any(row is one for one in shown)]
     if others:
         text += ["## Other learning rates", "", format_rows(others, base), ""]

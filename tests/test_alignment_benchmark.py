@@ -10,6 +10,13 @@ import torch
 from training_driver import ROOT
 
 
+@pytest.fixture(scope="module", autouse=True)
+def beside(request):
+    """The benchmarks find each other, as they do when run as scripts."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    request.addfinalizer(lambda: sys.path.remove(str(ROOT / "benchmarks")))
+
+
 def _load(name: str):
     spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
@@ -74,12 +81,40 @@ def test_tables_and_plot_are_written(tables, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "alignment_tiny.png").stat().st_size > 10_000
 
 
+def test_a_cell_of_crafts_steps_counts_for_both_budgets(tables, tmp_path):
+    (tmp_path / "cells").mkdir()
+    whole = {"steps": 150, "images": 9600}
+    cells = [_cell("sft", 0, [1, 0]) | whole, _cell("dpo", 0, [1, 0]), _cell("mapo", 0, [1, 0]) | whole]
+    cells += [_cell("mapo", 0, [0, 0], "passes") | whole, _cell("craft-low", 0, [1, 0]) | whole]
+    for index, cell in enumerate(cells):
+        (tmp_path / "cells" / f"{index}.json").write_text(json.dumps(cell))
+    found = [
+        (cell["method"], cell["scores"]["exact"]) for cell in tables.read_cells(tmp_path) if cell["budget"] == "passes"
+    ]
+    assert sorted(found) == [("mapo", [0, 0]), ("sft", [1, 0])]
+
+
+def test_craft_meets_each_method_on_the_seeds_that_both_have(tables):
+    cells = [_cell("craft", 0, [1, 1, 0, 1]), _cell("craft", 1, [1, 1, 1, 1]), _cell("dpo", 0, [0, 1, 1, 0])]
+    cells += [
+        _cell("dpo", 0, [0, 0, 0, 0], rate=3e-5),
+        _cell("spo", 2, [0, 0, 0, 0]),
+        _cell("dpo", 0, [1] * 4, "passes"),
+    ]
+    (row,) = tables.duels(cells, {}).splitlines()[2:]
+    assert row.startswith("| dpo | 0 | 62.5 [")  # two wins, a tie, a defeat
+    (row,) = tables.duels(cells, {"dpo": 3e-5}).splitlines()[2:]
+    assert row.startswith("| dpo | 0 | 87.5 [")
+
+
 def test_every_method_has_the_same_number_of_images_a_step(benchmark):
+    from alignment_methods import BATCH
+
     from diffusers_craft import SPO, RLHFSharpening, SFTSharpening
 
     methods = benchmark.METHODS
     for name, method in methods.items():
-        assert abs(method.batch_size * method.images_a_unit - benchmark.BATCH) <= method.images_a_unit / 2, name
+        assert abs(method.batch_size * method.images_a_unit - BATCH) <= method.images_a_unit / 2, name
         assert (ROOT / "examples" / method.script).is_file()
     assert methods["spo"].images_a_unit == 2 * SPO().states_per_prompt  # with and without caption
     assert methods["sharpening-sft"].images_a_unit == SFTSharpening().num_states
@@ -104,3 +139,27 @@ def test_the_meter_counts_images_and_gradients(benchmark, random_sd15):
         torch.nn.modules.module._global_forward_hooks.clear()
         torch.nn.modules.module._global_forward_hooks.update(hooks)
     assert (meter.images, meter.forwards, meter.cost) == (3, 9, 15)
+
+
+def test_training_ends_where_the_budget_is_spent(benchmark, monkeypatch):
+    steps = benchmark.TrainingRun.steps
+    monkeypatch.setattr(benchmark.TrainingRun, "steps", lambda run: iter(range(100)))
+    now = iter(range(1000))
+    monkeypatch.setattr(benchmark.time, "process_time", lambda: next(now))
+    try:
+        for limits, expected in (({"limit_seconds": 7}, 7), ({"limit": 12}, 4), ({}, 100)):
+            meter = benchmark.Meter(**limits)
+            meter.install()
+            for _ in benchmark.TrainingRun.steps(None):
+                meter.images += 1
+                meter.forwards += 1
+            assert meter.steps == expected
+            monkeypatch.setattr(benchmark.TrainingRun, "steps", lambda run: iter(range(100)))
+    finally:
+        benchmark.TrainingRun.steps = steps
+        torch.nn.modules.module._global_forward_hooks.clear()
+
+
+def test_equal_seconds_need_crafts_own_cell(benchmark, tmp_path):
+    with pytest.raises(SystemExit, match="expected CRAFT's own cell first, found no .*seconds-craft-seed3"):
+        benchmark.craft_seconds(tmp_path, 3)

@@ -50,19 +50,21 @@ def add_objective_options(parser: argparse.ArgumentParser, kinds: Sequence[type[
     Fields that several objectives share become one flag without a default, so that each keeps its own.
     """
     group = parser.add_argument_group("objective's options")
-    texts: dict[str, list[str]] = {}
+    texts: dict[str, dict[str, list[str]]] = {}  # field -> what it says -> names of the objectives that say so
     types: dict[str, type] = {}
     for kind in kinds:
         about = _argument_texts(kind)
         for name, flag_type, default in _options(kind):
-            where = f"{kind.__name__}: " if len(kinds) > 1 else ""
-            texts.setdefault(name, []).append(f"{where}{about.get(name, '')} Default: {default}.".strip())
+            text = f"{about.get(name, '')} Default: {default}.".strip()
+            texts.setdefault(name, {}).setdefault(text, []).append(kind.__name__)
             types[name] = flag_type
     for name, lines in texts.items():
+        parts = [text if len(names) == len(kinds) else f"{', '.join(names)}: {text}" for text, names in lines.items()]
+        about = " ".join(parts).replace("%", "%%")
         if types[name] is bool:
-            group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=None, help=" ".join(lines))
+            group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=None, help=about)
         else:
-            group.add_argument(f"--{name}", type=types[name], help=" ".join(lines).replace("%", "%%"))
+            group.add_argument(f"--{name}", type=types[name], help=about)
 
 
 def objective_from_args(

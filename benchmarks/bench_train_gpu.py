@@ -144,8 +144,9 @@ def measure(configuration: Configuration, rounds: int, smoke: bool) -> dict[str,
     conditioning = {name: value[:1] for name, value in (inputs["prompts"] | inputs["sizes"]).items()}
     with run.meter.pause():
         flops = forward_flops(backbone, unet.config, latents[0, :1], conditioning)
-    workload = (args.train_batch_size * args.gradient_accumulation_steps, 1, backbone.max_train_steps)
-    report = speed_report(run.meter, *workload, flops, accelerator.mixed_precision, frozen=args.use_lora)
+    images = args.train_batch_size * args.gradient_accumulation_steps
+    report = speed_report(run.meter, images, flops, accelerator.mixed_precision, frozen=args.use_lora)
+    report["device_hours"] = backbone.max_train_steps * images / report["images_per_second"] / 3600  # of the recipe
     return report | {"seconds_per_step": statistics.median(seconds), "spread": [min(seconds), max(seconds)]}
 
 

@@ -14,7 +14,9 @@ from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
 from training_driver import FIXED, ROOT, environment, load_script, losses, run_json, same, weights
 
+from diffusers_craft import training
 from diffusers_craft.training import TrainingRun
+from diffusers_craft.training_state import list_checkpoints
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
@@ -72,6 +74,88 @@ def test_a_new_run_among_old_checkpoints_is_refused_and_a_changed_one_warned_abo
     folder = train("sd15", "out", *common, "--max_train_steps=2", "--seed=5", "--resume_from_checkpoint=latest")
     assert "seed of the checkpoint is 0, now 5: not the same run." in caplog.text
     assert [entry["step"] for entry in run_json(folder)["loss_history"]] == [1, 2]
+
+
+def test_a_resumed_run_takes_the_flags_it_is_given(train, caplog):
+    common = ["--train_batch_size=4", "--gradient_accumulation_steps=1", "--checkpointing_steps=1"]
+    out = train("sd15", "out", *common, "--max_train_steps=2")
+    again = [*common, f"--resume_from_checkpoint={out}/checkpoint-1", "--max_train_steps=4"]
+    faster = train("sd15", "faster", *again, "--learning_rate=2e-4", "--adam_beta1=0.5", "--lr_scheduler=linear")
+    rates = [entry["lr"] for entry in run_json(faster)["loss_history"]]
+    assert rates == pytest.approx([1e-3, 2e-4 * 3 / 4, 2e-4 * 2 / 4, 2e-4 / 4])  # linear to 0 in four steps
+    for line in (
+        "learning_rate of the checkpoint is 0.001, now 0.0002",
+        "adam_beta1 of the checkpoint is 0.9, now 0.5",
+    ):
+        assert f"--{line}: not the same run." in caplog.text
+    slower = train("sd15", "slower", *again, "--learning_rate=2e-4", "--lr_scheduler=linear")
+    assert not same(weights(faster), weights(slower))  # the betas count too
+
+
+@pytest.mark.parametrize(
+    ("made_with", "flags", "message"),
+    [
+        ([], ["--use_adafactor"], "--use_adafactor: expected False, as in .*checkpoint-2, found True; its state"),
+        (["--use_adafactor"], [], "--use_adafactor: expected True, as in .*checkpoint-2, found False"),
+        (
+            [],
+            ["--train_dtype=bf16", "--mixed_precision=bf16"],
+            "--train_dtype: expected fp32, as in .*checkpoint-2, found bf16",
+        ),
+        ([], ["--max_train_steps=1"], "--max_train_steps: expected at least 2, the steps of .*checkpoint-2, found 1"),
+    ],
+)
+def test_what_a_checkpoint_cannot_go_on_with_is_refused(train, made_with, flags, message):
+    common = ["--train_batch_size=4", "--gradient_accumulation_steps=1", "--checkpointing_steps=1"]
+    train("sd15", "out", *common, *made_with, "--max_train_steps=2")
+    with pytest.raises(ValueError, match=message):
+        train("sd15", "out", *common, "--resume_from_checkpoint=latest", "--max_train_steps=3", *flags)
+
+
+def test_a_run_does_not_go_on_beside_later_checkpoints(train):
+    """Rotation and `latest` would take those of the earlier run for its own."""
+    common = ["--train_batch_size=4", "--gradient_accumulation_steps=1", "--checkpointing_steps=1"]
+    out = train("sd15", "out", *common, "--max_train_steps=3")
+    message = "expected no later checkpoint than checkpoint-1 in .*, found checkpoint-3; move it away, or give another"
+    with pytest.raises(ValueError, match=message):
+        train("sd15", "out", *common, "--resume_from_checkpoint=checkpoint-1", "--max_train_steps=3")
+    other = train("sd15", "other", *common, f"--resume_from_checkpoint={out}/checkpoint-1", "--max_train_steps=3")
+    assert losses(other) == losses(out)
+
+
+def test_rotation_keeps_one_more_until_the_next_loss(train, monkeypatch):
+    seen, save = [], training.save_checkpoint
+
+    def saved(accelerator, output_dir, *rest):
+        path = save(accelerator, output_dir, *rest)
+        seen.append([folder.name for folder in list_checkpoints(output_dir)])
+        return path
+
+    monkeypatch.setattr(training, "save_checkpoint", saved)
+    flags = [
+        "--train_batch_size=2",
+        "--gradient_accumulation_steps=1",
+        "--max_train_steps=4",
+        "--checkpointing_steps=1",
+    ]
+    folder = train("sd15", "out", *flags, "--checkpoints_total_limit=1")
+    assert [len(names) for names in seen] == [1, 2, 2, 2] and seen[-1] == ["checkpoint-3", "checkpoint-4"]
+    assert [path.name for path in list_checkpoints(folder)] == ["checkpoint-4"]
+
+
+def test_the_checkpoint_before_a_bad_one_outlives_rotation(train, tmp_path):
+    """The weights of step 2 give the loss of step 3: until that is known, checkpoint-1 has to stay."""
+    common = ["--train_batch_size=4", "--gradient_accumulation_steps=1", "--max_train_steps=5"]
+    common += ["--checkpointing_steps=1", "--checkpoints_total_limit=1"]
+    with pytest.raises(
+        ValueError, match="step 3: train_loss is nan .*; the last good checkpoint is .*checkpoint-1; try"
+    ):
+        train("sd15", "out", *common, "--learning_rate=1e30", "--lr_scheduler=linear", "--lr_warmup_steps=1")
+    assert (tmp_path / "out" / "checkpoint-1").is_dir()
+    calm = train(
+        "sd15", "calm", *common, f"--resume_from_checkpoint={tmp_path}/out/checkpoint-1", "--learning_rate=1e-5"
+    )
+    assert len(losses(calm)) == 5 and [path.name for path in calm.glob("checkpoint-*")] == ["checkpoint-5"]
 
 
 def test_a_killed_run_resumes_to_the_same_weights(train, arguments, tmp_path):

@@ -98,8 +98,8 @@ def test_the_frozen_unet_is_bfloat16_and_the_adapters_float32(train, monkeypatch
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (STEPS, "--resume_from_checkpoint: expected a checkpoint with unet/, found none in"),
-        ([*LORA, "--rank=3"], "--rank: expected the checkpoint's 2, found 3"),
+        (STEPS, "--use_lora: expected True, as in .*checkpoint-2, found False; its state has that form"),
+        ([*LORA, "--rank=3"], "--rank: expected 2, as in .*checkpoint-2, found 3"),
     ],
 )
 def test_another_kind_of_checkpoint_is_refused(train, flags, message):
@@ -110,7 +110,7 @@ def test_another_kind_of_checkpoint_is_refused(train, flags, message):
 
 def test_a_full_checkpoint_is_refused(train):
     checkpoint = train("sd15", "full", *STEPS, "--checkpointing_steps=2") / "checkpoint-2"
-    with pytest.raises(ValueError, match="--use_lora: expected a checkpoint with pytorch_lora_weights.safetensors"):
+    with pytest.raises(ValueError, match="--use_lora: expected False, as in .*checkpoint-2, found True"):
         train("sd15", "lora", *LORA, f"--resume_from_checkpoint={checkpoint}")
 
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """What the report at the end of a run says, against closed forms and a clock that is set by hand."""
 
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,16 +63,18 @@ def test_the_first_step_and_pauses_are_left_out(clock):
 
 def test_the_report_counts_useful_work_only(clock, monkeypatch):
     monkeypatch.setattr(training_speed, "_peak_flops", lambda device: 1e15)
-    meter = SpeedMeter(CPU)
+    earlier = {"seconds_a_step": 1.0, "device_seconds": 7200.0, "peak_gb": 1e6}
+    meter = SpeedMeter(CPU, num_processes=8, earlier=earlier)
     meter.step_done()
     clock.now += 2
     meter.step_done()
-    report = speed_report(meter, images_a_step=128, num_processes=8, num_steps=900, flops=5 * 10**12, precision="bf16")
+    report = speed_report(meter, images_a_step=128, flops=5 * 10**12, precision="bf16")
     assert report["images_per_second"] == 64 and report["forward_tflop"] == 5
     assert report["mfu"] == pytest.approx(64 * 15e12 / 8e15)  # forward and twice that backward, of eight devices
-    assert report["device_hours"] == pytest.approx(900 * 2 * 8 / 3600)
-    assert speed_report(meter, 128, 8, 900, 10**12, precision="no")["mfu"] is None
-    adapters = speed_report(meter, 128, 8, 900, 5 * 10**12, precision="bf16", frozen=True)
+    assert report["device_hours"] == pytest.approx(2 + 2 * 2 * 8 / 3600)  # before the resume and since
+    assert report["peak_gb"] == 1e6
+    assert speed_report(meter, 128, 10**12, precision="no")["mfu"] is None
+    adapters = speed_report(meter, 128, 5 * 10**12, precision="bf16", frozen=True)
     assert adapters["mfu"] == pytest.approx(report["mfu"] * 2 / 3)  # no gradients of frozen weights
 
 
@@ -128,10 +131,24 @@ def test_a_run_reports_and_records(train, caplog):
         assert line in caplog.text
 
 
+def test_a_resumed_run_reports_all_of_its_cost(train, tmp_path):
+    flags = ["--train_batch_size=4", "--gradient_accumulation_steps=1", "--checkpointing_steps=2"]
+    folder = train("sd15", "out", *flags, "--max_train_steps=4")
+    cost = json.loads((folder / "checkpoint-4" / "training_state.json").read_text())["cost"]
+    assert cost["device_seconds"] == pytest.approx(4 * cost["seconds_a_step"])
+    again = ["--resume_from_checkpoint=latest"]
+    same = run_json(train("sd15", "out", *flags, *again, "--max_train_steps=4"))["speed"]  # no step is left to do
+    assert same["images_per_second"] == pytest.approx(4 / cost["seconds_a_step"])
+    assert same["device_hours"] == pytest.approx(cost["device_seconds"] / 3600)
+    longer = run_json(train("sd15", "out", *flags, *again, "--max_train_steps=6"))["speed"]
+    added = 2 * 4 / longer["images_per_second"] / 3600
+    assert longer["device_hours"] == pytest.approx(same["device_hours"] + added)
+
+
 def test_the_device_is_waited_for_at_the_first_step_in_pauses_and_at_the_end_only(train, monkeypatch):
     """Not once a step: the CPU must run ahead of the GPU."""
     waits, now = [], SpeedMeter._now
     monkeypatch.setattr(SpeedMeter, "_now", lambda meter: waits.append(meter._steps) or now(meter))
     flags = ["--train_batch_size=4", "--gradient_accumulation_steps=1", "--max_train_steps=6"]
     train("sd15", "out", *flags, "--checkpointing_steps=4")
-    assert waits == [0, 1, 4, 4, 6]
+    assert waits == [0, 1, 4, 4, 4, 6]  # the pause of the checkpoint, and the cost that it keeps

@@ -69,17 +69,17 @@ def test_a_mean_over_no_rows_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("metrics", "message"),
+    ("saved", "metrics", "message"),
     [
-        (_metrics(float("nan")), "step 8: train_loss is nan; the last good checkpoint is .*checkpoint-6; try"),
-        (
-            _metrics(grad_norm=float("inf")),
-            "step 8: grad_norm is inf; the last good checkpoint is .*checkpoint-6; try",
-        ),
+        ([6], _metrics(float("nan")), "step 8: train_loss is nan; the last good checkpoint is .*checkpoint-6; try"),
+        ([6, 7], _metrics(float("nan")), "step 8: train_loss is nan; the last good checkpoint is .*checkpoint-6; try"),
+        ([7], _metrics(float("nan")), "step 8: train_loss is nan; there is no good checkpoint; try"),  # its weights
+        ([6, 7], _metrics(grad_norm=float("inf")), "step 8: grad_norm is inf; the last good .*checkpoint-7; try"),
     ],
 )
-def test_the_step_that_diverged_is_named(tmp_path, metrics, message):
-    _checkpoint(tmp_path, 6)
+def test_the_step_that_diverged_is_named(tmp_path, saved, metrics, message):
+    for step in saved:
+        _checkpoint(tmp_path, step)
     log = MetricLog(Recorder(), tmp_path, history=[])
     log.push(7, 1e-3, _metrics())
     log.push(8, 1e-3, metrics)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -32,13 +33,15 @@ from .training_batch import MicroBatch, diffuse
 from .training_data import TrainingData, shuffled_rows
 from .training_hub import TrainingHub, card_facts
 from .training_optimizer import create_optimizer
+from .training_resume import check_place, check_recipe, hyperparameters, recipe, restore_hyperparameters
 from .training_speed import SpeedMeter, announce_speed, forward_flops, speed_report
 from .training_state import (
     MetricLog,
+    drop_old_checkpoints,
     find_checkpoint,
     keep_unet_in_checkpoints,
     list_checkpoints,
-    load_checkpoint,
+    read_state,
     save_checkpoint,
 )
 from .training_validation import draw_validation_images
@@ -82,10 +85,11 @@ class TrainingRun:
         self._prepare_model(components.unet)
         keep_unet_in_checkpoints(accelerator, self.ema, self.weights)
         self.hub = TrainingHub(args, accelerator.is_main_process)
-        self.step, history = self._resume()
-        scaled = accelerator.mixed_precision == "fp16"
-        self.log = MetricLog(accelerator, args.output_dir, history, check_gradients=not scaled)
-        self._sums = torch.zeros(5, device=accelerator.device)
+        earlier = self._resume()
+        self.step, self._saved_step = earlier.get("step", 0), None
+        history, scaled = earlier.get("history", []), accelerator.mixed_precision == "fp16"
+        self.log = MetricLog(accelerator, args.output_dir, history, check_gradients=not scaled, advice=self._advice())
+        self._sums = torch.zeros(6, device=accelerator.device)
         self._means: dict[str, torch.Tensor] = {}
         if accelerator.log_with:
             config = {name: value for name, value in vars(args).items() if isinstance(value, (int, float, str))}
@@ -97,7 +101,7 @@ class TrainingRun:
             desc="Steps",
             disable=not accelerator.is_local_main_process,
         )
-        self.meter = SpeedMeter(accelerator.device)
+        self.meter = SpeedMeter(accelerator.device, accelerator.num_processes, earlier.get("cost"))
 
     def steps(self) -> Iterator[int]:
         """The optimizer steps that are left, counted from 0."""
@@ -150,6 +154,7 @@ class TrainingRun:
             good.sum(),
             bad @ errors,
             bad.sum(),
+            torch.full((), len(errors), device=errors.device, dtype=errors.dtype),
         ]
         self._sums += torch.stack(parts)
         for name, value in (metrics or {}).items():
@@ -169,6 +174,7 @@ class TrainingRun:
         self.progress.update()
         if entry:
             self.progress.set_postfix(step_loss=entry["train_loss"], lr=learning_rate, refresh=False)
+            self._drop_old_checkpoints(entry["step"])
         self.meter.step_done()
         if self.step % self.args.checkpointing_steps == 0:
             with self.meter.pause():
@@ -195,6 +201,7 @@ class TrainingRun:
     def finish(self) -> None:
         """Saves the pipeline or the LoRA weights, and `craft_run.json` with options, versions, losses and speed."""
         self.log.flush()
+        self._drop_old_checkpoints(self.step + 1)
         self.progress.close()
         speed = self._speed()
         self.accelerator.wait_for_everyone()
@@ -244,34 +251,51 @@ class TrainingRun:
             self.ema.to(self.accelerator.device)
         self.unet, self.optimizer, self.lr_scheduler = self.accelerator.prepare(unet, optimizer, lr_scheduler)
 
-    def _resume(self) -> tuple[int, list[dict]]:
+    def _resume(self) -> dict:
+        """The state of the checkpoint that the run goes on from; empty for a new one."""
         args = self.args
         if args.resume_from_checkpoint is None:
             if earlier := list_checkpoints(args.output_dir):
                 wanted = "expected a folder without checkpoints, or --resume_from_checkpoint"
                 raise ValueError(f"--output_dir: {wanted}, found {earlier[-1].name} in {args.output_dir}")
-            return 0, []
+            return {}
         path = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
         if path is None:
-            return 0, []
-        state = load_checkpoint(self.accelerator, path)
+            return {}
+        state = read_state(path)
+        check_place(path, state["step"], args.output_dir, self.max_train_steps)
+        check_recipe(state["recipe"], recipe(args), path)
+        wanted = hyperparameters(self.optimizer)
+        self.accelerator.load_state(str(path))
+        if self.accelerator.distributed_type != DistributedType.DEEPSPEED:  # which keeps rates of its own
+            restore_hyperparameters(self.optimizer, self.lr_scheduler, wanted)
         self.accelerator.step = 0  # accelerate's count of micro-batches; every checkpoint lies between two batches
         logger.info("Resuming from %s after step %d", path, state["step"])
         for name, value in self._identity().items():
             if state[name] != value:
                 logger.warning("%s of the checkpoint is %s, now %s: not the same run.", name, state[name], value)
-        return state["step"], state["history"]
+        return state
 
     def _identity(self) -> dict[str, int]:
-        """What has to stay the same for a resumed run to equal an undisturbed one, besides the optimizer's flags."""
+        """What has to stay the same for a resumed run to equal an undisturbed one, besides the `recipe`."""
         return {"seed": self.args.seed, "num_rows": len(self.data), "global_batch_size": self.batch_size}
 
     def _save_checkpoint(self) -> None:
-        self.log.flush()  # nothing that is not finite gets saved
+        entry = self.log.flush()  # nothing that is not finite gets saved
+        self._drop_old_checkpoints(entry["step"])
         state = self._identity() | {"history": self.log.history}
-        limit = self.args.checkpoints_total_limit
-        path = save_checkpoint(self.accelerator, self.args.output_dir, self.step, state, limit)
+        state |= {"recipe": recipe(self.args), "cost": self.meter.state()}
+        path = save_checkpoint(self.accelerator, self.args.output_dir, self.step, state)
+        self._saved_step = self.step
         self.hub.push_checkpoint(path)
+
+    def _drop_old_checkpoints(self, finite_step: int) -> None:
+        """Rotation, once the loss after the newest checkpoint is known to be finite: until then the one before it stays."""
+        if self._saved_step is None or finite_step <= self._saved_step:
+            return
+        self._saved_step = None
+        if self.accelerator.is_main_process:
+            drop_old_checkpoints(self.args.output_dir, self.args.checkpoints_total_limit)
 
     def _speed(self) -> dict[str, float | None]:
         """Measures, and tells the user."""
@@ -279,13 +303,17 @@ class TrainingRun:
         conditioning = {name: value[:1] for name, value in (data.prompts | data.sizes).items()}
         config = accelerator.unwrap_model(self.unet).config
         flops = forward_flops(self.backbone, config, data.latents[0, :1], conditioning)
-        workload = (self.batch_size, accelerator.num_processes, self.max_train_steps)
-        speed = speed_report(self.meter, *workload, flops, accelerator.mixed_precision, frozen=self.args.use_lora)
-        announce_speed(speed, self.backbone)
+        speed = speed_report(
+            self.meter, self.batch_size, flops, accelerator.mixed_precision, frozen=self.args.use_lora
+        )
+        is_recipe = not hasattr(self.args, "objective")
+        if not is_recipe:  # references, pairs and roll-outs are not in the count
+            speed["mfu"] = None
+        announce_speed(speed, self.backbone if is_recipe else None)
         return speed
 
     def _metrics(self, grad_norm: torch.Tensor) -> dict[str, torch.Tensor]:
-        loss, good, num_good, bad, num_bad = self.accelerator.reduce(self._sums, reduction="sum").unbind()
+        loss, good, num_good, bad, num_bad, num_rows = self.accelerator.reduce(self._sums, reduction="sum").unbind()
         self._sums = torch.zeros_like(self._sums)
         own, self._means = self._means, {}
         if own:
@@ -297,7 +325,7 @@ class TrainingRun:
             "train_loss": loss / self.batch_size,
             "error_positive": good / num_good,  # not finite, and left out, where there is no such row
             "error_negative": bad / num_bad,
-            "share_negative": num_bad / self.batch_size,
+            "share_negative": num_bad / num_rows,
             "grad_norm": torch.as_tensor(grad_norm, device=loss.device),
         }
 
@@ -313,6 +341,11 @@ class TrainingRun:
             config = pipeline.scheduler.config
             pipeline.scheduler = type(pipeline.scheduler).from_config(config, prediction_type=self.prediction_type)
         return pipeline
+
+    def _advice(self) -> str:
+        """What to try after a loss that is not finite."""
+        unlearns = self.args.loss == "craft" and bool((self.data.advantages < 0).any())
+        return "try a lower --learning_rate" + (" or --advantage_clip_min 0" if unlearns else "")
 
     def _announce(self) -> None:
         args, negative = self.args, int((self.data.advantages < 0).sum())

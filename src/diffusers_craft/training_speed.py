@@ -44,10 +44,12 @@ class SpeedMeter:
 
     Args:
         device (`torch.device`): of this process.
+        num_processes (`int`, *optional*, defaults to 1): devices that share a step.
+        earlier (`Mapping`, *optional*): `state` of the run up to the checkpoint from which it goes on.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, num_processes: int = 1, earlier: Mapping | None = None) -> None:
+        self.device, self.num_processes, self._earlier = device, num_processes, dict(earlier or {})
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         self._steps, self._paused, self._first = 0, 0.0, 0.0
@@ -70,25 +72,39 @@ class SpeedMeter:
             self._paused += self._now() - begin
 
     def seconds_a_step(self) -> float | None:
-        """Mean over all steps but the first; of the first if it is the only one; `None` without any."""
+        """Mean over all steps but the first; of the first if it is the only one; without any, of the run before."""
         if self._steps > 1:
             return (self._now() - self._start - self._paused) / (self._steps - 1)
-        return self._first if self._steps else None
+        return self._first if self._steps else self._earlier.get("seconds_a_step")
+
+    def state(self) -> dict[str, float | None]:
+        """What a checkpoint keeps: `seconds_a_step`, `device_seconds` of all steps of all devices, `peak_gb`."""
+        pace, earlier = self.seconds_a_step(), self._earlier.get("device_seconds") or 0.0
+        spent = None if pace is None else earlier + pace * self._steps * self.num_processes
+        return {"seconds_a_step": pace, "device_seconds": spent, "peak_gb": self.peak_gigabytes()}
 
     def peak_gigabytes(self) -> float | None:
         """Most memory in use at a time, GB: allocated on the GPU, or resident where the CPU trains."""
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 1e9
-        try:
-            import resource
-        except ImportError:  # Windows
-            return None
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+            now = torch.cuda.max_memory_allocated(self.device) / 1e9
+        else:
+            now = _peak_resident()
+        earlier = self._earlier.get("peak_gb")
+        return now if now is None or earlier is None else max(now, earlier)
 
     def _now(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+
+def _peak_resident() -> float | None:
+    """GB of this process."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def forward_flops(backbone: Backbone, config: Mapping, latents: torch.Tensor, conditioning: dict) -> int:
@@ -118,8 +134,6 @@ def forward_flops(backbone: Backbone, config: Mapping, latents: torch.Tensor, co
 def speed_report(
     meter: SpeedMeter,
     images_a_step: int,
-    num_processes: int,
-    num_steps: int,
     flops: int,
     precision: str,
     frozen: bool = False,
@@ -129,36 +143,37 @@ def speed_report(
     Args:
         meter (`SpeedMeter`): of the run.
         images_a_step (`int`): the global batch.
-        num_processes (`int`): devices that shared it.
-        num_steps (`int`): optimizer steps of the whole run, whether timed or not.
         flops (`int`): `forward_flops` of one image.
         precision (`str`): accelerate's `mixed_precision`; the known peaks are those of fp16 and bf16.
         frozen (`bool`, *optional*, defaults to `False`): whether the UNet's own weights get no gradient (LoRA).
 
     Returns:
         `dict`: `peak_gb` a process, `images_per_second` over all, `forward_tflop` an image, `mfu` in [0, 1] (`None` for
-        an unknown device), `device_hours` of the whole run.
+        an unknown device), `device_hours` of the whole run, the steps before a resume included.
     """
-    seconds = meter.seconds_a_step()
+    state = meter.state()
+    seconds, spent = state["seconds_a_step"], state["device_seconds"]
     images = images_a_step / seconds if seconds else None
     peak = _peak_flops(meter.device) if precision in ("fp16", "bf16") else None
     useful = None if images is None else images * flops * (1 + (_FROZEN_BACKWARD if frozen else _BACKWARD))
     return {
-        "peak_gb": meter.peak_gigabytes(),
+        "peak_gb": state["peak_gb"],
         "images_per_second": images,
         "forward_tflop": flops / 1e12,
-        "mfu": None if peak is None or useful is None else useful / (peak * num_processes),
-        "device_hours": None if seconds is None else seconds * num_steps * num_processes / 3600,
+        "mfu": None if peak is None or useful is None else useful / (peak * meter.num_processes),
+        "device_hours": None if spent is None else spent / 3600,
     }
 
 
-def announce_speed(speed: Mapping[str, float | None], backbone: Backbone) -> None:
-    """Logs a `speed_report`, with the paper's cost of the whole recipe beside it."""
+def announce_speed(speed: Mapping[str, float | None], backbone: Backbone | None) -> None:
+    """Logs a `speed_report`; for CRAFT, with the paper's cost of the whole recipe for this backbone beside it."""
     shown = {name: "unknown" if value is None else f"{value:.3g}" for name, value in speed.items()}
     logger.info("  Memory = %s GB at its peak, a process", shown["peak_gb"])
     logger.info("  Speed = %s images/s, model FLOPs utilization %s", shown["images_per_second"], shown["mfu"])
-    paper = f"the paper's {backbone.max_train_steps} steps: {backbone.paper_hours} on H100"
-    logger.info("  Cost = %s device-hours (%s)", shown["device_hours"], paper)
+    paper = (
+        "" if backbone is None else f" (the paper's {backbone.max_train_steps} steps: {backbone.paper_hours} on H100)"
+    )
+    logger.info("  Cost = %s device-hours%s", shown["device_hours"], paper)
 
 
 def _peak_flops(device: torch.device) -> float | None:

@@ -22,6 +22,11 @@ logger = logging.getLogger(__name__)
 _STATE_FILE = "training_state.json"
 
 
+def checkpoint_step(path: Path) -> int:
+    """Of a folder `checkpoint-{step}`."""
+    return int(path.name.rpartition("-")[2])
+
+
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
     """The finished checkpoints of a run, oldest first."""
     found = {
@@ -52,17 +57,14 @@ def find_checkpoint(resume_from: str, output_dir: str | Path) -> Path | None:
     )
 
 
-def save_checkpoint(
-    accelerator: Accelerator, output_dir: str | Path, step: int, state: dict, total_limit: int | None
-) -> Path:
-    """Writes `checkpoint-{step}` under a temporary name, renames it, then drops the oldest ones above the limit.
+def save_checkpoint(accelerator: Accelerator, output_dir: str | Path, step: int, state: dict) -> Path:
+    """Writes `checkpoint-{step}` under a temporary name and renames it.
 
     Args:
         accelerator (`Accelerator`): holds model, optimizer and schedule; all processes call this function.
         output_dir (`str` or `Path`): the run's folder.
         step (`int`): finished optimizer steps.
         state (`dict`): what else the run must remember, as JSON.
-        total_limit (`int`, *optional*): checkpoints to keep.
     """
     final = Path(output_dir) / f"checkpoint-{step}"
     temporary = final.with_name(f".{final.name}.tmp")
@@ -76,16 +78,19 @@ def save_checkpoint(
         atomic_write_json(temporary / _STATE_FILE, state | {"step": step})
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
-        for old in list_checkpoints(output_dir)[: -total_limit if total_limit else 0]:
-            shutil.rmtree(old)
         logger.info("Saved %s", final)
     accelerator.wait_for_everyone()
     return final
 
 
-def load_checkpoint(accelerator: Accelerator, path: Path) -> dict:
-    """Restores model, optimizer, schedule and EMA; returns what `save_checkpoint` was given as `state`, and `step`."""
-    accelerator.load_state(str(path))
+def drop_old_checkpoints(output_dir: str | Path, total_limit: int | None) -> None:
+    """Deletes the oldest checkpoints above the limit."""
+    for old in list_checkpoints(output_dir)[: -total_limit if total_limit else 0]:
+        shutil.rmtree(old)
+
+
+def read_state(path: Path) -> dict:
+    """What `save_checkpoint` was given as `state`, and `step`."""
     return json.loads((path / _STATE_FILE).read_text(encoding="utf-8"))
 
 
@@ -124,12 +129,18 @@ class MetricLog:
         output_dir (`str` or `Path`): the run's folder, whose last checkpoint an error names.
         history (`list[dict]`): entries of the steps before a resume.
         check_gradients (`bool`): whether a gradient norm that is not finite is an error (a loss scaler skips those).
+        advice (`str`): what an error tells the user to try.
     """
 
     def __init__(
-        self, accelerator: Accelerator, output_dir: str | Path, history: list[dict], check_gradients: bool = True
+        self,
+        accelerator: Accelerator,
+        output_dir: str | Path,
+        history: list[dict],
+        check_gradients: bool = True,
+        advice: str = "try a lower --learning_rate",
     ) -> None:
-        self.accelerator, self.output_dir = accelerator, output_dir
+        self.accelerator, self.output_dir, self.advice = accelerator, output_dir, advice
         self.history = list(history)
         self.check_gradients = check_gradients
         self._pending: tuple[int, float, list[str], torch.Tensor, torch.cuda.Event | None] | None = None
@@ -159,10 +170,11 @@ class MetricLog:
             checked = ("train_loss", "grad_norm") if self.check_gradients else ("train_loss",)
             wrong = [f"{name} is {values[name]}" for name in checked if not math.isfinite(values[name])]
             if wrong:
-                good = list_checkpoints(self.output_dir)
-                kept = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
-                advice = "try a lower --learning_rate or --advantage_clip_min 0"
-                raise ValueError(f"step {step}: {' and '.join(wrong)}; {kept}; {advice}")
+                # The loss of a step is that of the weights before it: a checkpoint of those is as bad.
+                end = step - 1 if math.isfinite(values["train_loss"]) else step - 2
+                good = [path for path in list_checkpoints(self.output_dir) if checkpoint_step(path) <= end]
+                kept = f"the last good checkpoint is {good[-1]}" if good else "there is no good checkpoint"
+                raise ValueError(f"step {step}: {' and '.join(wrong)}; {kept}; {self.advice}")
             finite = {name: value for name, value in values.items() if math.isfinite(value)}  # no rows of that sign
             self.accelerator.log(finite | {"lr": learning_rate}, step=step)
             self.history.append({"step": step, "lr": learning_rate} | finite)

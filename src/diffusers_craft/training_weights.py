@@ -44,13 +44,7 @@ class FullWeights:
         unet.save_pretrained(Path(folder) / "unet")
 
     def load(self, unet: UNet2DConditionModel, folder: str | Path) -> None:
-        """Reads what `save` wrote.
-
-        Raises:
-            ValueError: if the checkpoint holds LoRA weights only.
-        """
-        if not (Path(folder) / "unet").is_dir():
-            raise ValueError(f"--resume_from_checkpoint: expected a checkpoint with unet/, found none in {folder}")
+        """Reads what `save` wrote."""
         loaded = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **dtype_argument(self.dtype))
         unet.load_state_dict(loaded.state_dict())
 
@@ -104,22 +98,11 @@ class LoraWeights:
         )
 
     def load(self, unet: UNet2DConditionModel, folder: str | Path) -> None:
-        """Reads what `save` wrote.
+        """Reads what `save` wrote."""
+        from peft.utils import set_peft_model_state_dict
 
-        Raises:
-            ValueError: if the checkpoint holds no LoRA weights, or some of another rank.
-        """
-        from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-
-        path = Path(folder) / LORA_FILE
-        if not path.is_file():
-            raise ValueError(f"--use_lora: expected a checkpoint with {LORA_FILE}, found none in {folder}")
-        saved = {name.removeprefix("unet."): value for name, value in load_file(path).items()}
-        saved = convert_unet_state_dict_to_peft(saved)
-        for name, value in get_peft_model_state_dict(unet).items():
-            if "lora_A" in name and saved[name].shape != value.shape:
-                raise ValueError(f"--rank: expected the checkpoint's {saved[name].shape[0]}, found {self.rank}")
-        set_peft_model_state_dict(unet, saved)
+        saved = {name.removeprefix("unet."): value for name, value in load_file(Path(folder) / LORA_FILE).items()}
+        set_peft_model_state_dict(unet, convert_unet_state_dict_to_peft(saved))
 
     def save_result(self, pipeline: DiffusionPipeline, folder: str | Path) -> None:
         """Writes the end of a run: what `load_lora_weights` loads into the base pipeline."""

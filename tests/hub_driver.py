@@ -1,7 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Runs the scripts against the local Hub, each in a forked process of one that has imported everything.
 
-As a program it reads jobs as JSON lines from stdin, `{"script": "publish_craft", "args": [...], "environment": {}}` or
+As a program it reads jobs as JSON lines from stdin, `{"script": "publish_craft", "args": [...], "folder": ".", "environment": {}}` or
 `{"code": "..."}`, and answers each with `{"code": exit code, "output": stdout and stderr}`. The clients' pauses between
 their attempts are cut short.
 """
@@ -45,9 +45,10 @@ class HubDriver:
     def __exit__(self, *error: object) -> None:
         self.process.communicate(timeout=60)
 
-    def run(self, script: str, *args: str | Path, **environment: str) -> Outcome:
-        """A script of examples/craft with its arguments."""
-        return self._send({"script": script, "args": [str(arg) for arg in args], "environment": environment})
+    def run(self, script: str, *args: str | Path, folder: str | Path = ".", **environment: str) -> Outcome:
+        """A script of examples/craft with its arguments, started from `folder`."""
+        job = {"script": script, "args": [str(arg) for arg in args], "folder": str(folder)}
+        return self._send(job | {"environment": environment})
 
     def execute(self, code: str) -> Outcome:
         """Python statements."""
@@ -68,6 +69,7 @@ def do(job: dict) -> None:
     from diffusers_craft import run_script
 
     os.environ.update(job["environment"])
+    os.chdir(job["folder"])
     path = ROOT / "examples" / "craft" / f"{job['script']}.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)
     script = importlib.util.module_from_spec(spec)

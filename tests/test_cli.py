@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from diffusers_craft import __version__
-from diffusers_craft.cli import run_script, versions, write_run_json
+from diffusers_craft.cli import local_paths, recorded_option, run_script, versions, write_run_json
 from diffusers_craft.generation import GenerationSettings
 
 
@@ -54,3 +54,22 @@ def test_run_json_holds_options_seed_versions_and_no_secret(tmp_path: Path) -> N
     assert content["seed"] == 7 and content["loss_history"] == [0.5] and "hf_secret" not in text
     assert content["versions"] == versions()
     assert content["versions"]["diffusers_craft"] == __version__ and content["versions"]["torch"]
+
+
+def test_a_record_tells_paths_from_hub_ids_wherever_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    options = {"model": "models/mine", "data": "org/data", "rewards": ["a=models", "b=org/b"], "output_dir": "new/x"}
+    options |= {"prompt": "a thing " * 100, "none": None, "empty": ""}
+    write_run_json("run.json", options, source={"checkpoint": "./models"})
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    record = json.loads((tmp_path / "run.json").read_text())
+    texts = {"models/mine": "models/mine", "models": "models", "new/x": "new/x", "./models": "models"}
+    assert record["paths"] == {text: str(tmp_path / place) for text, place in texts.items()}
+    assert recorded_option(record, "model") == str(tmp_path / "models" / "mine")
+    assert recorded_option(record, "data") == "org/data" and recorded_option(record, "none") is None
+    assert recorded_option({"options": options}, "model") == "models/mine", "a record of an older version"
+    assert local_paths(options) == {"new/x": str(tmp_path / "elsewhere" / "new" / "x")}

@@ -346,6 +346,16 @@ def test_training_data_is_found_beside_the_model_and_checked_against(run, tuned,
         run("--training_data", "base=x")
 
 
+def test_training_data_named_relative_to_another_folder(script, dataset_folder, tmp_path, monkeypatch):
+    (tmp_path / "outputs").mkdir()
+    shutil.copytree(dataset_folder, tmp_path / "outputs" / "top")
+    monkeypatch.chdir(tmp_path)
+    diffusers_craft.write_run_json("tuned/craft_run.json", {"dataset_name": "outputs/top", "train_data_dir": None})
+    monkeypatch.chdir(tmp_path / "outputs")
+    found = script.find_training_data({"base": "base", "tuned": str(tmp_path / "tuned")}, [])
+    assert len(found["tuned"]) == 10
+
+
 def test_a_metric_for_certain_prompts_is_used_there_alone(script, arguments, tmp_path, monkeypatch, capsys):
     """One that abstains from the prompt `b`, binds to the set `second` only, and has a note for the report."""
 

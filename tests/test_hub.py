@@ -320,6 +320,86 @@ def test_the_card_links_a_local_dataset_that_was_published(hub, driver, base, da
     assert card.data.datasets == ["org/top100"] and "https://huggingface.co/datasets/org/top100" in card.text
 
 
+def test_relative_paths_are_no_hub_ids_wherever_a_run_is_published(hub, driver, random_sd15, dataset_folder, tmp_path):
+    """Neither on the card, nor in configurations, nor in a question for the licence of a stranger's repository."""
+    shutil.copytree(random_sd15, tmp_path / "models" / "mine")
+    shutil.copytree(dataset_folder, tmp_path / "outputs" / "top")
+    (tmp_path / "elsewhere").mkdir()
+    where = ["--pretrained_model_name_or_path=models/mine", "--dataset_name=outputs/top", "--output_dir=outputs/tuned"]
+    outcome = driver.run("train_craft_sd15", *where, *STEPS, "--cache_dir=outputs/cache", folder=tmp_path)
+    assert outcome.code == 0, outcome.output
+    before = len(hub.requests)
+    command = ["publish_craft", "--output_dir=../outputs/tuned", "--hub_model_id=org/relative"]
+    outcome = driver.run(*command, folder=tmp_path / "elsewhere")
+    assert outcome.code == 0, outcome.output
+    files = files_on(hub, "model", "org/relative")
+    data = ModelCard(files["README.md"].decode()).data.to_dict()
+    assert "base_model" not in data and "datasets" not in data
+    asked = [request.path for request in hub.requests[before:]]
+    assert asked and not [path for path in asked if "models/mine" in path or "outputs/top" in path]
+    index, record = (json.loads(files[name]) for name in ("model_index.json", "craft_run.json"))
+    assert "_name_or_path" not in index and "paths" not in record
+    assert record["options"]["pretrained_model_name_or_path"] == "mine" and record["options"]["dataset_name"] == "top"
+    for path, content in files.items():
+        for name in (b"models/mine", b"outputs/", str(tmp_path).encode()):
+            assert name not in content, (path, name)
+
+    (tmp_path / "outputs/top/craft_hub.json").write_text(json.dumps({"repo_id": "org/top100"}))
+    assert driver.run(*command, folder=tmp_path / "elsewhere").code == 0
+    card = ModelCard(files_on(hub, "model", "org/relative")["README.md"].decode())
+    assert card.data.datasets == ["org/top100"], "published since, and found from here"
+
+
+def test_a_relative_prompt_file_is_no_hub_dataset(hub, driver, built, tmp_path):
+    folder = copy_of(built, tmp_path)
+    record = json.loads((folder / "craft_build.json").read_text())
+    record["options"]["prompts"], record["paths"] = (
+        "data/prompts.txt",
+        {"data/prompts.txt": "/home/me/data/prompts.txt"},
+    )
+    (folder / "craft_build.json").write_text(json.dumps(record))
+    before = len(hub.requests)
+    outcome = driver.run("publish_craft", "--output_dir", folder, "--hub_dataset_id=org/own-prompts")
+    assert outcome.code == 0, outcome.output
+    assert not [request.path for request in hub.requests[before:] if "data/prompts.txt" in request.path]
+    card = files_on(hub, "dataset", "org/own-prompts")["README.md"].decode()
+    assert "| prompts | prompts.txt; " in card and "data/prompts" not in card
+
+
+def test_another_kind_of_model_replaces_the_one_that_was_there(hub, driver, trained):
+    lora, command = trained("--use_lora", "--learning_rate=1e-2"), ["publish_craft", "--hub_model_id=org/kinds"]
+    found = []
+    for flags in (
+        ["--output_dir", trained()],
+        ["--output_dir", lora],
+        ["--output_dir", trained(), "--push_unet_only"],
+    ):
+        outcome = driver.run(*command, *flags)
+        assert outcome.code == 0, outcome.output
+        names = ("model_index.json", "pytorch_lora_weights.safetensors", "config.json")
+        found += [[name in files_on(hub, "model", "org/kinds") for name in names]]
+    assert found == [[True, False, False], [False, True, False], [False, False, True]]
+
+
+def test_a_checkpoint_without_files_leaves_the_last_one_on_the_hub(hub, driver, tmp_path):
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / "training_state.json").write_text("{}")
+    code = f"""
+from argparse import Namespace
+from pathlib import Path
+from diffusers_craft.training_hub import TrainingHub
+args = Namespace(push_to_hub=True, hub_model_id="org/emptied", hub_private_repo=False, hub_strategy="checkpoint")
+args.output_dir = {str(tmp_path)!r}
+run = TrainingHub(args, is_main=True)
+for name in ("checkpoint-1", "checkpoint-2"):
+    run.push_checkpoint(Path(args.output_dir) / name)
+"""
+    outcome = driver.execute(code)
+    assert outcome.code == 0, outcome.output
+    assert "checkpoint-2 was not published: model org/emptied: expected files to upload, found none" in outcome.output
+    assert "last-checkpoint/training_state.json" in files_on(hub, "model", "org/emptied")
+
+
 def test_no_token_and_no_path_is_written_or_sent(hub, driver, built, trained, random_sd15, tmp_path_factory):
     """Everything that the tests of this module wrote, printed and sent, but for the header that authorises."""
     trained("--push_to_hub", "--hub_model_id=org/tuned", "--hub_private_repo")

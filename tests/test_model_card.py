@@ -8,6 +8,7 @@ import pytest
 from hub_repos import card_errors
 from huggingface_hub import ModelCard
 
+from diffusers_craft.hub.card import without_paths
 from diffusers_craft.hub.model import model_files, publish_model
 from diffusers_craft.hub.model_card import Published, model_card
 from diffusers_craft.hub.results import Results, read_results
@@ -141,10 +142,37 @@ def test_a_hub_id_is_not_a_path_of_this_machine(tmp_path, monkeypatch):
     assert as_hub_id("org/name") == "org/name"
     for name in ("name", "/org/name", "a/b/c", "outputs/", None, "./org"):
         assert as_hub_id(name) is None
+    assert as_hub_id("org/name", {"org/name": "/where/it/was"}) is None
     (tmp_path / "org" / "name").mkdir(parents=True)
+    assert as_hub_id("org/name", {}) == "org/name", "no path to the run, whatever lies here now"
     assert as_hub_id("org/name") is None and published_id("org/name") is None
     (tmp_path / "org" / "name" / "craft_hub.json").write_text('{"repo_id": "org/there"}')
     assert published_id("org/name") == "org/there"
+
+
+def test_paths_of_the_run_are_cut_wherever_it_is_published(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = {"models/mine": "/home/me/models/mine", "weights/hps.pt": "/home/me/weights/hps.pt"}
+    own = {"model": "models/mine", "rewards": ["hps=weights/hps.pt", "a=/home/me/a.pt", "b=org/b"], "data": "org/data"}
+    cut = {"model": "mine", "rewards": ["hps=hps.pt", "a=a.pt", "b=org/b"], "data": "org/data"}
+    assert without_paths(own, paths) == cut
+    (tmp_path / "org" / "data").mkdir(parents=True)
+    assert without_paths(own, paths) == cut and without_paths(own)["data"] == "data"
+    options = {"pretrained_model_name_or_path": "models/mine", "dataset_name": "outputs/top"}
+    record = RECORD | {"options": RECORD["options"] | options, "paths": dict.fromkeys(options.values(), "/home")}
+    content = model_card(record, PUBLISHED._replace(base_id=None, dataset_id=None)).content
+    assert "`mine`" in content and "top (not published)" in content
+    assert "models/mine" not in content and "outputs/top" not in content
+
+
+def test_an_evaluation_of_relative_models_is_found_from_elsewhere(tmp_path, monkeypatch):
+    folder = tmp_path / "outputs" / "craft"
+    record = {"paths": {"outputs/craft": str(folder)}}
+    (tmp_path / "craft_evaluate.json").write_text(json.dumps(record))
+    (tmp_path / "results.json").write_text(json.dumps(RESULTS))
+    assert read_results(tmp_path, folder, "org/other").rows[0]["mean"] == 21.25
+    with pytest.raises(ValueError, match="expected an evaluation of .*, found one of craft in"):
+        read_results(tmp_path, Path("outputs/craft"), "org/other")  # another folder, from here
 
 
 def test_configurations_lose_the_path_they_came_from(tmp_path):
@@ -160,6 +188,11 @@ def test_configurations_lose_the_path_they_came_from(tmp_path):
     assert json.loads(files["unet/config.json"]) == {"_name_or_path": "org/base", "channels": 4}
     assert files["vae/config.json"] == tmp_path / "vae" / "config.json"
     assert "_name_or_path" not in json.loads(model_files(tmp_path, "unet")["config.json"])
+    files = model_files(tmp_path, "pipeline", None, known=["org/other"])
+    assert "_name_or_path" not in json.loads(files["vae/config.json"]), "no Hub id that the run was given"
+    assert (
+        model_files(tmp_path, "pipeline", None, known=["org/base"])["vae/config.json"] == tmp_path / "vae/config.json"
+    )
 
 
 def test_results_of_another_model_are_refused(tmp_path):
@@ -185,4 +218,6 @@ def test_what_cannot_be_published_is_refused(tmp_path):
         publish_model(tmp_path, "org/m")
     with pytest.raises(ValueError, match="model 'a b/c': expected ORG/NAME, found another form"):
         HubRepo("a b/c", "model").open()
+    with pytest.raises(ValueError, match="model org/m: expected files to upload, found none in"):
+        HubRepo("org/m", "model").upload(tmp_path, {}, "nothing", replaced=["last-checkpoint/*"])
     assert "secret" not in repr(HubRepo("org/m", "model", token="secret"))

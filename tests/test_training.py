@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 from training_driver import FIXED, ROOT, environment, load_script, losses, run_json, same, weights
 
 from diffusers_craft import training
+from diffusers_craft.hub.upload import published_id
 from diffusers_craft.training import TrainingRun
 from diffusers_craft.training_state import list_checkpoints
 
@@ -156,6 +157,18 @@ def test_the_checkpoint_before_a_bad_one_outlives_rotation(train, tmp_path):
         "sd15", "calm", *common, f"--resume_from_checkpoint={tmp_path}/out/checkpoint-1", "--learning_rate=1e-5"
     )
     assert len(losses(calm)) == 5 and [path.name for path in calm.glob("checkpoint-*")] == ["checkpoint-5"]
+
+
+def test_what_was_published_is_forgotten_once_the_weights_are_others(train):
+    """A model that is trained on this folder next must not name the published one as its base."""
+    common = ["--train_batch_size=4", "--gradient_accumulation_steps=1", "--checkpointing_steps=1"]
+    common += ["--resume_from_checkpoint=latest"]
+    folder = train("sd15", "out", *common, "--max_train_steps=1")
+    (folder / "craft_hub.json").write_text(json.dumps({"repo_id": "org/published"}))
+    train("sd15", "out", *common, "--max_train_steps=1")
+    assert published_id(folder) == "org/published", "no step was done: the same weights"
+    train("sd15", "out", *common, "--max_train_steps=2")
+    assert published_id(folder) is None
 
 
 def test_a_killed_run_resumes_to_the_same_weights(train, arguments, tmp_path):

@@ -1,14 +1,18 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """LoRA through the training scripts: what is trained, what is saved, and what the pipeline makes of it."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
-from training_driver import losses, same
+from training_driver import losses, run_json, same
 
 from diffusers_craft.backbones import SD15, SDXL, ModelSource
 from diffusers_craft.backbones_loading import LORA_FILE, load_tuned_pipeline
+from diffusers_craft.hub.samples import load_trained
 from diffusers_craft.training import TrainingRun
 
 
@@ -118,3 +122,41 @@ def test_a_missing_peft_is_named(train, monkeypatch):
     monkeypatch.setattr("diffusers_craft.training_weights.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"--use_lora: expected an installed peft, .*diffusers-craft\[lora\]"):
         train("sd15", "out", *LORA)
+
+
+@pytest.mark.parametrize(
+    ("flags", "there", "message"),
+    [
+        (LORA, "model_index.json", "--output_dir: expected a folder without a pipeline for --use_lora, found model_i"),
+        (STEPS, LORA_FILE, "--output_dir: expected a folder without LoRA weights for full fine-tuning, found pytorch"),
+    ],
+)
+def test_a_folder_with_another_kind_of_result_is_refused_at_once(train, tmp_path, monkeypatch, flags, there, message):
+    monkeypatch.setattr("diffusers_craft.backbones.Backbone.load", lambda *_, **__: pytest.fail("loaded"))
+    (tmp_path / "mix").mkdir()
+    (tmp_path / "mix" / there).touch()
+    with pytest.raises(ValueError, match=message):
+        train("sd15", "mix", *flags)
+
+
+def test_the_record_says_what_a_folder_with_both_kinds_holds(train, random_sd15, tmp_path, monkeypatch):
+    """As an earlier version left them; and a relative base is found from another folder, too."""
+    monkeypatch.chdir(random_sd15.parent)
+    folder = train("sd15", "lora", *LORA, f"--pretrained_model_name_or_path={random_sd15.name}")
+    monkeypatch.chdir(tmp_path)
+    expected = load_tuned_pipeline(str(folder), str(random_sd15), device="cpu").unet.state_dict()
+    shutil.copytree(random_sd15, folder, dirs_exist_ok=True)
+    found = load_tuned_pipeline(str(folder), str(random_sd15), device="cpu").unet.state_dict()
+    base = load_tuned_pipeline(str(random_sd15), str(random_sd15), device="cpu").unet.state_dict()
+    assert same(found, expected) and not same(found, base)
+    record = run_json(folder)
+    assert any("lora" in name for name, _ in load_trained(folder, record).unet.named_parameters())
+
+    (folder / LORA_FILE).unlink()
+    with pytest.raises(ValueError, match=f"expected {LORA_FILE} of a run with --use_lora, found none"):
+        load_tuned_pipeline(str(folder), str(random_sd15), device="cpu")
+    (folder / "model_index.json").unlink()
+    (folder / LORA_FILE).touch()  # of an older run
+    (folder / "craft_run.json").write_text(json.dumps({"options": {"use_lora": False}}))
+    shutil.copytree(random_sd15 / "unet", folder, dirs_exist_ok=True)
+    assert same(load_tuned_pipeline(str(folder), str(random_sd15), device="cpu").unet.state_dict(), base)

@@ -65,6 +65,7 @@ from diffusers_craft import (
     rank_and_world,
     read_examples,
     read_statistics,
+    recorded_option,
     reward_source,
     run_checks,
     run_script,
@@ -142,9 +143,10 @@ def find_training_data(models: dict[str, str], given: Sequence[str]) -> dict[str
     _, *tuned = models
     named, found = parse_pairs("--training_data", given, tuned), {}
     for name in tuned:
-        record = Path(models[name]) / "craft_run.json"
-        options = json.loads(record.read_text())["options"] if record.is_file() else {}
-        source = named.get(name) or options.get("dataset_name") or options.get("train_data_dir")
+        path = Path(models[name]) / "craft_run.json"
+        run = json.loads(path.read_text()) if path.is_file() else {"options": {}}
+        known = (recorded_option(run, option) for option in ("dataset_name", "train_data_dir"))
+        source = named.get(name) or next(filter(None, known), None)
         try:
             if source:
                 found[name] = load_craft_dataset(source)

@@ -18,7 +18,7 @@ _EXPORTS = {
     "backbones": ["BACKBONES", "SD15", "SDXL", "Components", "ModelSource"],
     "backbones_loading": ["load_pipeline", "load_tuned_pipeline"],
     "builder": ["CRAFTDatasetBuilder"],
-    "cli": ["default_device", "parse_pairs", "run_script", "write_run_json"],
+    "cli": ["default_device", "parse_pairs", "recorded_option", "run_script", "write_run_json"],
     "composite": ["composite_reward", "normalization_constants"],
     "dataset": ["load_craft_dataset"],
     "evaluation": ["bootstrap_interval", "evaluation_rows", "summarize", "win_rate", "write_evaluation"],

@@ -1,6 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Pipelines from wherever they are: the Hub, a folder, a single file, this package, or a training's output."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from huggingface_hub.errors import EntryNotFoundError
 from safetensors import safe_open
 
 from . import tiny
+from .workdir import RUN_FILE
 
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that `load_lora_weights` looks for
 _SD15, _SDXL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
 _NO_SAFETY_CHECKER = {"safety_checker": None, "requires_safety_checker": False}
-_TUNED_FILES = {"pipeline": "model_index.json", "lora": LORA_FILE, "unet": "config.json"}  # the first that is there
+TUNED_FILES = {"pipeline": "model_index.json", "lora": LORA_FILE, "unet": "config.json"}  # the first that is there
 # Where a single file in the original layout keeps a text encoder that only this family has.
 _TEXT_ENCODERS = {"conditioner.embedders.1.": _SDXL, "cond_stage_model.transformer.": _SD15}
 
@@ -90,7 +92,7 @@ def load_tuned_pipeline(
     Raises:
         ValueError: if one of the two is not there.
     """
-    kind = next((kind for kind, file in _TUNED_FILES.items() if _has_file(name_or_path, file, cache_dir)), "pipeline")
+    kind = _tuned_kind(name_or_path, cache_dir)
     options = {"dtype": dtype, "device": device, "cache_dir": cache_dir}
     if kind == "pipeline":
         return load_pipeline(name_or_path, **options)
@@ -108,15 +110,25 @@ def load_tuned_pipeline(
     return pipeline
 
 
-def _has_file(name_or_path: str, file: str, cache_dir: str | None) -> bool:
+def _tuned_kind(name_or_path: str, cache_dir: str | None) -> str:
+    """What the run's own record says, for a folder may hold results of several runs; without one, what is there."""
+    run = _find_file(name_or_path, RUN_FILE, cache_dir)
+    use_lora = json.loads(run.read_text(encoding="utf-8")).get("options", {}).get("use_lora") if run else None
+    kinds = [kind for kind in TUNED_FILES if use_lora is None or (kind == "lora") == use_lora]
+    found = next((kind for kind in kinds if _find_file(name_or_path, TUNED_FILES[kind], cache_dir)), None)
+    if found is None and use_lora:
+        raise ValueError(f"model {str(name_or_path)!r}: expected {LORA_FILE} of a run with --use_lora, found none")
+    return found or "pipeline"
+
+
+def _find_file(name_or_path: str, file: str, cache_dir: str | None) -> Path | None:
     path = Path(tiny.model_path(str(name_or_path)))
     if path.exists():
-        return (path / file).is_file()
+        return path / file if (path / file).is_file() else None
     try:
-        hf_hub_download(str(name_or_path), file, cache_dir=cache_dir)
+        return Path(hf_hub_download(str(name_or_path), file, cache_dir=cache_dir))
     except (OSError, ValueError, EntryNotFoundError):  # no such file, repository or network, or no Hub id at all
-        return False
-    return True
+        return None
 
 
 def is_single_file(path: str) -> bool:

@@ -29,7 +29,7 @@ from .filtering import (
 )
 from .generation import ROWS_PER_SHARD, GenerationSettings, generate_candidates, generation_options
 from .hub.dataset import publish_dataset
-from .hub.upload import RECORD_FILE, as_hub_id
+from .hub.upload import as_hub_id, forget_published
 from .records import FUNNEL_LABELS
 from .refiners import PromptRefiner, load_refiner, refine_prompts
 from .report import write_build_report
@@ -254,8 +254,8 @@ class CRAFTDatasetBuilder:
             folder = Path(self.output_dir)
             for place in (folder, folder / "report"):
                 remove_leftovers(place)
+            forget_published(folder)  # it may be another selection
             save_dataset(self.dataset, folder)
-            (folder / RECORD_FILE).unlink(missing_ok=True)  # what was published may be another selection
             save_scores(assemble_scores(table, rewards, composite, advantages, mask, rows), folder)
             prompts, refined_prompts = (self.dataset[name][:] for name in ("prompt", "refined_prompt"))
             write_build_report(

@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -70,12 +70,49 @@ def write_run_json(path: str | Path, options: Namespace | Mapping[str, Any], **r
     Args:
         path (`str` or `Path`): the JSON file, e.g. `outputs/craft/craft_run.json`.
         options (`argparse.Namespace` or `Mapping`): the resolved options; `seed` is repeated at the top level.
-        results (`Any`): further top-level entries, e.g. `loss_history=[...]`.
+        results (`Any`): further top-level entries, e.g. `loss_history=[...]`; `paths` is `local_paths` of all others
+            unless given, for what was there when the run began.
     """
     named = dict(options) if isinstance(options, Mapping) else vars(options)
     public = {name: value for name, value in named.items() if not name.endswith(_SECRET_ENDINGS)}
-    content = {"options": public, "seed": public.get("seed"), "versions": versions(), **results}
+    content = {"options": public, "paths": local_paths({"options": public, **results})}
+    content |= {"seed": public.get("seed"), "versions": versions(), **results}
     atomic_write_json(Path(path), content)
+
+
+def local_paths(record: Any) -> dict[str, str]:
+    """Which texts of a record name files or folders, here and now: only now can a path be told from a Hub id.
+
+    Args:
+        record (`Any`): JSON-like data; also the VALUE of a text NAME=VALUE counts, and every `output_dir`.
+
+    Returns:
+        `dict[str, str]`: text to absolute path.
+    """
+    return {text: os.path.abspath(text) for text, is_output in _texts(record) if is_output or os.path.exists(text)}
+
+
+def recorded_option(record: Mapping[str, Any], name: str) -> Any:
+    """An option of a recorded run; a path is the absolute one that it meant where the run was made.
+
+    Args:
+        record (`Mapping`): what `write_run_json` wrote.
+        name (`str`): the option, whose value is a text or `None`.
+    """
+    value = record["options"].get(name)
+    return record.get("paths", {}).get(value, value)
+
+
+def _texts(value: Any, is_output: bool = False) -> Iterator[tuple[str, bool]]:
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _texts(part, key == "output_dir")
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _texts(part)
+    elif isinstance(value, (str, os.PathLike)):
+        yield os.fspath(value), is_output
+        yield os.fspath(value).partition("=")[2], False
 
 
 def parse_pairs(flag: str, texts: Sequence[str], names: Collection[str]) -> dict[str, str]:

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from .backbones import Backbone, Components, ModelSource
 from .cli import write_run_json
+from .hub.upload import forget_published
 from .objectives.craft import denoising_errors
 from .records import derive_seed
 from .training_batch import MicroBatch, diffuse
@@ -46,6 +47,7 @@ from .training_state import (
 )
 from .training_validation import draw_validation_images
 from .training_weights import compile_blocks, trained_weights, whole_unet
+from .workdir import RUN_FILE
 
 
 logger = logging.getLogger(__name__)
@@ -87,6 +89,7 @@ class TrainingRun:
         self.hub = TrainingHub(args, accelerator.is_main_process)
         earlier = self._resume()
         self.step, self._saved_step = earlier.get("step", 0), None
+        self._resumed_step = self.step
         history, scaled = earlier.get("history", []), accelerator.mixed_precision == "fp16"
         self.log = MetricLog(accelerator, args.output_dir, history, check_gradients=not scaled, advice=self._advice())
         self._sums = torch.zeros(6, device=accelerator.device)
@@ -211,6 +214,8 @@ class TrainingRun:
             if self.ema is not None:
                 self.ema.copy_to(unet.parameters())
             pipeline = self._pipeline(unet, self.accelerator.device)
+            if self.step > self._resumed_step:
+                forget_published(self.args.output_dir)  # other weights than these
             self.weights.save_result(pipeline, self.args.output_dir)
             if self.args.validation_prompt is not None:
                 draw_validation_images(pipeline, self.accelerator, self.args, self.step)
@@ -220,7 +225,7 @@ class TrainingRun:
             results |= {"num_processes": self.accelerator.num_processes, "speed": speed}
             results |= {"loss_history": self.log.history}
             results |= card_facts(self.backbone, self.data, self.accelerator.device)
-            write_run_json(Path(self.args.output_dir) / "craft_run.json", options, **results)
+            write_run_json(Path(self.args.output_dir) / RUN_FILE, options, paths=self.hub.paths, **results)
             logger.info("Saved the result in %s", self.args.output_dir)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()

@@ -2,7 +2,10 @@
 """The flags that all training scripts share: diffusers' names, with CRAFT's recipe for 100 images as defaults."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from .backbones_loading import TUNED_FILES
 
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ def add_training_arguments(
 
 
 def check_training_arguments(args: argparse.Namespace) -> None:
-    """Raises a `ValueError` for flags that contradict each other or lie outside their range."""
+    """Raises a `ValueError` for flags that contradict each other, lie outside their range or name the wrong folder."""
     if (args.dataset_name is None) == (args.train_data_dir is None):
         given = "neither" if args.dataset_name is None else "both"
         raise ValueError(f"--dataset_name, --train_data_dir: expected exactly one of the two, found {given}")
@@ -61,6 +64,7 @@ def check_training_arguments(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name}: expected at least 1, found {value}")
     _check_lora_arguments(args)
     _check_hub_arguments(args)
+    _check_output_dir(args)
     if args.use_8bit_adam and args.use_adafactor:
         raise ValueError("--use_8bit_adam, --use_adafactor: expected at most one of the two, found both")
     if args.train_dtype == "bf16" and (args.use_lora or args.use_ema):
@@ -97,6 +101,14 @@ def _check_hub_arguments(args: argparse.Namespace) -> None:
         return
     if args.push_unet_only and args.use_lora:
         raise ValueError("--push_unet_only: expected full fine-tuning, found --use_lora")
+
+
+def _check_output_dir(args: argparse.Namespace) -> None:
+    """One folder, one kind of result: in a folder with both, the older could be taken for this run's."""
+    other, own = ("pipeline", "--use_lora") if args.use_lora else ("lora", "full fine-tuning")
+    if (Path(args.output_dir) / TUNED_FILES[other]).is_file():
+        wanted = f"expected a folder without {'a pipeline' if args.use_lora else 'LoRA weights'} for {own}"
+        raise ValueError(f"--output_dir: {wanted}, found {TUNED_FILES[other]} in {args.output_dir}; choose another")
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from .backbones import Backbone
+from .cli import local_paths
 from .hub.model import LAST_CHECKPOINT, publish_model
 from .hub.upload import HubRepo
+from .tiny import MODELS
 from .training_data import TrainingData
 
 
@@ -27,6 +29,9 @@ class TrainingHub:
         args (`argparse.Namespace`): flags of `add_training_arguments`.
         is_main (`bool`): whether this is the process that writes files; others publish nothing.
 
+    Attributes:
+        paths (`dict[str, str]`): `local_paths` of the flags as the run begins, since they may be gone at its end.
+
     Raises:
         ValueError: if this account may not write to `--hub_model_id`; before anything is trained.
     """
@@ -35,6 +40,7 @@ class TrainingHub:
         self.args, self.is_active = args, args.push_to_hub and is_main
         self.repo_id = args.hub_model_id or Path(args.output_dir).resolve().name
         self.repo = HubRepo(self.repo_id, "model", args.hub_private_repo or None)
+        self.paths = {text: path for text, path in local_paths(vars(args)).items() if text not in MODELS}
         if self.is_active:
             self.repo.open()
 

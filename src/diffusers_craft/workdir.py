@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 
 DATASET_FOLDER = "dataset"  # the selected rows
+RUN_FILE = "craft_run.json"  # a finished training: its options and results
 SCORED_FILE = "scored.parquet"  # every candidate with its scores, without images
 OPTIONS_FILE = "options.json"
 COMPLETE_FILE = "complete.json"

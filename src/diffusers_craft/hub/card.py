@@ -1,7 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """What the cards of datasets and models share."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +32,30 @@ def _cell(value: Any) -> str:
     return " ".join(str(value).replace("|", "\\|").split())
 
 
-def without_paths(value: Any) -> Any:
-    """A copy of JSON-like data whose local paths are cut to their last part, for publication."""
+def without_paths(value: Any, paths: Collection[str] | None = None) -> Any:
+    """A copy of JSON-like data whose local paths are cut to their last part, for publication.
+
+    Args:
+        value (`Any`): the data; of a text NAME=PATH the path is cut.
+        paths (`Collection[str]`, *optional*): the record's `paths`; by default a relative path is what exists from the
+            current folder.
+    """
     if isinstance(value, Mapping):
-        return {key: without_paths(part) for key, part in value.items()}
+        return {key: without_paths(part, paths) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [without_paths(part) for part in value]
-    if isinstance(value, Path) or (isinstance(value, str) and _is_path(value)):
+        return [without_paths(part, paths) for part in value]
+    if not isinstance(value, (str, Path)):
+        return value
+    name, equals, path = str(value).partition("=")
+    if isinstance(value, Path) or _is_path(value, paths):
         return Path(value).name
-    return value
+    return f"{name}={Path(path).name}" if equals and _is_path(path, paths) else value
 
 
-def _is_path(text: str) -> bool:
+def _is_path(text: str, paths: Collection[str] | None) -> bool:
     try:
-        return text.startswith(("/", "~", "./", "../")) or ("/" in text and Path(text).exists())
+        if text.startswith(("/", "~", "./", "../")):
+            return True
+        return "/" in text and (Path(text).exists() if paths is None else text in paths)
     except OSError:  # a long text
         return False

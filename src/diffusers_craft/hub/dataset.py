@@ -62,8 +62,9 @@ def publish_dataset(
 
 def _prompts_license(folder: Path, token: str | None) -> str | None:
     """The licence that the prompts' source states on the Hub; the embedded prompts have this project's."""
-    source = json.loads((folder / "craft_build.json").read_text(encoding="utf-8"))["options"]["prompts"]
+    record = json.loads((folder / "craft_build.json").read_text(encoding="utf-8"))
+    source = record["options"]["prompts"]
     if source in PROMPTS:
         return "apache-2.0"
-    repo_id = as_hub_id(str(source).split(":")[0])
+    repo_id = as_hub_id(str(source).split(":")[0], record.get("paths"))
     return hub_license(repo_id, "dataset", token) if repo_id else None

@@ -109,7 +109,7 @@ def dataset_card(
     """
     record = json.loads((Path(work_folder) / "craft_build.json").read_text(encoding="utf-8"))
     constants = json.loads((Path(work_folder) / "normalization.json").read_text(encoding="utf-8"))
-    options, counts = without_paths(record["options"]), record["funnel"]
+    options, counts = without_paths(record["options"], record.get("paths")), record["funnel"]
     base = options["pretrained_model_name_or_path"].split(" (")[0]
     return _DATASET_CARD.format(
         metadata=_dataset_metadata(repo_id, counts, license),
@@ -187,7 +187,7 @@ def _reward_rows(record: Mapping[str, Any], constants: Mapping[str, Any]) -> Ite
     weights = record["composite_weights"]
     for name, entry in constants["rewards"].items():
         numbers = {key: value for key, value in entry.items() if key not in ("source", "values")}
-        source = without_paths(entry.get("source", {}))
+        source = without_paths(entry.get("source", {}), record.get("paths"))
         yield (
             f"`{name}`",
             f"{weights.get(name, 0):g}",

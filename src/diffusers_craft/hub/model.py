@@ -3,16 +3,18 @@
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from ..backbones_loading import LORA_FILE
+from ..backbones_loading import LORA_FILE, TUNED_FILES
+from ..cli import recorded_option
 from ..grid import image_grid
 from ..tiny import is_tiny
+from ..workdir import RUN_FILE
 from .card import without_paths
 from .model_card import Published, model_card
 from .results import read_results
@@ -20,9 +22,9 @@ from .samples import Sample, sample_pictures
 from .upload import RETRY, HubRepo, as_hub_id, hub_license, published_id
 
 
-RUN_FILE = "craft_run.json"
 LAST_CHECKPOINT = "last-checkpoint"  # folder in the repository while a run goes on
 _REPLACED = ("images/*", f"{LAST_CHECKPOINT}/*", "*diffusion_pytorch_model*", "*/model*.safetensors*")
+_REPLACED += tuple(TUNED_FILES.values())  # of another kind of model
 _NAMES_OF_ORIGIN = ("_name_or_path", "name_or_path")  # where diffusers and transformers note a local path
 
 
@@ -64,16 +66,16 @@ def publish_model(
     record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     if missing := sorted({"family", "captions", "device", "speed"} - record.keys()):
         raise ValueError(f"{folder}: expected a run of this version, found no {missing[0]} in {RUN_FILE}; train again")
-    options = record["options"]
+    options, paths = record["options"], record.get("paths")
     if options.get("use_lora") and unet_only:
         raise ValueError("--push_unet_only: expected a run that trained the UNet, found one with --use_lora")
     kind = "lora" if options.get("use_lora") else "unet" if unet_only else "pipeline"
     if base_model is not None and as_hub_id(base_model) is None:
         raise ValueError(f"--base_model: expected a Hub id ORG/NAME, found {base_model!r}")
-    base = options["pretrained_model_name_or_path"]
-    base_id = base_model or as_hub_id(base) or published_id(base)
+    base, data = (recorded_option(record, name) for name in ("pretrained_model_name_or_path", "dataset_name"))
+    base_id = base_model or as_hub_id(base, paths) or published_id(base)
     results = None if evaluation is None else read_results(evaluation, folder, repo_id)
-    files = model_files(folder, kind, base_id)
+    files = model_files(folder, kind, base_id, None if paths is None else _named_ids(options, paths))
 
     repo = HubRepo(repo_id, "model", private, token, revision)
     full_id = repo.open(retry)
@@ -82,24 +84,28 @@ def publish_model(
         repo_id=full_id,
         kind=kind,
         base_id=base_id,
-        dataset_id=as_hub_id(options["dataset_name"]) or published_id(options["dataset_name"]),
+        dataset_id=as_hub_id(data, paths) or published_id(data),
         license=license or _license_of(base, base_id, token),
         prompts=[sample.prompt for sample in samples],
     )
     files |= _pictures(samples)
     files |= results.grids if results else {}
-    files[RUN_FILE] = _json_bytes(without_paths(record))
+    public = {key: value for key, value in record.items() if key != "paths"}
+    files[RUN_FILE] = _json_bytes(without_paths(public, paths))
     files["README.md"] = str(model_card(record, published, results)).encode()
     return repo.upload(folder, files, "End of training", _REPLACED, retry)
 
 
-def model_files(folder: Path, kind: str, base_id: str | None = None) -> dict[str, Path | bytes]:
+def model_files(
+    folder: Path, kind: str, base_id: str | None = None, known: Collection[str] | None = None
+) -> dict[str, Path | bytes]:
     """Path in the repository to file, of the model alone; configurations without paths of this machine.
 
     Args:
         folder (`Path`): the run's `--output_dir`.
         kind (`str`): `"pipeline"`, `"unet"` or `"lora"`.
         base_id (`str`, *optional*): Hub id that stands in the configurations as their origin.
+        known (`Collection[str]`, *optional*): Hub ids that may stand there, too; by default all that look like one.
 
     Raises:
         ValueError: if a file is missing.
@@ -116,7 +122,12 @@ def model_files(folder: Path, kind: str, base_id: str | None = None) -> dict[str
         parts = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
         found = [path for part in parts for path in sorted((folder / part).rglob("*")) if path.is_file()]
         paths = {path.relative_to(folder).as_posix(): path for path in [folder / "model_index.json", *found]}
-    return {name: _without_origin(path, base_id) for name, path in paths.items() if not name.endswith(".tmp")}
+    return {name: _without_origin(path, base_id, known) for name, path in paths.items() if not name.endswith(".tmp")}
+
+
+def _named_ids(options: Mapping[str, Any], paths: Mapping[str, str]) -> set[str]:
+    """The Hub ids among a run's options."""
+    return {value for value in options.values() if isinstance(value, str) and as_hub_id(value, paths)}
 
 
 def _license_of(base: str, base_id: str | None, token: str | None) -> str | None:
@@ -138,13 +149,13 @@ def _pictures(samples: Sequence[Sample]) -> dict[str, Path | bytes]:
     return files
 
 
-def _without_origin(path: Path, base_id: str | None) -> Path | bytes:
+def _without_origin(path: Path, base_id: str | None, known: Collection[str] | None) -> Path | bytes:
     """The file itself, or the bytes of a configuration whose note of origin is a path of this machine."""
     if path.suffix != ".json" or not path.name.endswith(("config.json", "model_index.json")):
         return path
     content = json.loads(path.read_text(encoding="utf-8"))
     origins = {name: content[name] for name in _NAMES_OF_ORIGIN if isinstance(content.get(name), str)}
-    if all(as_hub_id(origin) for origin in origins.values()):
+    if all(as_hub_id(origin) if known is None else origin in {*known, base_id} for origin in origins.values()):
         return path
     for name in origins:
         content.pop(name)

@@ -106,7 +106,7 @@ def model_card(record: Mapping[str, Any], published: Published, results: Results
     Returns:
         `ModelCard`: text and metadata.
     """
-    options = without_paths(record["options"])
+    options = without_paths(record["options"], record.get("paths"))
     base = published.base_id or options["pretrained_model_name_or_path"]
     objective = options.get("objective") or options["loss"]
     text = _CARD.format(

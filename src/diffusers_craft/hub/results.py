@@ -36,7 +36,9 @@ def read_results(evaluation: str | Path, folder: Path, repo_id: str) -> Results:
     if not path.is_file():
         raise ValueError(f"--evaluation_dir: expected the --output_dir of evaluate_craft.py, found no {path}")
     content = json.loads(path.read_text(encoding="utf-8"))
-    models = {name: about["model"] for name, about in content["settings"]["models"].items()}
+    run = Path(evaluation) / "craft_evaluate.json"
+    paths = json.loads(run.read_text(encoding="utf-8")).get("paths", {}) if run.is_file() else {}
+    models = {name: paths.get(about["model"], about["model"]) for name, about in content["settings"]["models"].items()}
     base, *others = models
     name = next((n for n in others if models[n] == repo_id or Path(models[n]).resolve() == folder.resolve()), None)
     if name is None:

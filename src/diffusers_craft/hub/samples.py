@@ -11,6 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ..backbones_loading import load_tuned_pipeline
+from ..cli import recorded_option
 from ..records import derive_seed
 from ..workdir import atomic_write_json, fingerprint
 
@@ -52,9 +53,9 @@ def sample_pictures(folder: Path, record: Mapping[str, Any]) -> list[Sample]:
 
 def load_trained(folder: Path, record: Mapping[str, Any]) -> DiffusionPipeline:
     """The pipeline that a finished run made, in float16 on a GPU: its own, or the base with its LoRA."""
-    options = record["options"]
-    where = {name: options[name] for name in ("revision", "variant", "cache_dir")}
-    base, config = options["pretrained_model_name_or_path"], options["single_file_config"]
+    where = {name: record["options"][name] for name in ("revision", "variant")}
+    paths = ("pretrained_model_name_or_path", "single_file_config", "cache_dir")
+    base, config, where["cache_dir"] = (recorded_option(record, name) for name in paths)
     return load_tuned_pipeline(str(folder), base, dtype=torch.float16, config=config, fuse=False, **where)
 
 

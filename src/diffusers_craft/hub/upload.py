@@ -36,16 +36,28 @@ _REASONS = {
 }
 
 
-def as_hub_id(name: str | Path | None) -> str | None:
-    """`name` if it can be a Hub id (`org/name`) and is not a path of this machine, else `None`."""
+def as_hub_id(name: str | Path | None, paths: Mapping[str, str] | None = None) -> str | None:
+    """`name` if it can be a Hub id (`org/name`) and is not a path, else `None`.
+
+    Args:
+        name (`str` or `Path`, *optional*): what a user gave.
+        paths (`Mapping[str, str]`, *optional*): the record's `paths`, for what was given to an earlier run; by default
+            a path is what exists from the current folder.
+    """
     text = str(name or "")
-    return text if _HUB_ID.fullmatch(text) and not Path(text).exists() else None
+    is_path = Path(text).exists() if paths is None else text in paths
+    return text if _HUB_ID.fullmatch(text) and not is_path else None
 
 
 def published_id(folder: str | Path | None) -> str | None:
     """The Hub id under which a folder of this machine was published, or `None`."""
     path = Path(folder or "") / RECORD_FILE
     return json.loads(path.read_text(encoding="utf-8"))["repo_id"] if folder and path.is_file() else None
+
+
+def forget_published(folder: str | Path) -> None:
+    """To be called before a folder gets other content than what was published from it."""
+    (Path(folder) / RECORD_FILE).unlink(missing_ok=True)
 
 
 def hub_license(repo_id: str, repo_type: str, token: str | None = None) -> str | None:
@@ -116,8 +128,10 @@ class HubRepo:
             `str`: address of the commit.
 
         Raises:
-            ValueError: if the Hub cannot be reached or refuses; says why and how to go on.
+            ValueError: if there are no files, or the Hub cannot be reached or refuses; says why and how to go on.
         """
+        if not files:  # `replaced` would only delete
+            raise ValueError(f"{self.repo_type} {self.repo_id}: expected files to upload, found none in {folder}")
         kept = f"all files are kept; {retry}"
         with self._explained(f"to upload {len(files)} files", kept):
             repo_id, api = self._open(), HfApi(token=self.token)

@@ -113,7 +113,9 @@ def test_another_model_of_the_same_name_keeps_its_file_name(files):
 def test_other_weights_under_one_name_are_another_model_though_no_prompt_set_is_shared(files, tmp_path, model):
     files["two"] = results("craft", 0.31, prompts="partiprompts")
     settings = files["two"]["settings"]["models"][model]
-    settings["pretrained_model_name_or_path"] = settings["pretrained_model_name_or_path"].replace("(weights ", "(weights 9")
+    settings["pretrained_model_name_or_path"] = settings["pretrained_model_name_or_path"].replace(
+        "(weights ", "(weights 9"
+    )
     text = write_comparison(tmp_path, compare_results(files))
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     assert {line[0] for line in lines if line[1:]} >= {"base", "craft", f"{model} (two)"}

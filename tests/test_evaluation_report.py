@@ -83,9 +83,19 @@ def test_one_file_that_needs_no_other(page):
 
 def test_shows_alarms_scores_pictures_and_settings(page):
     text = " ".join(Page(page).words)
-    for words in ("craft: twins!", "craft: memory!", "sft: twins not checked: few & far", "ALARM", "hps_v2.1 x100", "Win rate against base", PROMPT):
+    for words in (
+        "craft: twins!",
+        "craft: memory!",
+        "sft: twins not checked: few & far",
+        "ALARM",
+        "hps_v2.1 x100",
+        "Win rate against base",
+        PROMPT,
+    ):
         assert words in text
-    assert "not checked: why" not in re.findall("<td>(.*?)</td>", page), "a sentence in a cell pushes numbers off a phone"
+    assert "not checked: why" not in re.findall("<td>(.*?)</td>", page), (
+        "a sentence in a cell pushes numbers off a phone"
+    )
     for words in ("hps_v2.1 x100 by category", "mean of categories", "no valid image", '"seed": 3', "not comparable"):
         assert words in text
     headings = re.findall(r"<h2>(.*?)</h2>", page)

@@ -19,6 +19,8 @@ LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that `load_lora_weigh
 _SD15, _SDXL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
 _NO_SAFETY_CHECKER = {"safety_checker": None, "requires_safety_checker": False}
 _TUNED_FILES = {"pipeline": "model_index.json", "lora": LORA_FILE, "unet": "config.json"}  # the first that is there
+# Of a checkpoint the averaged weights, where it keeps them: the run would end with those.
+_TUNED_FILES |= {"averaged unet": "unet_ema/config.json", "checkpoint": "unet/config.json"}
 # Where a single file in the original layout keeps a text encoder that only this family has.
 _TEXT_ENCODERS = {"conditioner.embedders.1.": _SDXL, "cond_stage_model.transformer.": _SD15}
 
@@ -77,12 +79,14 @@ def load_tuned_pipeline(
     config: str | None = None,
     fuse: bool = True,
 ) -> DiffusionPipeline:
-    """Loads what a training left: a whole pipeline, or LoRA weights or a UNet that replace those of its base.
+    """Loads what a training left: a whole pipeline, or LoRA weights, a UNet or a checkpoint for its base.
 
     Args:
-        name_or_path (`str`): Hub id or folder; whatever `load_pipeline` takes is a pipeline.
+        name_or_path (`str`): Hub id or folder; whatever `load_pipeline` takes is a pipeline. Of a checkpoint,
+            `unet_ema/` is loaded if it is there.
         base (`str`): the model that was trained, as `load_pipeline` takes it.
-        revision, variant, config (`str`, *optional*): of the base.
+        revision, variant (`str`, *optional*): of the base.
+        config (`str`, *optional*): of single files, as in `load_pipeline`.
         dtype, device, cache_dir: as in `load_pipeline`.
         fuse (`bool`, *optional*, defaults to `True`): add LoRA weights to the UNet's own, which makes it as fast as the
             base's and differs by rounding.
@@ -93,12 +97,11 @@ def load_tuned_pipeline(
     kind = next((kind for kind, file in _TUNED_FILES.items() if _has_file(name_or_path, file, cache_dir)), "pipeline")
     options = {"dtype": dtype, "device": device, "cache_dir": cache_dir}
     if kind == "pipeline":
-        return load_pipeline(name_or_path, **options)
+        return load_pipeline(name_or_path, config=config, **options)
     pipeline = load_pipeline(base, revision, variant, config=config, **options)
-    if kind == "unet":
-        unet = UNet2DConditionModel.from_pretrained(
-            name_or_path, cache_dir=cache_dir, **dtype_argument(pipeline.dtype)
-        )
+    if kind != "lora":
+        where = {"subfolder": Path(_TUNED_FILES[kind]).parent.name or None, "cache_dir": cache_dir}
+        unet = UNet2DConditionModel.from_pretrained(name_or_path, **where, **dtype_argument(pipeline.dtype))
         pipeline.unet = unet.to(pipeline.device)
         return pipeline
     pipeline.load_lora_weights(name_or_path, weight_name=LORA_FILE, cache_dir=cache_dir)

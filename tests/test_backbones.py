@@ -1,13 +1,16 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Backbones against diffusers' own pipelines as the oracle."""
 
+import shutil
+
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from training_driver import same, weights
 
 from diffusers_craft import backbones_loading
 from diffusers_craft.backbones import SD15, SDXL, ModelSource
-from diffusers_craft.backbones_loading import load_pipeline
+from diffusers_craft.backbones_loading import load_pipeline, load_tuned_pipeline
 
 
 PROMPTS = ["a red circle", "two green stars, sharp", ""]
@@ -113,3 +116,15 @@ def test_only_what_encodes_goes_to_the_device(models, backbone):
     components = backbone.load(ModelSource(str(models[backbone])), device="meta")
     assert {module.device.type for module in (components.vae, *components.text_encoders)} == {"meta"}
     assert components.unet.device.type == "cpu"  # until the encoders have made room, see `TrainingRun`
+
+
+def test_a_checkpoint_is_a_tuned_model_with_the_weights_that_its_run_would_end_with(train, random_sd15):
+    folder = train(
+        "sd15", "out", "--max_train_steps=2", "--checkpointing_steps=2", "--train_batch_size=4", "--use_ema"
+    )
+    tuned = load_tuned_pipeline(str(folder / "checkpoint-2"), str(random_sd15), device="cpu")
+    assert same(tuned.unet.state_dict(), weights(folder)) and type(tuned) is StableDiffusionPipeline
+    last = weights(folder / "checkpoint-2")
+    assert not same(last, weights(folder)), "nothing was averaged"
+    shutil.rmtree(folder / "checkpoint-2" / "unet_ema")
+    assert same(load_tuned_pipeline(str(folder / "checkpoint-2"), str(random_sd15)).unet.cpu().state_dict(), last)

@@ -208,6 +208,13 @@ def test_a_unet_alone_is_a_tuned_model_of_the_base(run, tuned):
     assert len(whole) == 3 and whole == unet
 
 
+def test_training_data_of_a_checkpoint_are_those_of_its_run(script, tmp_path, dataset_folder):
+    (tmp_path / "run" / "checkpoint-2").mkdir(parents=True)
+    (tmp_path / "run" / "craft_run.json").write_text(json.dumps({"options": {"dataset_name": str(dataset_folder)}}))
+    found = script.find_training_data({"base": "b", "step": str(tmp_path / "run" / "checkpoint-2")}, [])
+    assert len(found["step"]) == 10
+
+
 def test_exact_metric_for_a_tiny_base_with_captions(run, script, monkeypatch):
     monkeypatch.setattr(script, "is_tiny", lambda name: True)
     results = json.loads((run() / "results.json").read_text())
@@ -273,6 +280,10 @@ def test_names_of_models(script, tmp_path, monkeypatch):
         (["--prompts", "prompts.txt", "--rewards", "beauty"], ["--rewards: expected one of", "'beauty'"]),
         (["--prompts", "prompts.txt", "--tuned", "x/craft", "y/craft"], ["--tuned", "'craft' twice"]),
         (["--prompts", "prompts.txt", "--num_prompts", "2"], ["--num_prompts: expected 1 to 1", "found 2"]),
+        (
+            ["--prompts", "prompts.txt", "--images_per_prompt", "0"],
+            ["--images_per_prompt: expected at least 1, found 0"],
+        ),
     ],
 )
 def test_user_errors_end_in_one_line_and_exit_code_2(flags, words, tmp_path, monkeypatch, capsys):
@@ -430,6 +441,6 @@ def test_sets_of_one_name_are_refused(run, arguments, tmp_path):
 def test_flags_are_frozen(script, monkeypatch):
     flags = vars(script.parse_args(["--base", "b", "--prompts", "p", "--output_dir", "o"]))
     assert sorted(flags) == sorted(
-        "base tuned revision variant prompts prompt_column num_prompts images_per_prompt training_data alarm_embedding rewards reward_checkpoint reward_batch_size"
+        "base tuned revision variant single_file_config cache_dir prompts prompt_column num_prompts images_per_prompt training_data alarm_embedding rewards reward_checkpoint reward_batch_size"
         " reward_backend reward_precision reward_residency dataloader_num_workers num_inference_steps guidance_scale resolution batch_size dtype device seed output_dir".split()
     )

@@ -109,6 +109,32 @@ def test_another_model_of_the_same_name_keeps_its_file_name(files):
     assert files["two"] == results("craft", 0.29), "the input was changed"
 
 
+@pytest.mark.parametrize("model", ["craft", "base"])
+def test_other_weights_under_one_name_are_another_model_though_no_prompt_set_is_shared(files, tmp_path, model):
+    files["two"] = results("craft", 0.31, prompts="partiprompts")
+    settings = files["two"]["settings"]["models"][model]
+    settings["pretrained_model_name_or_path"] = settings["pretrained_model_name_or_path"].replace(
+        "(weights ", "(weights 9"
+    )
+    text = write_comparison(tmp_path, compare_results(files))
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    assert {line[0] for line in lines if line[1:]} >= {"base", "craft", f"{model} (two)"}
+    (other,) = (line for line in lines if line and line[0] == f"{model} (two)")
+    assert other[1] == "-" and other[2] != "-", "rows of two models on one line"
+
+
+def test_weights_are_compared_by_their_hash_and_where_both_files_say_them(files):
+    """A third file's model joins the second's of that name; a copy in another folder and a file without weights, too."""
+    copies = {"one": ("tuned", "a"), "two": ("tuned", "b"), "three": ("copy", "b"), "four": None}
+    for prompts, (name, weights) in zip("wxyz", copies.items()):
+        files[name] = results("craft", 0.3, prompts=prompts)
+        about = files[name]["settings"]["models"]["craft"]
+        about["pretrained_model_name_or_path"] = weights and "{} (weights {})".format(*weights)
+    rows = [row for row in compare_results(files)["rows"] if row["model"] != "base"]
+    found = [("craft", "w"), ("craft (two)", "x"), ("craft (two)", "y"), ("craft", "z")]
+    assert [(row["model"], row["prompts"]) for row in rows] == found
+
+
 def test_files_and_folders_load_and_others_are_refused(files, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(files["one"]))
     assert load_results(tmp_path) == load_results(tmp_path / "results.json") == files["one"]

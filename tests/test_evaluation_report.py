@@ -9,6 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from diffusers_craft.evaluation import summarize
+from diffusers_craft.evaluation_alarms import skipped_check
 from diffusers_craft.evaluation_report import ReportRow, distribution_panel, win_rate_panel, write_evaluation_report
 
 
@@ -63,6 +64,7 @@ def page(rows_and_scores, tmp_path, tiny_images):
         },
     ]
     checks = [{"prompts": "parti", "message": f"{check['model']}: {check['alarm']}!", **check} for check in checks]
+    checks += [{"prompts": "parti", **skipped_check("sft", "twins", "few & far")}]
     row = ReportRow(
         PROMPT, {"base": tiny_images[0], "craft": None}, {"base": {"hps_v2.1": 0.25}, "craft": {"hps_v2.1": np.nan}}
     )
@@ -81,8 +83,19 @@ def test_one_file_that_needs_no_other(page):
 
 def test_shows_alarms_scores_pictures_and_settings(page):
     text = " ".join(Page(page).words)
-    for words in ("craft: twins!", "not checked: why", "ALARM", "hps_v2.1 x100", "Win rate against base", PROMPT):
+    for words in (
+        "craft: twins!",
+        "craft: memory!",
+        "sft: twins not checked: few & far",
+        "ALARM",
+        "hps_v2.1 x100",
+        "Win rate against base",
+        PROMPT,
+    ):
         assert words in text
+    assert "not checked: why" not in re.findall("<td>(.*?)</td>", page), (
+        "a sentence in a cell pushes numbers off a phone"
+    )
     for words in ("hps_v2.1 x100 by category", "mean of categories", "no valid image", '"seed": 3', "not comparable"):
         assert words in text
     headings = re.findall(r"<h2>(.*?)</h2>", page)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from diffusers_craft.evaluation import summarize
+from diffusers_craft.evaluation_alarms import skipped_check
 from diffusers_craft.evaluation_tables import category_tables, format_checks, format_csv, format_latex, format_table
 
 
@@ -90,16 +91,33 @@ def test_one_table_a_metric_by_category():
 
 def test_table_of_checks_has_a_column_a_model():
     twins = {"model": "sft", "alarm": "twins", "base": 0.1, "value": 0.2, "limit": "base + 20%", "fired": False}
+    twins["message"] = ""
     fired = twins | {"model": "craft", "value": 0.5, "fired": True}
     skipped = twins | {"alarm": "memory", "base": None, "value": None, "limit": "not checked: why"}
     known = skipped | {"model": "craft", "base": 0.01, "value": 0.02, "limit": "base + 10%"}
     header, _, first, second = cells(format_checks([twins, skipped, fired, known]))
-    assert header == ["Check", "limit", "sft", "craft"]
-    assert first == ["twins", "base + 20%", "0.1 to 0.2", "0.1 to 0.5 ALARM"]
-    assert second == ["memory", "base + 10%", "-", "0.01 to 0.02"]
-    assert cells(format_checks([skipped]))[2] == ["memory", "not checked: why", "-"]
+    assert header == ["Check", "sft", "craft", "limit"]
+    assert first == ["twins", "0.1 to 0.2", "0.1 to 0.5 ALARM", "base + 20%"]
+    assert second == ["memory", "-", "0.01 to 0.02", "base + 10%"]
+    assert cells(format_checks([skipped]))[2] == ["memory", "-", "-"]
     sets = cells(format_checks([twins | {"prompts": "a"}, fired | {"prompts": "b"}]))
     assert sets[2:] == [
-        ["twins, a", "base + 20%", "0.1 to 0.2", "-"],
-        ["twins, b", "base + 20%", "-", "0.1 to 0.5 ALARM"],
+        ["twins, a", "0.1 to 0.2", "-", "base + 20%"],
+        ["twins, b", "-", "0.1 to 0.5 ALARM", "base + 20%"],
     ]
+
+
+def test_checks_that_were_not_made_are_dashes_with_a_reason_a_model_below():
+    made = {"model": "sft", "alarm": "memory", "base": 0.1, "value": 0.2, "limit": "base + 10%", "fired": False}
+    made["message"] = "sft: 20% of its images ..."
+    skipped = skipped_check("craft", "memory", "its training images are unknown")
+    gap = skipped_check("craft", "reward_gap", "needs a reward that was trained on")
+    sets = [{"prompts": "parti", **made}, {"prompts": "parti", **skipped}, {"prompts": "parti", **gap}]
+    text = format_checks([*sets, {"prompts": "hpd", **made}, {"prompts": "hpd", **skipped}])
+    assert ["memory, parti", "0.1 to 0.2", "-", "base + 10%"] in cells(text)
+    assert ["reward_gap, parti", "-", "-", "-"] in cells(text)
+    assert text.endswith(
+        "|\n\n- craft: memory not checked: its training images are unknown\n"
+        "- craft: reward_gap not checked: needs a reward that was trained on (parti)\n"
+    )
+    assert format_checks([made]).endswith("|\n") and "sft:" not in text

@@ -1,17 +1,24 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Models that come as one `.safetensors` file in the layout of the original releases."""
 
+import json
+
+import pyarrow.parquet as pq
 import pytest
 import torch
+from build_driver import load_script, register_brightness_rewards
 from diffusers import DiffusionPipeline
 from original_layout import save_single_file
 from safetensors.torch import load_file, save_file
-from training_driver import losses, same, weights
+from training_driver import ROOT, losses, same, weights
 
+from diffusers_craft import builder, register_reward
 from diffusers_craft.backbones import SD15, SDXL, ModelSource
 from diffusers_craft.backbones_loading import load_pipeline
+from diffusers_craft.rewards import registry
 
 
+EXAMPLES = ROOT / "examples" / "craft"
 STEP = ["--train_batch_size=4", "--gradient_accumulation_steps=1", "--max_train_steps=1"]
 
 
@@ -45,6 +52,48 @@ def test_training_equals_that_of_the_folder(train, family, single_files, random_
     single = train(family, "single", *STEP, *flags)
     assert losses(single) == losses(plain) and same(weights(single), weights(plain))
     assert type(DiffusionPipeline.from_pretrained(single)) is type(DiffusionPipeline.from_pretrained(folder))
+
+
+@pytest.fixture
+def run_example(random_sd15, tmp_path, monkeypatch):
+    """Runs an example on two prompts with cheap rewards; returns the cache folders of the models that it loaded."""
+    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
+    register_brightness_rewards(register_reward)
+    monkeypatch.setattr(builder, "write_build_report", lambda *_: None)
+    (tmp_path / "prompts.txt").write_text("a thing\nanother")
+
+    def run(name, output, *flags):
+        script, loaded = load_script(EXAMPLES / f"{name}.py"), []
+        for function in {"load_pipeline", "load_tuned_pipeline"} & vars(script).keys():
+
+            def load(*args, original=getattr(script, function), **options):
+                loaded.append(options["cache_dir"])
+                return original(*args, **options)
+
+            monkeypatch.setattr(script, function, load)
+        common = ["--prompts", str(tmp_path / "prompts.txt"), "--num_inference_steps", "1"]
+        script.main(script.parse_args([*common, "--output_dir", str(tmp_path / output), *map(str, flags)]))
+        return loaded
+
+    return run
+
+
+def test_building_equals_that_of_the_folder(run_example, single_files, random_sd15, tmp_path):
+    flags = ["--refiner=none", "--filter_rule=none", "--num_samples=1", "--pretrained_model_name_or_path"]
+    run_example("build_craft_dataset", "folder", *flags, random_sd15)
+    where = [f"--single_file_config={random_sd15}", f"--cache_dir={tmp_path}"]
+    assert run_example("build_craft_dataset", "single", *flags, single_files["sd15"], *where) == [str(tmp_path)]
+    made = [pq.read_table(tmp_path / name / "candidates" / "part-00000.parquet") for name in ("folder", "single")]
+    assert len(made[0]) == 10 and made[0]["image"] == made[1]["image"]
+
+
+def test_base_and_tuned_model_under_evaluation_may_be_single_files(run_example, single_files, random_sd15, tmp_path):
+    models = ["--base", f"single={single_files['sd15']}", "--tuned", f"folder={random_sd15}"]
+    models += [f"again={single_files['sd15']}", f"--single_file_config={random_sd15}", f"--cache_dir={tmp_path}"]
+    loaded = run_example("evaluate_craft", "evaluation", *models, "--rewards", "pickscore")
+    rows = json.loads((tmp_path / "evaluation" / "results.json").read_text())["rows"]
+    assert [row["model"] for row in rows] == ["single", "folder", "again"]
+    assert len({row["mean"] for row in rows}) == 1 and set(loaded) == {str(tmp_path)}
 
 
 def test_a_half_precision_file_is_trained_in_float32(single_files, random_sd15, tmp_path):

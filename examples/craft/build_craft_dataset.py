@@ -29,6 +29,7 @@ from diffusers_craft import (
     HubRepo,
     RewardSettings,
     add_reward_arguments,
+    add_source_arguments,
     default_device,
     load_pipeline,
     load_prompts,
@@ -61,10 +62,11 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
 def add_model_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--pretrained_model_name_or_path", required=True, help="Hub id, folder, or tiny-sd15 / tiny-sdxl."
+        "--pretrained_model_name_or_path",
+        required=True,
+        help="Hub id, folder, .safetensors file, or tiny-sd15 / tiny-sdxl.",
     )
-    group.add_argument("--revision", default=None, help="Revision of the model on the Hub.")
-    group.add_argument("--variant", default=None, help="File variant of the model, e.g. fp16.")
+    add_source_arguments(group)
     group.add_argument(
         "--dtype", choices=list(DTYPES), default="fp16", help="Precision of generation on a GPU; a CPU uses fp32."
     )
@@ -165,6 +167,8 @@ def main(args: argparse.Namespace) -> None:
         variant=args.variant,
         dtype=DTYPES[args.dtype],
         device=args.device or default_device(),
+        cache_dir=args.cache_dir,
+        config=args.single_file_config,
     )
 
     builder = CRAFTDatasetBuilder(

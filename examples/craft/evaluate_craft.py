@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import check_min_version
@@ -108,6 +109,7 @@ class PromptRun:
     """One prompt set: k images a prompt, its metrics, and by model the stages of images, scores and measurements."""
 
     prompts: PromptSet
+    rows: pa.Table  # one an image to generate
     num_images: int  # a prompt
     metrics: list[str]
     about: dict[str, Any]
@@ -143,8 +145,9 @@ def find_training_data(models: dict[str, str], given: Sequence[str]) -> dict[str
     _, *tuned = models
     named, found = parse_pairs("--training_data", given, tuned), {}
     for name in tuned:
-        path = Path(models[name]) / "craft_run.json"
-        run = json.loads(path.read_text()) if path.is_file() else {"options": {}}
+        folder = Path(models[name])
+        record = (folder.parent if folder.name.startswith("checkpoint-") else folder) / "craft_run.json"
+        run = json.loads(record.read_text()) if record.is_file() else {"options": {}}
         known = (recorded_option(run, option) for option in ("dataset_name", "train_data_dir"))
         source = named.get(name) or next(filter(None, known), None)
         try:
@@ -169,6 +172,7 @@ def open_models(args: argparse.Namespace, models: dict[str, str]) -> dict[str, E
     for name, model in models.items():
         source = {"name_or_path": model, "dtype": DTYPES[args.dtype], "device": args.device}
         source |= {"revision": args.revision, "variant": args.variant}
+        source |= {"config": args.single_file_config, "cache_dir": args.cache_dir}
         if evaluated:
             source["base"] = next(iter(models.values()))
         pipeline = load_model(source)
@@ -197,16 +201,17 @@ def choose_metrics(metrics: dict[str, Any], sets: list[PromptSet], asked: Sequen
 def open_run(
     args: argparse.Namespace,
     prompts: PromptSet,
+    rows: pa.Table,
     evaluated: dict[str, Evaluated],
     metrics: dict[str, Any],
     embedding: dict[str, Any],
 ) -> PromptRun:
-    """The stages of one prompt set."""
-    k = images_per_prompt(args.images_per_prompt, prompts.name)
+    """The stages of one prompt set, of whose images `rows` has one each."""
+    k = len(rows) // len(prompts.rows)
     about = {"prompts": f"{len(prompts.rows)} prompts, hash {fingerprint(prompts.prompts)}", "images_per_prompt": k}
-    run, work = PromptRun(prompts, k, list(metrics), about), WorkDir(args.output_dir)
+    run, work = PromptRun(prompts, rows, k, list(metrics), about), WorkDir(args.output_dir)
     for name, one in evaluated.items():
-        place, options, size = f"{prompts.name}/{name}", one.options | about, (k * len(prompts.rows), ROWS_PER_SHARD)
+        place, options, size = f"{prompts.name}/{name}", one.options | about, (len(rows), ROWS_PER_SHARD)
         run.images[name] = work.stage(f"images/{place}", options, *size)
         run.scores[name] = {
             title: work.stage(f"scores/{place}/{title}", options | {f"reward {title}": reward_source(metric)}, *size)
@@ -224,9 +229,8 @@ def generate(evaluated: dict[str, Evaluated], runs: list[PromptRun], seed: int) 
             logger.info("%s: generating %d images", name, sum(run.images[name].num_rows for run in missing))
             pipeline = load_model(one.source)
             for run in missing:
-                rows, shards = evaluation_rows(run.prompts.prompts, run.num_images), run.images[name].share()
-                noise_seed = derive_seed(seed, "evaluation")
-                generate_candidates(pipeline, rows, one.settings, run.images[name], noise_seed, shards=shards)
+                stage, noise_seed = run.images[name], derive_seed(seed, "evaluation")
+                generate_candidates(pipeline, run.rows, one.settings, stage, noise_seed, shards=stage.share())
             del pipeline
             free_memory()
         for run in runs:
@@ -308,12 +312,16 @@ def main(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--prompts: expected sets of different names, found {' '.join(args.prompts)}; write NAME=FILE"
         )
+    planned = {s.name: evaluation_rows(s.prompts, images_per_prompt(args.images_per_prompt, s.name)) for s in sets}
     metrics, settings = load_metrics(args, base)
     chosen = choose_metrics(metrics, sets, [name for name in metrics if name != "exact"])
     embed, embedding = choose_embedding(args, base, metrics)
     training = find_training_data(models, args.training_data)
     evaluated = open_models(args, models)
-    runs = [open_run(args, s, evaluated, {name: metrics[name] for name in chosen[s.name]}, embedding) for s in sets]
+    runs = [
+        open_run(args, s, planned[s.name], evaluated, {name: metrics[name] for name in chosen[s.name]}, embedding)
+        for s in sets
+    ]
 
     generate(evaluated, runs, args.seed)
     score(runs, metrics, settings, args.device)

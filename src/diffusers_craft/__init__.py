@@ -16,6 +16,7 @@ _EXPORTS = {
     "alignment_args": ["add_alignment_arguments", "add_objective_options", "objective_from_args"],
     "alignment_data": ["composite_scores", "load_preferences"],
     "backbones": ["BACKBONES", "SD15", "SDXL", "Components", "ModelSource"],
+    "backbones_args": ["add_source_arguments"],
     "backbones_loading": ["load_pipeline", "load_tuned_pipeline"],
     "builder": ["CRAFTDatasetBuilder"],
     "cli": ["default_device", "parse_pairs", "recorded_option", "run_script", "write_run_json"],

@@ -20,7 +20,10 @@ from .workdir import RUN_FILE
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that `load_lora_weights` looks for
 _SD15, _SDXL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
 _NO_SAFETY_CHECKER = {"safety_checker": None, "requires_safety_checker": False}
-TUNED_FILES = {"pipeline": "model_index.json", "lora": LORA_FILE, "unet": "config.json"}  # the first that is there
+# What a finished run leaves, by which a result is recognised, the first that is there.
+TUNED_FILES = {"pipeline": "model_index.json", "lora": LORA_FILE, "unet": "config.json"}
+# Of a checkpoint the averaged weights, where it keeps them: the run would end with those.
+_LOADABLE = TUNED_FILES | {"averaged unet": "unet_ema/config.json", "checkpoint": "unet/config.json"}
 # Where a single file in the original layout keeps a text encoder that only this family has.
 _TEXT_ENCODERS = {"conditioner.embedders.1.": _SDXL, "cond_stage_model.transformer.": _SD15}
 
@@ -79,12 +82,14 @@ def load_tuned_pipeline(
     config: str | None = None,
     fuse: bool = True,
 ) -> DiffusionPipeline:
-    """Loads what a training left: a whole pipeline, or LoRA weights or a UNet that replace those of its base.
+    """Loads what a training left: a whole pipeline, or LoRA weights, a UNet or a checkpoint for its base.
 
     Args:
-        name_or_path (`str`): Hub id or folder; whatever `load_pipeline` takes is a pipeline.
+        name_or_path (`str`): Hub id or folder; whatever `load_pipeline` takes is a pipeline. Of a checkpoint,
+            `unet_ema/` is loaded if it is there.
         base (`str`): the model that was trained, as `load_pipeline` takes it.
-        revision, variant, config (`str`, *optional*): of the base.
+        revision, variant (`str`, *optional*): of the base.
+        config (`str`, *optional*): of single files, as in `load_pipeline`.
         dtype, device, cache_dir: as in `load_pipeline`.
         fuse (`bool`, *optional*, defaults to `True`): add LoRA weights to the UNet's own, which makes it as fast as the
             base's and differs by rounding.
@@ -95,12 +100,11 @@ def load_tuned_pipeline(
     kind = _tuned_kind(name_or_path, cache_dir)
     options = {"dtype": dtype, "device": device, "cache_dir": cache_dir}
     if kind == "pipeline":
-        return load_pipeline(name_or_path, **options)
+        return load_pipeline(name_or_path, config=config, **options)
     pipeline = load_pipeline(base, revision, variant, config=config, **options)
-    if kind == "unet":
-        unet = UNet2DConditionModel.from_pretrained(
-            name_or_path, cache_dir=cache_dir, **dtype_argument(pipeline.dtype)
-        )
+    if kind != "lora":
+        where = {"subfolder": Path(_LOADABLE[kind]).parent.name or None, "cache_dir": cache_dir}
+        unet = UNet2DConditionModel.from_pretrained(name_or_path, **where, **dtype_argument(pipeline.dtype))
         pipeline.unet = unet.to(pipeline.device)
         return pipeline
     pipeline.load_lora_weights(name_or_path, weight_name=LORA_FILE, cache_dir=cache_dir)
@@ -114,8 +118,8 @@ def _tuned_kind(name_or_path: str, cache_dir: str | None) -> str:
     """What the run's own record says, for a folder may hold results of several runs; without one, what is there."""
     run = _find_file(name_or_path, RUN_FILE, cache_dir)
     use_lora = json.loads(run.read_text(encoding="utf-8")).get("options", {}).get("use_lora") if run else None
-    kinds = [kind for kind in TUNED_FILES if use_lora is None or (kind == "lora") == use_lora]
-    found = next((kind for kind in kinds if _find_file(name_or_path, TUNED_FILES[kind], cache_dir)), None)
+    kinds = [kind for kind in _LOADABLE if use_lora is None or (kind == "lora") == use_lora]
+    found = next((kind for kind in kinds if _find_file(name_or_path, _LOADABLE[kind], cache_dir)), None)
     if found is None and use_lora:
         raise ValueError(f"model {str(name_or_path)!r}: expected {LORA_FILE} of a run with --use_lora, found none")
     return found or "pipeline"

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffusers_craft.backbones_args import add_source_arguments
+
 
 PROTOCOL_IMAGES = {"geneval": 4}  # images a prompt where the benchmark itself says so; 1 elsewhere
 DTYPES = ("fp32", "fp16", "bf16")
@@ -16,16 +18,17 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser, prompt_sets: Seque
     parser.add_argument(
         "--base",
         required=True,
-        help="Base pipeline: Hub id, folder, or tiny-sd15 / tiny-sdxl; NAME=MODEL sets its name in the table.",
+        help="Base pipeline: Hub id, folder, .safetensors file, or tiny-sd15 / tiny-sdxl; NAME=MODEL sets its name in the"
+        " table.",
     )
     parser.add_argument(
         "--tuned",
         nargs="+",
         default=[],
-        help="Tuned models, each as MODEL or NAME=MODEL: pipelines as the base, or LoRA weights or a UNet for it.",
+        help="Tuned models, each as MODEL or NAME=MODEL: pipelines as the base, or LoRA weights, a UNet or a"
+        " training's checkpoint for it.",
     )
-    parser.add_argument("--revision", default=None, help="Revision of the base on the Hub.")
-    parser.add_argument("--variant", default=None, help="File variant of the base, e.g. fp16.")
+    add_source_arguments(parser)
     parser.add_argument(
         "--prompts",
         nargs="+",

@@ -6,7 +6,9 @@ does not compare with a median. A difference is an error until it is allowed by 
 """
 
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,13 @@ def flat_settings(results: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def _weights(results: Mapping[str, Any], model: str) -> str | None:
+    """What a file says about the weights of one of its models: their hash, whatever their folder is called."""
+    text = results["settings"].get("models", {}).get(model, {}).get("pretrained_model_name_or_path")
+    found = re.search(r"\(weights (\w+)\)$", text or "")
+    return found[1] if found else text
+
+
 def _show(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
@@ -100,8 +109,8 @@ def compare_results(
 ) -> dict[str, Any]:
     """Merges evaluations.
 
-    A model that several files hold with the same weights and numbers (the base, mostly) appears once; with other numbers
-    it appears once a file, as `model (file)`.
+    A model that several files hold with the same weights and numbers (the base, mostly) appears once. One of the same name
+    with other weights or numbers is another model, `model (file)`; a file that says nothing of weights goes by the numbers.
 
     Args:
         results (`Mapping[str, Mapping[str, Any]]`): name of the file to what `load_results` returns, at least one.
@@ -124,26 +133,44 @@ def compare_results(
             f"results: expected settings that compare, found {listed}; --allow NAME merges them all the same"
         )
     rows: list[dict[str, Any]] = []
-    taken: dict[str, list[dict[str, Any]]] = {}  # model -> its rows in the file where it first appeared
+    lines: dict[str, list[_Line]] = {}  # name of a model -> those that bear it
     for name, one in results.items():
         for model in dict.fromkeys(row["model"] for row in one["rows"]):
             own = [dict(row) for row in one["rows"] if row["model"] == model]
-            if model in taken:
-                if _agree(taken[model], own):
-                    known = {(row.get("prompts"), row.get("category"), row["metric"]) for row in taken[model]}
-                    own = [r for r in own if (r.get("prompts"), r.get("category"), r["metric"]) not in known]
-                else:
-                    own = [row | {"model": f"{model} ({name})"} for row in own]
-            taken.setdefault(model, []).extend(own)
-            rows += own
+            known, weights = lines.setdefault(model, []), _weights(one, model)
+            line = next((line for line in known if line.agrees(weights, own)), None)
+            if line is None:
+                line = _Line(f"{model} ({name})" if known else model, weights)
+                known.append(line)
+            rows += line.add(weights, own)
     return {"rows": rows, "statistic": statistic, "differences": differences}
 
 
-def _agree(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the rows of equal prompts, category and metric have equal numbers."""
-    numbers = {(row.get("prompts"), row.get("category"), row["metric"]): row for row in one}
-    pairs = [(numbers.get((row.get("prompts"), row.get("category"), row["metric"])), row) for row in other]
-    return all(a is None or all(a.get(key) == b.get(key) for key in ("n", "mean", "median")) for a, b in pairs)
+def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row.get("prompts"), row.get("category"), row["metric"]
+
+
+@dataclass
+class _Line:
+    """One model of the merged table: its label, its weights where a file says them, its rows by their place."""
+
+    label: str
+    weights: str | None
+    rows: dict[tuple[Any, ...], Mapping[str, Any]] = field(default_factory=dict)
+
+    def agrees(self, weights: str | None, rows: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether rows of another file are this model's: the same weights, where both say, and the same numbers."""
+        if None not in (weights, self.weights) and weights != self.weights:
+            return False
+        pairs = [(self.rows[place], row) for row in rows if (place := _place(row)) in self.rows]
+        return all(a.get(key) == b.get(key) for a, b in pairs for key in ("n", "mean", "median"))
+
+    def add(self, weights: str | None, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Takes the rows whose place is free and returns them under its label."""
+        self.weights = self.weights or weights
+        new = {_place(row): {**row, "model": self.label} for row in rows if _place(row) not in self.rows}
+        self.rows |= new
+        return list(new.values())
 
 
 def write_comparison(folder: str | Path, merged: Mapping[str, Any]) -> str:

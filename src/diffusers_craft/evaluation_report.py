@@ -15,7 +15,15 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from diffusers_craft.evaluation_statistics import decode_images
-from diffusers_craft.evaluation_tables import PRINTED_TIMES, Rows, Table, all_tables, check_table, metric_label
+from diffusers_craft.evaluation_tables import (
+    PRINTED_TIMES,
+    Rows,
+    Table,
+    all_tables,
+    check_table,
+    metric_label,
+    unchecked_notes,
+)
 from diffusers_craft.grid import image_grid
 from diffusers_craft.page import (
     BLUE,
@@ -141,7 +149,8 @@ def _alarms(checks: Rows) -> str:
 
     about = "From the base's value to the tuned model's. The limits leave room for honest improvement."
     table = re.sub(r"<td>([^<]*ALARM)</td>", r'<td class="alarm">\1</td>', _html(check_table(checks)))
-    return f'{head}<p class="muted">{about}</p>{table}'
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in unchecked_notes(checks))
+    return f'{head}<p class="muted">{about}</p>{table}' + (f'<ul class="muted">{notes}</ul>' if notes else "")
 
 
 def _picture(image: Image.Image | None, prompt: str, model: str) -> str:

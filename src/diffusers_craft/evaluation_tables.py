@@ -203,18 +203,20 @@ def format_csv(rows: Rows) -> str:
 
 
 def check_table(checks: Rows) -> Table:
-    """One line a check and prompt set, one column a model: what the base has, what the tuned model has, the verdict."""
+    """One line a check and prompt set, one column a model: what the base has, what the tuned model has, the verdict.
+
+    The limit comes last: a narrow screen shows the first columns.
+    """
     models = _distinct(checks, "model")
     sets = [name for name in _distinct(checks, "prompts") if name]
     cells = {(check.get("prompts"), check["alarm"], check["model"]): check for check in checks}
     lines = []
     for prompts, alarm in dict.fromkeys((check.get("prompts"), check["alarm"]) for check in checks):
         found = [cells.get((prompts, alarm, model)) for model in models]
-        limits = [check["limit"] for check in found if check and check["value"] is not None]
-        limit = limits[0] if limits else next(check["limit"] for check in found if check)
+        limit = next((check["limit"] for check in found if check and check["value"] is not None), "-")
         name = f"{alarm}, {prompts}" if len(sets) > 1 else alarm
-        lines.append((name, [Cell(limit), *(Cell(_check_text(check)) for check in found)]))
-    return Table("Check", [], ["limit", *models], lines)
+        lines.append((name, [*(Cell(_check_text(check)) for check in found), Cell(limit)]))
+    return Table("Check", [], [*models, "limit"], lines)
 
 
 def _check_text(check: Mapping[str, Any] | None) -> str:
@@ -224,6 +226,20 @@ def _check_text(check: Mapping[str, Any] | None) -> str:
     return f"{before}{check['value']:.3g}{' ALARM' if check['fired'] else ''}"
 
 
+def unchecked_notes(checks: Rows) -> list[str]:
+    """Why checks could not be made, one line a model and reason; with the prompt sets where it does not hold for all."""
+    sets = {check.get("prompts") for check in checks}
+    found: dict[str, list[str]] = {}
+    for check in checks:
+        if check["value"] is None:
+            found.setdefault(check["message"], []).append(check.get("prompts"))
+    return [text if len(own) == len(sets) else f"{text} ({', '.join(own)})" for text, own in found.items()]
+
+
 def format_checks(checks: Rows) -> str:
-    """The checks against reward hacking as Markdown: limits, and by model the base's value, its own, the alarm if any."""
-    return to_markdown(check_table(checks)) + "\n"
+    """The checks against reward hacking as Markdown: by model the base's value, its own, the alarm if any; limits.
+
+    Below, as a list, what was not checked and why.
+    """
+    notes = "".join(f"- {note}\n" for note in unchecked_notes(checks))
+    return to_markdown(check_table(checks)) + "\n" + ("\n" + notes if notes else "")

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMInverseScheduler, DDIMScheduler
 
-from diffusers_craft.objectives.base import guided
+from diffusers_craft.objectives.base import Noised, best_and_worst, guided
 from diffusers_craft.objectives.craft import craft_loss, denoising_errors
 from diffusers_craft.objectives.ddim import clean_estimate, ddim_mean_std, ddim_move, ddim_sample
-from diffusers_craft.objectives.dpo import dpo_loss
+from diffusers_craft.objectives.dpo import DPO, dpo_loss
 from diffusers_craft.objectives.inpo import InPO
 from diffusers_craft.objectives.sharpening import (
     RLHFSharpening,
@@ -25,9 +25,8 @@ from diffusers_craft.objectives.spo import SPO
 
 
 SHAPE = (4, 3, 3)
-ALPHAS = DDIMScheduler(
-    beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
-).alphas_cumprod.double()
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
+ALPHAS = DDIMScheduler(**SCHEDULE).alphas_cumprod.double()
 
 
 class Context:
@@ -111,6 +110,105 @@ def closeness(latents, rows):
     return -(latents.flatten(1).mean(1) - 0.3).abs()
 
 
+def abstaining(*places):
+    """`closeness` that gives no judgement at these places of every call."""
+
+    def reward(latents, rows):
+        scores = closeness(latents, rows)
+        scores[list(places)] = math.nan
+        return scores
+
+    return reward
+
+
+def test_best_and_worst_are_of_the_finite_rewards():
+    nan, inf = math.nan, math.inf
+    rewards = torch.tensor([[1.0, nan, 3.0], [nan, nan, 2.0], [nan, nan, nan], [-inf, 0.5, 0.0], [2.0, 2.0, 2.0]])
+    best, worst, gap, judged = best_and_worst(rewards)
+    assert judged.tolist() == [True, False, False, True, True]
+    assert best[judged].tolist() == [2, 1, 0] and worst[judged].tolist() == [0, 2, 0]
+    assert gap.tolist() == [2.0, 0.0, 0.0, 0.5, 0.0]
+
+
+@pytest.mark.parametrize("kind", [SFTSharpening, RLHFSharpening])
+def test_latents_that_the_reward_does_not_judge_add_nothing(net, kind):
+    """Of three latents with three noises: all judged, two judged, one judged. The mean stays over three."""
+    batch = _batch(timesteps=(400, 700, 30))
+    options = {"num_noises": 3, "num_states": 2}
+    if kind is RLHFSharpening:
+        options |= {"generation_steps": 0, "eta": 0.0}
+    objective = kind(**options)
+    context, sure = Context(net, batch, abstaining(3, 6, 7)), Context(net, batch, closeness)
+    noised, unaware = objective.prepare(batch, context), objective.prepare(batch, sure)
+    assert noised.extras["judged"].tolist() == [True, True, False]
+    found = objective.loss(noised, *context.outputs(noised))
+    assert found.metrics["units_used"].item() == pytest.approx(2 / 3)
+    judged = noised.extras["unit"] < 2
+    rows = judged.repeat(len(noised.advantages) // len(judged))
+    assert (noised.advantages[rows] != 0).all() and not noised.advantages[~rows].any()
+    # The first latent's choice is that of the reward that always judges, and the loss is that of two latents over three.
+    first = noised.extras["unit"] == 0
+    assert torch.equal(noised.noisy_latents[: len(first)][first], unaware.noisy_latents[: len(first)][first])
+    two = noised._replace(
+        noisy_latents=noised.noisy_latents[rows],
+        timesteps=noised.timesteps[rows],
+        conditioning={"c": noised.conditioning["c"][rows]},
+        target=noised.target[rows],
+        advantages=noised.advantages[rows],
+        extras=noised.extras
+        | {name: noised.extras[name][judged] for name in ("unit", "step")}
+        | {name: noised.extras[name][:2] for name in ("gaps", "judged")}
+        | {"num_units": 2},
+    )
+    expected = objective.loss(two, *context.outputs(two)).loss * 2 / 3
+    torch.testing.assert_close(found.loss, expected)
+    torch.testing.assert_close(_gradient(found.loss, net), _gradient(expected, net))
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        SFTSharpening(),
+        RLHFSharpening(generation_steps=2),
+        RLHFSharpening(generation_steps=2, form="code"),
+        SPO(chain_steps=5, first_step=1, states_per_prompt=2, guidance_scale=1.0),
+    ],
+    ids=["sft", "rlhf", "rlhf code", "spo"],
+)
+def test_a_reward_that_never_judges_teaches_nothing(net, objective):
+    batch = _batch()
+    context = Context(net, batch, lambda latents, rows: torch.full((len(latents),), math.nan))
+    noised = objective.prepare(batch, context)
+    loss, metrics = objective.loss(noised, *context.outputs(noised))
+    assert loss.item() == 0.0 and not _gradient(loss, net).any()
+    assert all(value.isfinite() for value in metrics.values())
+    assert metrics["states_used" if isinstance(objective, SPO) else "units_used"].item() == 0.0
+
+
+def test_a_state_past_zero_needs_no_judgement(net):
+    """The second state of a latent at t = 10 is masked out, and with it what the reward says of it."""
+    batch = _batch(timesteps=(10,))
+    calls = iter([closeness, lambda latents, rows: torch.full((len(latents),), math.nan)])
+    context = Context(net, batch, lambda latents, rows: next(calls)(latents, rows))
+    noises = torch.stack([batch.noise, _random(1, 5)], dim=1)
+    paths = follow(batch.latents, noises, batch.timesteps, batch.conditioning, context, num_states=2, stride=20)
+    assert paths.valid[:, 0].tolist() == [True, False] and paths.rewards.isfinite().all()
+
+
+def test_spo_leaves_states_out_that_the_reward_does_not_judge(net):
+    """All candidates but one of the first prompt's abstain: its states do not count, the other's do."""
+    batch = _batch(timesteps=(1, 1))
+    options = {"chain_steps": 5, "first_step": 1, "states_per_prompt": 4, "num_candidates": 3, "guidance_scale": 1.0}
+    context = Context(net, batch, abstaining(0, 2))
+    noised = SPO(**options).prepare(batch, context)
+    counts = noised.extras["gap"].reshape(4, 2) > 0
+    assert not counts[:, 0].any() and counts[:, 1].all()
+    output = SPO(**options).loss(noised, *context.outputs(noised))
+    assert output.metrics["states_used"].item() == 0.5
+    assert output.loss.item() == pytest.approx(math.log(2) / 2, rel=1e-6)
+    assert output.metrics["accuracy"].item() == 0.5  # at the reference nothing has an order
+
+
 def test_sharpening_with_one_noise_and_one_state_is_fine_tuning(net):
     batch = _batch()
     context = Context(net, batch)
@@ -160,6 +258,15 @@ def test_sharpening_picks_the_noise_whose_path_scores_best(net):
     errors = denoising_errors(prediction, noised.target)
     expected = sum(errors[noised.extras["unit"] == unit].mean() for unit in range(3)) / 3
     torch.testing.assert_close(objective.loss(noised, prediction).loss, expected)
+
+
+def test_what_a_choice_costs(net):
+    """n m predictions and as many scored images a latent, whatever its time."""
+    batch = _batch(timesteps=(400, 700, 500))
+    context = Context(net, batch, closeness)
+    SFTSharpening(num_noises=4, num_states=3).prepare(batch, context)
+    assert context.calls == 3 * 4 * 3
+    assert sum(len(latents) for latents, _ in context.scored) == 3 * 4 * 3
 
 
 def test_a_constant_reward_takes_the_first_noise(net):
@@ -215,6 +322,41 @@ def test_rlhf_sharpening_without_margin_is_dpo_with_half_its_beta():
     changes = torch.tensor([0.01, -0.02, 0.005, 0.03], dtype=torch.float64)
     found = sharpening_preference_loss(changes, torch.tensor([1.0, 2.0]), beta=2500.0, eta=0.0)
     torch.testing.assert_close(found, dpo_loss(changes, 5000.0))
+
+
+def test_rlhf_sharpening_on_the_datas_images_is_dpo(net):
+    """eta = 0, one state, no generation: the best and the worst noising of an image are DPO's winner and loser."""
+    batch, reference = _batch(timesteps=(400, 700, 30)), copy.deepcopy(net)
+    with torch.no_grad():
+        reference[1].weight += 0.05
+    context = Context(net, batch, closeness, reference)
+    objective = RLHFSharpening(num_noises=2, num_states=1, generation_steps=0, eta=0.0, beta=3.0)
+    assert (objective.unit, RLHFSharpening().unit) == ("single", "prompt")
+    noised = objective.prepare(batch, context)
+    ours, metrics = objective.loss(noised, *context.outputs(noised))
+
+    noises, abar = context.normal("noises", 2, *SHAPE), ALPHAS[batch.timesteps].reshape(-1, 1, 1, 1)
+    noisy = [abar.sqrt() * batch.latents + (1 - abar).sqrt() * noises[:, way] for way in (0, 1)]
+    rewards = []
+    for x in noisy:
+        noise = context.predict(x, batch.timesteps, batch.conditioning)
+        rewards.append(closeness((x - (1 - abar).sqrt() * noise) / abar.sqrt(), None))
+    order = torch.where(rewards[0] >= rewards[1], 0, 1).tolist()
+    assert set(order) == {0, 1}
+    sides = [[way if side == 0 else 1 - way for way in order] for side in (0, 1)]
+    pairs = Noised(
+        torch.stack([noisy[way][row] for ways in sides for row, way in enumerate(ways)]),
+        batch.timesteps.repeat(2),
+        {"c": batch.conditioning["c"].repeat(2)},
+        torch.stack([noises[row, way] for ways in sides for row, way in enumerate(ways)]),
+        torch.ones(6),
+    )
+    dpo, expected = DPO(beta=6.0).loss(pairs, *context.outputs(pairs))
+    torch.testing.assert_close(ours, dpo)
+    torch.testing.assert_close(_gradient(ours, net), _gradient(dpo, net))
+    assert metrics["accuracy"] == expected["accuracy"]
+    at_reference = objective.loss(noised, *[context.outputs(noised)[1]] * 2).metrics
+    assert at_reference["accuracy"].item() == 0.5
 
 
 def test_rlhf_sharpening_compares_best_and_worst_of_what_it_generates(net):
@@ -300,7 +442,8 @@ def test_consistent_times_are_uniform_on_the_grid():
 
 
 def test_the_official_grid_mixes_image_into_the_target():
-    """For a constant prediction e the target is a x_0 + b e with (a, b) != (0, 1): the label is another time."""
+    """The released code's inversion, by diffusers' scheduler as SD1.5 configures it; for a constant prediction e its
+    target is a x_0 + b e with (a, b) != (0, 1): the label is another time than the one reached."""
     batch = _batch(timesteps=(150, 350, 650), pairs=True)
     fixed = _random(1, 9)
     context = Context(torch.nn.Identity(), batch)
@@ -308,11 +451,41 @@ def test_the_official_grid_mixes_image_into_the_target():
     objective = SmPO(inversion_steps=5, grid="official", inverter="policy")
     noised = objective.prepare(batch, context)
     assert torch.equal(noised.timesteps, batch.timesteps)
-    for row, (image_part, noise_part) in enumerate(((0.22, 0.10), (0.22, 0.71), (0.06, 0.98))):
-        expected = image_part * batch.latents[row] + noise_part * fixed[0]
-        torch.testing.assert_close(noised.target[row], expected, rtol=0, atol=0.03)
+    scheduler = DDIMInverseScheduler(**SCHEDULE, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading")
+    scheduler.set_timesteps(5)
+    for row, (drawn, off) in enumerate(((150, 0.9), (350, 0.3), (650, 0.05))):
+        noisy, abar = batch.latents[row], ALPHAS[drawn]
+        for label in scheduler.timesteps[scheduler.timesteps < drawn]:
+            noisy = scheduler.step(fixed[0], label, noisy).prev_sample
+        expected = (noisy - abar.sqrt() * batch.latents[row]) / (1 - abar).sqrt()
+        torch.testing.assert_close(noised.target[row], expected, rtol=1e-5, atol=1e-5)
+        assert (expected - fixed[0]).norm() > off * fixed.norm()
     consistent = SmPO(inversion_steps=5, inverter="policy").prepare(batch, context)
     torch.testing.assert_close(consistent.target, fixed.expand(6, *SHAPE), rtol=0, atol=1e-10)
+
+
+def test_the_official_grid_may_visit_no_point_at_all(net):
+    """At drawn times 0 and 1 the image stays clean, and the target is a multiple of it."""
+    batch = _batch(timesteps=(0, 1), pairs=True)
+    noised = SmPO(grid="official").prepare(batch, Context(net, batch))
+    assert torch.equal(noised.noisy_latents, batch.latents)
+    abar = ALPHAS[noised.timesteps].reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(noised.target, (1 - abar.sqrt()) / (1 - abar).sqrt() * batch.latents)
+
+
+def test_inpo_is_smpo_with_hard_labels_and_no_renoise(net):
+    batch, reference = _batch(timesteps=(5, 333, 999), pairs=True), copy.deepcopy(net)
+    with torch.no_grad():
+        reference[1].weight += 0.05
+    losses = []
+    for objective in (InPO(inversion_steps=7), SmPO(inversion_steps=7, renoise="none")):
+        context = Context(net, batch, reference=reference)
+        noised = objective.prepare(batch, context)
+        losses.append(objective.loss(noised, *context.outputs(noised)).loss)
+    assert torch.equal(*losses) and losses[0].item() != pytest.approx(math.log(2), rel=1e-3)
+    assert torch.equal(*(_gradient(loss, net) for loss in losses))
+    renoised = SmPO(inversion_steps=7).prepare(batch, Context(net, batch, reference=reference))
+    assert not torch.equal(renoised.target, noised.target)
 
 
 def test_smpo_without_inversion_is_forward_noising(net):
@@ -360,6 +533,22 @@ def test_spo_threshold_leaves_unclear_pairs_out(net):
     noised = objective.prepare(batch, context)
     output = objective.loss(noised, *context.outputs(noised))
     assert output.loss.item() == 0.0 and output.metrics["states_used"].item() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (InPO(inversion_steps=2000), "--inversion_steps: expected at least 0 and at most 1000, found 2000"),
+        (SmPO(inversion_steps=1001, grid="official"), "--inversion_steps: .* at most 1000, found 1001"),
+        (SFTSharpening(grid_steps=5000), "--grid_steps: expected at least 1 and at most 1000, found 5000"),
+        (RLHFSharpening(generation_steps=2000), "--generation_steps: .* at most 1000, found 2000"),
+        (SPO(chain_steps=501), "--chain_steps: expected at least 1 and at most 500, found 501"),
+    ],
+)
+def test_steps_must_fit_the_schedule(net, objective, message):
+    batch = _batch()
+    with pytest.raises(ValueError, match=message):
+        objective.prepare(batch, Context(net, batch, closeness))
 
 
 def test_spo_states_must_fit_the_chain():

@@ -123,7 +123,7 @@ class SPO(Objective):
         shape, conditioning = batch.latents.shape[1:], batch.conditioning
         device, count = batch.latents.device, len(batch.latents)
         abars = context.alphas_cumprod
-        check_range("chain_steps", self.chain_steps, 1, len(abars))
+        check_range("chain_steps", self.chain_steps, 1, len(abars) // 2)  # the last move must not start at t = 0
         times = inversion_times(len(abars), self.chain_steps)[::-1]
         empty = context.empty_conditioning(conditioning)
         order = context.uniform("states", self.chain_steps - self.first_step).argsort(1)

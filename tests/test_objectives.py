@@ -61,6 +61,32 @@ def test_the_mean_is_over_rows_not_over_weights():
     torch.testing.assert_close(craft_loss(prediction, target, advantages), sum(halves) / 2)
 
 
+def test_predicting_nothing_costs_the_variance_of_the_noise():
+    """E[m] = 1, to three deviations sqrt(2 / (B D)) of its estimate."""
+    rows = 200
+    errors = denoising_errors(torch.zeros(rows, *SHAPE), _random(rows))
+    assert errors.mean().item() == pytest.approx(1, abs=3 * (2 / errors.numel() / 36) ** 0.5)
+
+
+@pytest.mark.parametrize("abar", [0.9, 0.5, 0.1])
+def test_the_minimum_for_gaussian_data(abar):
+    """For x_0 ~ N(0, s2) the loss of slope * x_t is least at sqrt(1 - abar) / d, with value abar s2 / d, d = abar s2 + 1 -
+    abar; it is quadratic, so that one Newton step finds the place."""
+    variance, rows = 0.8, 2000
+    clean, noise = variance**0.5 * _random(rows), _random(rows, seed=2)
+    noisy, total = abar**0.5 * clean + (1 - abar) ** 0.5 * noise, abar * variance + 1 - abar
+    slope = torch.zeros((), dtype=torch.float64, requires_grad=True)
+
+    def loss(at):
+        return craft_loss(at * noisy, noise, torch.ones(rows))
+
+    (pull,) = torch.autograd.grad(loss(slope), slope, create_graph=True)
+    (curvature,) = torch.autograd.grad(pull, slope)
+    best = (slope - pull / curvature).detach()
+    assert best.item() == pytest.approx((1 - abar) ** 0.5 / total, rel=0.02)
+    assert loss(best).item() == pytest.approx(abar * variance / total, rel=0.02)
+
+
 def test_half_precision_predictions_are_compared_in_float32():
     prediction, target = torch.full((1, 1, 1, 1), 300.0, dtype=torch.float16), torch.zeros(1, 1, 1, 1)
     assert craft_loss(prediction, target, torch.ones(1)).item() == 90000.0  # more than float16 holds

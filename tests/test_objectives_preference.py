@@ -1,13 +1,16 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Preference objectives against hand-computed values, their limits, and each other."""
 
+import argparse
 import copy
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import DDPMScheduler
 
+from diffusers_craft.alignment_args import add_alignment_arguments, add_objective_options, objective_from_args
 from diffusers_craft.objectives.base import Noised
 from diffusers_craft.objectives.craft import craft_loss
 from diffusers_craft.objectives.dpo import DPO, dpo_loss
@@ -15,8 +18,11 @@ from diffusers_craft.objectives.dspo import DSPO, dspo_loss
 from diffusers_craft.objectives.inpo import InPO
 from diffusers_craft.objectives.kto import KTO, kto_loss
 from diffusers_craft.objectives.mapo import MaPO, bounded_likelihood, mapo_loss
+from diffusers_craft.objectives.sharpening import RLHFSharpening, SFTSharpening
 from diffusers_craft.objectives.smpo import SmPO, smoothing_factors, smpo_loss
-from diffusers_craft.objectives.spo import spo_log_ratios, spo_loss
+from diffusers_craft.objectives.spo import SPO, spo_log_ratios, spo_loss
+from diffusers_craft.training_batch import diffuse
+from diffusers_craft.training_data import Draw
 
 
 SHAPE = (4, 3, 3)
@@ -154,6 +160,21 @@ def test_kto_utilities_reward_the_liked(utility):
         KTO(utility="greedy")
 
 
+def test_kto_weights_are_the_labels_own(net):
+    """Each side's share of the loss times its lambda; weights of one change nothing."""
+    noisy, target, changes, reference = _pairs(net, moved=0.1)
+    batch = _noised(noisy, target, torch.tensor([1.0, -1.0]).repeat_interleave(6))
+
+    def loss(**weights):
+        return KTO(beta=5.0, **weights).loss(batch, net(noisy), reference(noisy)).loss
+
+    liked, disliked = loss(disliked_weight=0.0), loss(liked_weight=0.0)
+    torch.testing.assert_close(liked + disliked, loss())
+    torch.testing.assert_close(loss(liked_weight=0.5, disliked_weight=3.0), 0.5 * liked + 3 * disliked)
+    alone = kto_loss(changes[:6].float(), torch.ones(6), 5.0, baseline=-changes.mean())
+    torch.testing.assert_close(liked, alone / 2, rtol=1e-4, atol=0)
+
+
 def test_mapo_by_hand():
     phi = bounded_likelihood(0.5 * ERRORS)
     assert phi.tolist() == pytest.approx([0.975208, 0.950833], abs=1e-6)
@@ -183,6 +204,42 @@ def test_mapo_and_dspo_without_preference_are_fine_tuning_on_winners(net):
         loss = objective.loss(batch, net(noisy), reference(noisy)).loss
         torch.testing.assert_close(loss, sft, rtol=1e-6, atol=0)
         torch.testing.assert_close(_gradient(loss, net), _gradient(sft, net), rtol=1e-4, atol=1e-8)
+
+
+def test_dspo_with_the_codes_beta_is_fine_tuning_on_winners(net):
+    """beta = gate = 0.001 leaves the gate at 1/2 whatever the margin: 0.9995 of the gradient, all of the direction."""
+    noisy, target, changes, reference = _pairs(net)
+    loss = DSPO(beta=0.001, gate_beta=0.001, detach_gate=False).loss(
+        _noised(noisy, target, torch.ones(12)), net(noisy), reference(noisy)
+    )
+    found, sft = _gradient(loss.loss, net), _gradient(_errors(net, noisy, target)[:6].mean(), net)
+    assert (found.norm() / sft.norm()).item() == pytest.approx(0.9995, abs=1e-6)
+    assert torch.cosine_similarity(found, sft, dim=0).item() == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("objective", [DPO(beta=50.0), KTO(beta=20.0), MaPO(), SmPO(beta=50.0, inversion_steps=0)])
+def test_any_preference_on_a_velocity_model(net, objective):
+    """|v_theta - v|^2 = |eps_theta - eps|^2 / abar at one x_t: the loss is that of the noise's errors, weighed so."""
+    scheduler, pairs = DDPMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction"), 4
+    times = torch.tensor([100, 400, 600, 900]).repeat(2)
+    noise, advantages = _random(pairs, seed=5).repeat(2, 1, 1, 1), torch.ones(pairs)
+    draw = Draw(_random(2 * pairs), noise, times, {}, torch.cat([advantages, -advantages]), times, times)
+    batch = diffuse(draw, scheduler, "v_prediction")
+    abar = scheduler.alphas_cumprod.double()[times].reshape(-1, 1, 1, 1)
+    outputs = [net(batch.noisy_latents), net(0.9 * batch.noisy_latents)]
+    noised = Noised(batch.noisy_latents, times, {}, batch.target, batch.advantages)
+    found = objective.loss(noised, *outputs).loss
+    as_noise = [abar.sqrt() * v + (1 - abar).sqrt() * batch.noisy_latents for v in outputs]
+    errors = [((eps - noise) / abar.sqrt()).square().flatten(1).mean(1) for eps in as_noise]
+    torch.testing.assert_close(errors[0], (outputs[0] - batch.target).square().flatten(1).mean(1), rtol=1e-4, atol=0)
+    changes = errors[0] - errors[1]
+    expected = {
+        DPO: lambda: dpo_loss(changes, 50.0),
+        KTO: lambda: kto_loss(changes, batch.advantages, 20.0),
+        MaPO: lambda: mapo_loss(errors[0]),
+        SmPO: lambda: smpo_loss(changes, advantages, 50.0),
+    }[type(objective)]()
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("detach", [True, False])
@@ -220,10 +277,25 @@ def test_spo_closed_form_and_clamp():
     assert torch.autograd.grad(spo_loss(inside[:1], inside[1:]), inside)[0].abs().min() > 0
 
 
-def test_spo_mask_leaves_rows_out():
-    winners, losers = torch.tensor([0.01, 0.03]), torch.tensor([0.0, 0.0])
-    kept = spo_loss(winners, losers, mask=torch.tensor([True, False]))
-    torch.testing.assert_close(kept, spo_loss(winners[:1], losers[:1]))
+@pytest.mark.parametrize("far", [1.0, 100.0, 1e30])
+def test_spo_far_outside_the_clamp_has_no_gradient(far):
+    """Also where the likelihood ratio itself overflows."""
+    ratios = torch.tensor([far, -far, -far, far], requires_grad=True)
+    loss = spo_loss(*ratios.chunk(2))
+    assert loss.item() == pytest.approx(
+        0.5 * sum(math.log1p(math.exp(side * 10 * math.log(1.1 / 0.9))) for side in (1, -1))
+    )
+    assert torch.autograd.grad(loss, ratios)[0].tolist() == [0.0] * 4
+
+
+def test_spo_mask_does_not_depend_on_how_a_batch_is_cut():
+    winners, losers = torch.tensor([0.01, 0.03, -0.02, 0.0]), torch.zeros(4)
+    mask = torch.tensor([True, False, True, True])
+    parts = [spo_loss(winners[i], losers[i], mask=mask[i]) for i in (slice(0, 2), slice(2, 4))]
+    whole = spo_loss(winners, losers, mask=mask)
+    torch.testing.assert_close(whole, sum(parts) / 2)
+    torch.testing.assert_close(whole, 0.75 * spo_loss(winners[mask], losers[mask]))
+    winners, losers = winners[:2], losers[:2]
     assert spo_loss(winners, losers, mask=torch.tensor([False, False])).item() == 0.0
 
 
@@ -236,6 +308,42 @@ def test_pair_metrics(net):
     assert metrics["loser_change"].item() == pytest.approx(losers.mean().item(), rel=1e-4)
 
 
+def _objective_of_flags(kind, *flags):
+    parser = argparse.ArgumentParser()
+    add_alignment_arguments(parser, flags, learning_rate=1e-5)
+    add_objective_options(parser, [kind])
+    return objective_from_args(kind, parser.parse_args(["--pretrained_model_name_or_path=x", *flags]), [kind])
+
+
+@pytest.mark.parametrize("kind", [InPO, SmPO])
+def test_beta_follows_the_backbone(kind):
+    betas = [_objective_of_flags(kind, *flags).beta for flags in ([], ["--backbone=sdxl"])]
+    assert betas == [2000.0, 5000.0]
+    assert _objective_of_flags(kind, "--backbone=sdxl", "--beta=7").beta == 7.0
+    assert _objective_of_flags(DPO, "--backbone=sdxl").beta == DPO().beta
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "refused"),
+    [
+        (DPO, [], False),
+        (SmPO, [], True),
+        (SmPO, ["--inversion_steps=0"], False),
+        (SFTSharpening, [], True),
+        (SFTSharpening, ["--num_noises=1"], False),
+        (RLHFSharpening, ["--generation_steps=0"], True),
+        (SPO, [], True),
+    ],
+)
+def test_an_offset_of_noise_that_is_not_trained_on_is_refused(kind, flags, refused):
+    assert _objective_of_flags(kind, *flags, "--noise_offset=0")
+    if not refused:
+        assert _objective_of_flags(kind, *flags, "--noise_offset=0.1")
+        return
+    with pytest.raises(ValueError, match=f"--noise_offset: expected 0 for {kind.__name__}, .*found 0.1"):
+        _objective_of_flags(kind, *flags, "--noise_offset=0.1")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -244,6 +352,29 @@ def test_pair_metrics(net):
         (lambda: SmPO(grid="fine"), "--grid: expected one of consistent, official, found 'fine'"),
         (lambda: SmPO(inversion_steps=-1), "--inversion_steps: expected at least 0, found -1"),
         (lambda: MaPO(form="book"), "--form: expected one of code, paper, found 'book'"),
+        (lambda: DPO(beta=-5), "--beta: expected more than 0, found -5"),
+        (lambda: DPO(beta=math.nan), "--beta: expected more than 0 and finite, found nan"),
+        (lambda: InPO(beta=math.inf), "--beta: expected more than 0 and finite, found inf"),
+        (lambda: SmPO(gamma=0), "--gamma: expected more than 0, found 0"),
+        (lambda: KTO(beta=0.0), "--beta: expected more than 0, found 0.0"),
+        (lambda: KTO(disliked_weight=-1.0), "--disliked_weight: expected at least 0, found -1.0"),
+        (lambda: KTO(liked_weight=0, disliked_weight=0), "--liked_weight, --disliked_weight: expected one above 0"),
+        (lambda: MaPO(beta=-0.1), "--beta: expected at least 0, found -0.1"),
+        (lambda: MaPO(scale=0.0), "--scale: expected more than 0, found 0.0"),
+        (lambda: DSPO(beta=5000.0), "--beta: expected at least 0 and at most 1, found 5000.0"),
+        (lambda: DSPO(gate_beta=-1.0), "--gate_beta: expected at least 0, found -1.0"),
+        (lambda: SPO(clip=-1.0), "--clip: expected more than 0, found -1.0"),
+        (lambda: SPO(clip=math.nan), "--clip: expected more than 0 and finite, found nan"),
+        (lambda: SPO(num_candidates=1), "--num_candidates: expected at least 2, found 1"),
+        (lambda: SPO(chain_steps=0), "--chain_steps: expected at least 1, found 0"),
+        (lambda: SPO(first_step=-3), "--first_step: expected at least 0 and at most 19, found -3"),
+        (lambda: SPO(first_step=20), "--first_step: expected at least 0 and at most 19, found 20"),
+        (lambda: SPO(threshold=-0.1), "--threshold: expected at least 0 and at most 1, found -0.1"),
+        (lambda: SPO(guidance_scale=math.nan), "--guidance_scale: expected at least 0 and finite, found nan"),
+        (lambda: SFTSharpening(num_states=0), "--num_states: expected at least 1, found 0"),
+        (lambda: RLHFSharpening(generation_steps=-1), "--generation_steps: expected at least 0, found -1"),
+        (lambda: RLHFSharpening(eta=math.inf), "--eta: expected at least 0 and finite, found inf"),
+        (lambda: RLHFSharpening(beta=-1), "--beta: expected more than 0, found -1"),
     ],
 )
 def test_options_out_of_range(make, message):

@@ -86,14 +86,14 @@ def test_the_surrogate_differs_from_the_loss_in_second_order_only():
     """G2: |J - (C - L)| / eta^2 tends to a constant."""
     model = optimal_model()
     x, advantages = draw_group(model, 1)
-    ratios = [gap(x, advantages, model, model + eta * _direction(2)) / eta**2 for eta in (1e-2, 1e-3, 1e-4)]
+    ratios = [gap(x, advantages, model, model + eta * _direction(2)) / eta**2 for eta in (1e-1, 1e-2, 1e-3, 1e-4)]
     assert abs(ratios[-1]) > 1e-5
-    assert ratios[1] == pytest.approx(ratios[2], rel=0.02)
-    assert ratios[0] == pytest.approx(ratios[2], rel=0.2)
+    for ratio, tolerance in zip(ratios, (0.7, 0.1, 0.01), strict=False):  # tenfold closer with each tenth of the step
+        assert ratio == pytest.approx(ratios[-1], rel=tolerance)
 
 
 def test_the_inequality_fails_for_signed_advantages_and_holds_for_clipped_ones():
-    """G2: with group advantages as the paper has them, J >= C - L is wrong about as often as it is right."""
+    """G2: with group advantages as the paper has them, J >= C - L is wrong more often than it is right."""
     model, trials = optimal_model(), 400
     signed, clipped = 0, 0
     for trial in range(trials):
@@ -101,7 +101,7 @@ def test_the_inequality_fails_for_signed_advantages_and_holds_for_clipped_ones()
         new = model + 1e-3 * _direction(1000 + trial)
         signed += gap(x, transform_advantages(advantages), model, new) < 0
         clipped += gap(x, transform_advantages(advantages, clip_min=0.0), model, new) < 0
-    assert 0.3 < signed / trials < 0.9
+    assert 0.55 < signed / trials < 0.75
     assert clipped == 0
 
 
@@ -154,7 +154,7 @@ def test_a_step_along_the_loss_raises_the_expected_reward(weights):
         ours.append((slope @ direction / direction.norm()).item())
         best = _gradient((advantages * log_likelihood(x, model)).mean(), model)
         exact.append((slope @ best / best.norm()).item())
-    assert sum(gain > 0 for gain in ours) / len(ours) > 0.9
+    assert sum(gain > 0 for gain in ours) >= len(ours) - 1  # 99 % of groups
     assert sum(ours) > 0.9 * sum(exact) > 0
 
 

@@ -9,11 +9,14 @@ from collections.abc import Sequence
 
 from .backbones import BACKBONES
 from .objectives.base import Objective
+from .objectives.inpo import InPO
 from .pairing import PAIRINGS
 from .training_args import add_training_arguments
 
 
 _FLAG_TYPES = (int, float, str, bool)
+# Where a paper's recipe for one family of models is not its objective's default; derived objectives share it.
+_BACKBONE_DEFAULTS: dict[str, dict[type[Objective], dict[str, object]]] = {"sdxl": {InPO: {"beta": 5000.0}}}
 
 
 def add_alignment_arguments(
@@ -55,7 +58,11 @@ def add_objective_options(parser: argparse.ArgumentParser, kinds: Sequence[type[
     for kind in kinds:
         about = _argument_texts(kind)
         for name, flag_type, default in _options(kind):
-            text = f"{about.get(name, '')} Default: {default}.".strip()
+            defaults = [str(default)]
+            for backbone in BACKBONES:
+                others = _backbone_defaults(kind, backbone)
+                defaults += [f"{others[name]} with --backbone {backbone}"] if name in others else []
+            text = f"{about.get(name, '')} Default: {', '.join(defaults)}.".strip()
             texts.setdefault(name, {}).setdefault(text, []).append(kind.__name__)
             types[name] = flag_type
     for name, lines in texts.items():
@@ -70,17 +77,30 @@ def add_objective_options(parser: argparse.ArgumentParser, kinds: Sequence[type[
 def objective_from_args(
     kind: type[Objective], args: argparse.Namespace, kinds: Sequence[type[Objective]]
 ) -> Objective:
-    """The objective that the flags describe.
+    """The objective that the flags describe; what they leave open is the paper's for `--backbone`, else the default.
 
     Raises:
-        ValueError: if a flag of another objective was given.
+        ValueError: if a flag of another objective was given, or one that the objective has no use for.
     """
     own = {name for name, _, _ in _options(kind)}
     for other in kinds:
         for name, _, _ in _options(other):
             if name not in own and getattr(args, name) is not None:
                 raise ValueError(f"--{name}: expected an option of {kind.__name__}, found one of {other.__name__}")
-    return kind(**{name: getattr(args, name) for name in own if getattr(args, name) is not None})
+    given = {name: getattr(args, name) for name in own if getattr(args, name) is not None}
+    objective = kind(**_backbone_defaults(kind, args.backbone) | given)
+    if objective.own_noise and args.noise_offset:
+        expected = f"expected 0 for {kind.__name__}, which does not train on the noise that gets it"
+        raise ValueError(f"--noise_offset: {expected}, found {args.noise_offset}")
+    return objective
+
+
+def _backbone_defaults(kind: type[Objective], backbone: str) -> dict[str, object]:
+    """Options of an objective that one family of models sets otherwise."""
+    options: dict[str, object] = {}
+    for base, values in _BACKBONE_DEFAULTS.get(backbone, {}).items():
+        options |= values if issubclass(kind, base) else {}
+    return options
 
 
 def _options(kind: type[Objective]) -> list[tuple[str, type, object]]:

@@ -10,7 +10,8 @@ An objective owns no model and no optimizer, and draws nothing but through its c
 l_P] along the batch: row i and row P + i are one pair, with the same timestep and the same noise.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -72,6 +73,9 @@ class Objective:
     uses_reference: ClassVar[bool] = False
     uses_reward: ClassVar[bool] = False
     uses_scores: ClassVar[bool] = False  # whether the images of pairs must come with scores
+    own_noise: ClassVar[bool] = (
+        False  # whether it trains on other noise than the data's, which alone knows noise_offset
+    )
 
     def prepare(self, batch: Any, context: Context) -> Noised:
         """Adds to a micro-batch whatever the loss needs."""
@@ -96,8 +100,50 @@ def pair_margins(changes: torch.Tensor) -> torch.Tensor:
 def pair_metrics(changes: torch.Tensor) -> dict[str, torch.Tensor]:
     """How often the pairs stand in the right order, and how each side's error moved."""
     winners, losers = changes.detach().chunk(2)
-    accuracy = (winners < losers).double().mean() + 0.5 * (winners == losers).double().mean()
-    return {"accuracy": accuracy, "winner_change": winners.mean(), "loser_change": losers.mean()}
+    return {
+        "accuracy": order_accuracy(winners, losers),
+        "winner_change": winners.mean(),
+        "loser_change": losers.mean(),
+    }
+
+
+def order_accuracy(winners: torch.Tensor, losers: torch.Tensor) -> torch.Tensor:
+    """How often (P,) winners lie below their losers; as good as a coin where both are equal."""
+    return (winners < losers).double().mean() + 0.5 * (winners == losers).double().mean()
+
+
+def best_and_worst(rewards: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The places of each row's highest and lowest reward; rewards may abstain.
+
+    Args:
+        rewards (`torch.Tensor`): (B, n); NaN and infinity are no judgement.
+
+    Returns:
+        (B,) place of the best, (B,) of the worst, (B,) their gap, and (B,) whether two rewards or more are finite; where
+        they are not, the gap is 0 and the places mean nothing.
+    """
+    finite = rewards.isfinite()
+    best = rewards.masked_fill(~finite, -math.inf).argmax(1)
+    worst = rewards.masked_fill(~finite, math.inf).argmin(1)
+    judged = finite.sum(1) > 1
+    gap = (rewards.gather(1, best[:, None]) - rewards.gather(1, worst[:, None]))[:, 0]
+    return best, worst, gap.masked_fill(~judged, 0.0), judged
+
+
+def check_range(flag: str, value: float, low: float, high: float = math.inf, above: bool = False) -> None:
+    """Raises a `ValueError` unless `value` is finite and in [low, high], or in (low, high] with `above`."""
+    if math.isfinite(value) and (value > low if above else value >= low) and value <= high:
+        return
+    wanted = f"{'more than' if above else 'at least'} {low}"
+    wanted += " and finite" if high == math.inf and not math.isfinite(value) else ""
+    wanted += f" and at most {high}" if high != math.inf else ""
+    raise ValueError(f"--{flag}: expected {wanted}, found {value}")
+
+
+def check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
+    """Raises a `ValueError` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"--{flag}: expected one of {', '.join(choices)}, found {value!r}")
 
 
 def guided(

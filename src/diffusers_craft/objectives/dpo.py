@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from .base import LossOutput, Noised, Objective, error_changes, pair_margins, pair_metrics
+from .base import LossOutput, Noised, Objective, check_range, error_changes, pair_margins, pair_metrics
 
 
 def dpo_loss(changes: torch.Tensor, beta: float, factors: torch.Tensor | None = None) -> torch.Tensor:
@@ -35,12 +35,16 @@ class DPO(Objective):
     """Diffusion-DPO.
 
     Args:
-        beta (`float`, *optional*, defaults to 5000): strength of the reference, see `dpo_loss`.
+        beta (`float`, *optional*, defaults to 5000): strength of the reference, see `dpo_loss`; the paper's is 2000 for
+            SD1.5, its code's launcher takes 5000 for both models.
     """
 
     beta: float = 5000.0
     unit: ClassVar[str] = "pair"
     uses_reference: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_range("beta", self.beta, 0, above=True)
 
     def loss(self, batch: Noised, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
         changes = error_changes(batch, prediction, reference)

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from .base import LossOutput, Noised, Objective, error_changes, pair_margins, pair_metrics
+from .base import LossOutput, Noised, Objective, check_range, error_changes, pair_margins, pair_metrics
 
 
 def dspo_loss(
@@ -27,7 +27,7 @@ def dspo_loss(
     Args:
         prediction, reference, target (`torch.Tensor`): (2P, C, H, W) of [winners, losers].
         changes (`torch.Tensor`): (2P,) m_theta - m_ref.
-        beta (`float`): weight of the preference's gradient, below 1; 0 is fine-tuning on the winners.
+        beta (`float`): weight of the preference's gradient, up to 1; 0 is fine-tuning on the winners.
         gate_beta (`float`): inside the sigmoid. The code uses `beta` here too, 0.001, which leaves the gate at 1/2.
         detach_gate (`bool`, *optional*, defaults to `True`): whether no gradient flows through the gate, so that
             losers only steer the weights; the code's gate is not detached.
@@ -57,6 +57,10 @@ class DSPO(Objective):
     detach_gate: bool = True
     unit: ClassVar[str] = "pair"
     uses_reference: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_range("beta", self.beta, 0, 1)
+        check_range("gate_beta", self.gate_beta, 0)
 
     def loss(self, batch: Noised, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
         changes = error_changes(batch, prediction, reference)

@@ -11,7 +11,16 @@ from typing import Any, ClassVar
 
 import torch
 
-from .base import Context, LossOutput, Noised, Objective, error_changes, pair_metrics
+from .base import (
+    Context,
+    LossOutput,
+    Noised,
+    Objective,
+    check_choice,
+    check_range,
+    error_changes,
+    pair_metrics,
+)
 from .ddim import RENOISE, implied_noise, inversion_times, invert
 from .dpo import dpo_loss
 
@@ -25,12 +34,13 @@ class InPO(Objective):
     """InPO.
 
     Args:
-        beta (`float`, *optional*, defaults to 2000): strength of the reference; the papers' is 5000 for SDXL.
+        beta (`float`, *optional*, defaults to 2000): strength of the reference; 5000 for SDXL in the papers.
         inversion_steps (`int`, *optional*, defaults to 10): grid points; 0 takes forward noise instead.
         renoise (`str`, *optional*, defaults to `"none"`): `none`, `final` (SmPO's paper) or `every` (its code).
         inverter (`str`, *optional*, defaults to `"reference"`): the model that inverts; the code takes the `policy`.
         grid (`str`, *optional*, defaults to `"consistent"`): `official` draws any time, visits the grid points below
-            it, and labels the result with the time drawn.
+            it, and labels the result with the time drawn. It starts at abar_0, as the schedules of SD1.5 and SDXL
+            say (`set_alpha_to_one=False`); `consistent` takes the clean latents for clean, abar = 1.
     """
 
     beta: float = 2000.0
@@ -41,25 +51,30 @@ class InPO(Objective):
     unit: ClassVar[str] = "pair"
     uses_reference: ClassVar[bool] = True
 
+    @property
+    def own_noise(self) -> bool:
+        """Inversion makes it."""
+        return self.inversion_steps > 0
+
     def __post_init__(self) -> None:
-        options = (("renoise", RENOISE), ("inverter", INVERTERS), ("grid", GRIDS))
-        for name, choices in options:
-            if getattr(self, name) not in choices:
-                raise ValueError(f"--{name}: expected one of {', '.join(choices)}, found {getattr(self, name)!r}")
-        if self.inversion_steps < 0:
-            raise ValueError(f"--inversion_steps: expected at least 0, found {self.inversion_steps}")
+        for name, choices in (("renoise", RENOISE), ("inverter", INVERTERS), ("grid", GRIDS)):
+            check_choice(name, getattr(self, name), choices)
+        check_range("beta", self.beta, 0, above=True)
+        check_range("inversion_steps", self.inversion_steps, 0)
 
     def prepare(self, batch: Any, context: Context) -> Noised:
         if not self.inversion_steps:
             return super().prepare(batch, context)
-        times, num_steps, labels = self._times(batch.timesteps, len(context.alphas_cumprod))
         abar = context.alphas_cumprod
+        check_range("inversion_steps", self.inversion_steps, 0, len(abar))
+        times, num_steps, labels = self._times(batch.timesteps, len(abar))
+        start = float(abar[0]) if self.grid == "official" else 1.0
         predict = context.predict_reference if self.inverter == "reference" else context.predict
 
         def predict_rows(latents, timesteps, rows):
             return predict(latents, timesteps, {name: value[rows] for name, value in batch.conditioning.items()})
 
-        noisy = invert(batch.latents, num_steps, times, abar, predict_rows, self.renoise)
+        noisy = invert(batch.latents, num_steps, times, abar, predict_rows, self.renoise, start)
         target = implied_noise(noisy, batch.latents, abar[labels])
         return Noised(noisy, labels, batch.conditioning, target, batch.advantages)
 

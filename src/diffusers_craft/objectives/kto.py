@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from .base import LossOutput, Noised, Objective, error_changes
+from .base import LossOutput, Noised, Objective, check_choice, check_range, error_changes
 
 
 UTILITIES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -59,22 +59,31 @@ class KTO(Objective):
     Args:
         beta (`float`, *optional*, defaults to 5000): strength of the reference; counts twice as much as DPO's.
         utility (`str`, *optional*, defaults to `"kahneman_tversky"`): or `loss_averse`, `risk_seeking`.
+        liked_weight (`float`, *optional*, defaults to 1): lambda of images labelled +1.
+        disliked_weight (`float`, *optional*, defaults to 1): lambda of images labelled -1.
         average (`Callable`, *optional*): mean of a scalar over processes.
     """
 
     beta: float = 5000.0
     utility: str = "kahneman_tversky"
+    liked_weight: float = 1.0
+    disliked_weight: float = 1.0
     average: Callable[[torch.Tensor], torch.Tensor] | None = None
     unit: ClassVar[str] = "label"
     uses_reference: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.utility not in UTILITIES:
-            raise ValueError(f"--utility: expected one of {', '.join(UTILITIES)}, found {self.utility!r}")
+        check_range("beta", self.beta, 0, above=True)
+        check_choice("utility", self.utility, list(UTILITIES))
+        for name in ("liked_weight", "disliked_weight"):
+            check_range(name, getattr(self, name), 0)
+        if not self.liked_weight and not self.disliked_weight:
+            raise ValueError("--liked_weight, --disliked_weight: expected one above 0, found 0 for both")
 
     def loss(self, batch: Noised, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
         changes = error_changes(batch, prediction, reference)
         mean_gain = -changes.detach().mean()
         baseline = mean_gain if self.average is None else self.average(mean_gain)
-        loss = kto_loss(changes, batch.advantages, self.beta, baseline, self.utility)
+        weights = (self.liked_weight, self.disliked_weight)
+        loss = kto_loss(changes, batch.advantages, self.beta, baseline, self.utility, *weights)
         return LossOutput(loss, {"mean_gain": mean_gain})

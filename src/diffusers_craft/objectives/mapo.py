@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from .base import LossOutput, Noised, Objective
+from .base import LossOutput, Noised, Objective, check_choice, check_range, order_accuracy
 from .craft import denoising_errors
 
 
@@ -62,12 +62,11 @@ class MaPO(Objective):
     unit: ClassVar[str] = "pair"
 
     def __post_init__(self) -> None:
-        if self.form not in FORMS:
-            raise ValueError(f"--form: expected one of {', '.join(FORMS)}, found {self.form!r}")
+        check_choice("form", self.form, FORMS)
+        check_range("beta", self.beta, 0)
+        check_range("scale", self.scale, 0, above=True)
 
     def loss(self, batch: Noised, prediction: torch.Tensor, reference: torch.Tensor | None = None) -> LossOutput:
         errors = denoising_errors(prediction, batch.target)
-        winners, losers = errors.detach().chunk(2)
-        return LossOutput(
-            mapo_loss(errors, self.beta, self.form, self.scale), {"accuracy": (winners < losers).double().mean()}
-        )
+        loss = mapo_loss(errors, self.beta, self.form, self.scale)
+        return LossOutput(loss, {"accuracy": order_accuracy(*errors.detach().chunk(2))})

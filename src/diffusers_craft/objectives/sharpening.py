@@ -13,7 +13,17 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .base import Context, LossOutput, Noised, Objective, guided
+from .base import (
+    Context,
+    LossOutput,
+    Noised,
+    Objective,
+    best_and_worst,
+    check_choice,
+    check_range,
+    guided,
+    pair_metrics,
+)
 from .craft import denoising_errors
 from .ddim import clean_estimate, ddim_move, ddim_sample, rows
 
@@ -29,7 +39,7 @@ class Trajectories(NamedTuple):
     times: torch.Tensor  # (m, B) int64
     valid: torch.Tensor  # (m, B) bool
     noises: torch.Tensor  # (B, n, C, h, w) that made the first states
-    rewards: torch.Tensor  # (B, n) mean over the valid states
+    rewards: torch.Tensor  # (B, n) mean over the valid states, NaN where the reward abstained from one
 
 
 @torch.no_grad()
@@ -73,25 +83,29 @@ def follow(
         noise = context.predict(current, times[step][owner], wide)
         if needs_rewards:
             estimate = clean_estimate(current, noise, abars[step][owner])
-            total += context.score(estimate, owner).reshape(count, ways) * valid[step][:, None]
+            scores = context.score(estimate, owner).reshape(count, ways)
+            total += scores.masked_fill(~valid[step][:, None], 0.0)  # a product would keep the NaN of states left out
         if not is_last:
             current = ddim_move(current, noise, abars[step][owner], abars[step + 1][owner])
     shape = (num_states, *noises.shape)
     return Trajectories(torch.stack(states).reshape(shape), times, valid, noises, total / valid.sum(0)[:, None])
 
 
-def chosen_states(paths: Trajectories, choice: torch.Tensor, conditioning: dict[str, torch.Tensor]) -> Noised:
+def chosen_states(
+    paths: Trajectories, choice: torch.Tensor, judged: torch.Tensor, conditioning: dict[str, torch.Tensor]
+) -> Noised:
     """The valid states of one trajectory a latent, as S rows; `advantages` are 1 / (number of the latent's states).
 
     Args:
         paths (`Trajectories`): of B latents.
         choice (`torch.Tensor`): (B,) int64 in [0, n).
+        judged (`torch.Tensor`): (B,) bool whether a latent counts; `advantages` are 0 where it does not.
         conditioning (`dict`): name -> (B, ...).
     """
     step, unit = paths.valid.nonzero(as_tuple=True)  # (S,) each, first states first
     target = paths.noises[unit, choice[unit]]
-    weights = 1.0 / paths.valid.sum(0)[unit].float()
-    extras = {"unit": unit, "step": step, "num_units": paths.valid.shape[1]}
+    weights = judged[unit] / paths.valid.sum(0)[unit].float()
+    extras = {"unit": unit, "step": step, "num_units": paths.valid.shape[1], "judged": judged}
     wide = {name: value[unit] for name, value in conditioning.items()}
     return Noised(paths.states[step, unit, choice[unit]], paths.times[step, unit], wide, target, weights, extras)
 
@@ -104,6 +118,9 @@ def mean_over_states(values: torch.Tensor, unit: torch.Tensor, weights: torch.Te
 @dataclass
 class SFTSharpening(Objective):
     """SFT-Diffusion-Sharpening: the mean denoising error of the best trajectory's states.
+
+    A trajectory counts only if the reward judged all its states, a latent only if two of its trajectories count; one that
+    does not adds nothing to the mean over latents.
 
     Args:
         num_noises (`int`, *optional*, defaults to 3): n; 1 needs no reward.
@@ -120,31 +137,48 @@ class SFTSharpening(Objective):
         """One trajectory needs no judge."""
         return self.num_noises > 1
 
+    @property
+    def own_noise(self) -> bool:
+        """The first noise is the data's; were it alone offset, the choice would not be fair."""
+        return self.num_noises > 1
+
     def __post_init__(self) -> None:
         for name in ("num_noises", "num_states", "grid_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name}: expected at least 1, found {getattr(self, name)}")
+            check_range(name, getattr(self, name), 1)
 
     def prepare(self, batch: Any, context: Context) -> Noised:
         fresh = context.normal("noises", self.num_noises - 1, *batch.noise.shape[1:])
         noises = torch.cat([batch.noise[:, None], fresh.to(batch.noise)], dim=1)
         paths = self._follow(batch.latents, noises, batch, context)
-        chosen = chosen_states(paths, paths.rewards.argmax(1), batch.conditioning)
-        spread = paths.rewards.amax(1) - paths.rewards.amin(1)
-        return chosen._replace(extras=chosen.extras | {"gaps": spread})
+        best, _, gaps, judged = best_and_worst(paths.rewards)
+        if self.num_noises == 1:
+            judged = torch.ones_like(judged)
+        chosen = chosen_states(paths, best, judged, batch.conditioning)
+        return chosen._replace(extras=chosen.extras | {"gaps": gaps})
 
     def loss(self, batch: Noised, prediction: torch.Tensor, reference: torch.Tensor | None = None) -> LossOutput:
         errors = denoising_errors(prediction, batch.target)
         loss = (batch.advantages * errors).sum() / batch.extras["num_units"]
-        return LossOutput(loss, {"reward_gap": batch.extras["gaps"].mean()})
+        return LossOutput(loss, self._metrics(batch.extras))
+
+    def _metrics(self, extras: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """What the reward told apart: the mean gap of best and worst, and the share of latents that count."""
+        return {"reward_gap": extras["gaps"].mean(), "units_used": extras["judged"].double().mean()}
 
     def _follow(self, latents: torch.Tensor, noises: torch.Tensor, batch: Any, context: Context) -> Trajectories:
-        stride = max(1, len(context.alphas_cumprod) // self.grid_steps)
+        num_timesteps = len(context.alphas_cumprod)
+        check_range("grid_steps", self.grid_steps, 1, num_timesteps)
+        stride = num_timesteps // self.grid_steps
         return follow(latents, noises, batch.timesteps, batch.conditioning, context, self.num_states, stride)
 
 
 def sharpening_preference_loss(
-    changes: torch.Tensor, gaps: torch.Tensor, beta: float, eta: float = 1.0, form: str = "margin"
+    changes: torch.Tensor,
+    gaps: torch.Tensor,
+    beta: float,
+    eta: float = 1.0,
+    form: str = "margin",
+    mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """DPO on trajectories with the reward gap: mean_B softplus(-(logit - eta gap)), logit = -beta (d_w - d_l).
 
@@ -157,24 +191,27 @@ def sharpening_preference_loss(
         beta (`float`): without the 1/2 of DPO's: 2500 is its 5000.
         eta (`float`, *optional*, defaults to 1): scale of the gap.
         form (`str`, *optional*, defaults to `"margin"`): one of `FORMS`.
+        mask (`torch.Tensor`, *optional*): (B,) bool pairs that count; the others add 0 to the mean over all.
     """
     winners, losers = changes.chunk(2)
     logits = -beta * (winners - losers)
-    if form == "code":
-        return (F.softplus(-logits) + gaps).mean()
-    return F.softplus(eta * gaps - logits).mean()
+    losses = F.softplus(-logits) + gaps if form == "code" else F.softplus(eta * gaps - logits)
+    return losses.mean() if mask is None else (losses * mask).mean()
 
 
 @dataclass
 class RLHFSharpening(SFTSharpening):
     """RLHF-Diffusion-Sharpening: generates latents from prompts, then prefers the best over the worst trajectory.
 
+    With `eta=0`, one state and the data's latents it is Diffusion-DPO with twice this beta on two noisings of one image.
+
     Args:
         beta (`float`, *optional*, defaults to 2500): see `sharpening_preference_loss`.
         eta (`float`, *optional*, defaults to 1): scale of the reward gap, which enters as it is.
         form (`str`, *optional*, defaults to `"margin"`): `code` gives the released code's loss, which also takes the
             reference's error at the first state only, so that its logit at the reference is not 0.
-        generation_steps (`int`, *optional*, defaults to 25): DDIM steps of generation; 0 takes the data's latents.
+        generation_steps (`int`, *optional*, defaults to 25): DDIM steps of generation; 0 takes the data's images, as
+            `SFTSharpening` does, and generates nothing.
         guidance_scale (`float`, *optional*, defaults to 5): of generation.
         image_sharing (`str`, *optional*, defaults to `"one"`): whether all trajectories of a prompt start from `one`
             generated image (the paper), so that they differ by their noise alone, or each from its own (`n`, the code).
@@ -189,16 +226,23 @@ class RLHFSharpening(SFTSharpening):
     guidance_scale: float = 5.0
     image_sharing: str = "one"
     fresh_noise: bool = True
-    unit: ClassVar[str] = "prompt"
     uses_reference: ClassVar[bool] = True
+
+    @property
+    def unit(self) -> str:
+        """Prompts are enough where it generates their images."""
+        return "prompt" if self.generation_steps else "single"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_noises < 2:
             raise ValueError(f"--num_noises: expected at least 2 trajectories to compare, found {self.num_noises}")
-        for name, choices in (("form", FORMS), ("image_sharing", IMAGE_SHARING)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"--{name}: expected one of {', '.join(choices)}, found {getattr(self, name)!r}")
+        check_range("beta", self.beta, 0, above=True)
+        check_range("eta", self.eta, 0)
+        check_range("generation_steps", self.generation_steps, 0)
+        check_range("guidance_scale", self.guidance_scale, 0)
+        check_choice("form", self.form, FORMS)
+        check_choice("image_sharing", self.image_sharing, IMAGE_SHARING)
         if self.image_sharing == "n" and not self.generation_steps:
             raise ValueError("--image_sharing n: expected images to be generated, found --generation_steps 0")
         if not self.fresh_noise and self.image_sharing == "one":
@@ -207,16 +251,16 @@ class RLHFSharpening(SFTSharpening):
     def prepare(self, batch: Any, context: Context) -> Noised:
         latents, noises = self._starts(batch, context)
         paths = self._follow(latents, noises, batch, context)
-        best = chosen_states(paths, paths.rewards.argmax(1), batch.conditioning)
-        worst = chosen_states(paths, paths.rewards.argmin(1), batch.conditioning)
-        extras = best.extras | {"gaps": paths.rewards.amax(1) - paths.rewards.amin(1)}
+        highest, lowest, gaps, judged = best_and_worst(paths.rewards)
+        best = chosen_states(paths, highest, judged, batch.conditioning)
+        worst = chosen_states(paths, lowest, judged, batch.conditioning)
         return Noised(
             torch.cat([best.noisy_latents, worst.noisy_latents]),
             best.timesteps.repeat(2),
             {name: torch.cat([value, value]) for name, value in best.conditioning.items()},
             torch.cat([best.target, worst.target]),
             torch.cat([best.advantages, -worst.advantages]),
-            extras,
+            best.extras | {"gaps": gaps},
         )
 
     def loss(self, batch: Noised, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
@@ -230,15 +274,16 @@ class RLHFSharpening(SFTSharpening):
             if self.form == "code":
                 weights = (extras["step"] == 0).to(weights)
             changes.append(mean - mean_over_states(theirs, extras["unit"], weights, extras["num_units"]))
-        winners, losers = changes
-        loss = sharpening_preference_loss(torch.cat(changes), extras["gaps"], self.beta, self.eta, self.form)
-        metrics = {"accuracy": (winners < losers).double().mean(), "reward_gap": extras["gaps"].mean()}
-        return LossOutput(loss, metrics)
+        changes = torch.cat(changes)
+        options = (self.beta, self.eta, self.form, extras["judged"])
+        loss = sharpening_preference_loss(changes, extras["gaps"], *options)
+        return LossOutput(loss, pair_metrics(changes) | self._metrics(extras))
 
     def _starts(self, batch: Any, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
         """Clean latents (B, C, h, w) or (B, n, C, h, w), and the noises (B, n, C, h, w) to put on them."""
         shape = batch.latents.shape[1:]
         fresh = context.normal("noises", self.num_noises, *shape).to(batch.latents)
+        check_range("generation_steps", self.generation_steps, 0, len(context.alphas_cumprod))
         if not self.generation_steps:
             return batch.latents, fresh
         images = self.num_noises if self.image_sharing == "n" else 1

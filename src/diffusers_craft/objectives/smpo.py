@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from .base import LossOutput, Noised, error_changes, pair_metrics
+from .base import LossOutput, Noised, check_range, error_changes, pair_metrics
 from .dpo import dpo_loss
 from .inpo import InPO
 
@@ -56,6 +56,10 @@ class SmPO(InPO):
     renoise: str = "final"
     gamma: float = 10.0
     uses_scores: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("gamma", self.gamma, 0, above=True)
 
     def loss(self, batch: Noised, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
         changes = error_changes(batch, prediction, reference)

@@ -5,13 +5,24 @@ The paper trains a step-aware preference model; here any reward on a state's one
 place. Winner and loser share their start, so the loss needs one prediction a state, not two.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 
-from .base import Context, LossOutput, Noised, Objective, guide, guided
+from .base import (
+    Context,
+    LossOutput,
+    Noised,
+    Objective,
+    best_and_worst,
+    check_range,
+    guide,
+    guided,
+    order_accuracy,
+)
 from .ddim import clean_estimate, ddim_mean_std, inversion_times, rows
 
 
@@ -38,7 +49,8 @@ def spo_loss(
 ) -> torch.Tensor:
     """mean_N softplus(-beta (log rho_w - log rho_l)), rho being likelihood ratios clamped to [1 - clip, 1 + clip].
 
-    Outside the clamp a side has no gradient.
+    Outside the clamp a side has no gradient. Rows that the mask leaves out count as 0 in the mean, so that it does not
+    depend on how a batch is cut.
 
     Args:
         winner_log_ratios, loser_log_ratios (`torch.Tensor`): (N,) from `spo_log_ratios`.
@@ -47,17 +59,13 @@ def spo_loss(
         mask (`torch.Tensor`, *optional*): (N,) bool rows that count; the default is all.
 
     Returns:
-        `torch.Tensor`: scalar; ln 2 at the reference, 0 if no row counts.
+        `torch.Tensor`: scalar; ln 2 at the reference times the share of rows that count.
     """
-    low = max(1e-30, 1 - clip)
-
-    def log_ratio(values):
-        return values if clip == float("inf") else values.exp().clamp(low, 1 + clip).log()
-
-    losses = F.softplus(-beta * (log_ratio(winner_log_ratios) - log_ratio(loser_log_ratios)))
-    if mask is None:
-        return losses.mean()
-    return (losses * mask).sum() / mask.sum().clamp(min=1)
+    if clip != math.inf:  # the logarithm is clamped: the ratio itself would overflow, with NaN for its gradient
+        bounds = math.log(max(1e-30, 1 - clip)), math.log1p(clip)
+        winner_log_ratios, loser_log_ratios = (x.clamp(*bounds) for x in (winner_log_ratios, loser_log_ratios))
+    losses = F.softplus(-beta * (winner_log_ratios - loser_log_ratios))
+    return losses.mean() if mask is None else (losses * mask).mean()
 
 
 @dataclass
@@ -75,7 +83,8 @@ class SPO(Objective):
         first_step (`int`, *optional*, defaults to 4): moves before any comparison.
         states_per_prompt (`int`, *optional*, defaults to 4): compared states of each chain, drawn at random; the released
             code compares at every one, in several optimizer steps.
-        threshold (`float`, *optional*, defaults to 0): smallest difference of softmax([best, worst]) that counts.
+        threshold (`float`, *optional*, defaults to 0): difference of softmax([best, worst]) above which a state counts;
+            the others add nothing to the mean over all states (the released code draws its batches from those kept).
         guidance_scale (`float`, *optional*, defaults to 5): of chain and loss; 1 halves the cost.
     """
 
@@ -90,10 +99,17 @@ class SPO(Objective):
     unit: ClassVar[str] = "prompt"
     uses_reference: ClassVar[bool] = True
     uses_reward: ClassVar[bool] = True
+    own_noise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.num_candidates < 2:
-            raise ValueError(f"--num_candidates: expected at least 2, found {self.num_candidates}")
+        check_range("beta", self.beta, 0, above=True)
+        if self.clip != math.inf:
+            check_range("clip", self.clip, 0, above=True)
+        check_range("num_candidates", self.num_candidates, 2)
+        check_range("chain_steps", self.chain_steps, 1)
+        check_range("first_step", self.first_step, 0, self.chain_steps - 1)
+        check_range("threshold", self.threshold, 0, 1)
+        check_range("guidance_scale", self.guidance_scale, 0)
         available = self.chain_steps - self.first_step
         if not 1 <= self.states_per_prompt <= available:
             raise ValueError(
@@ -107,6 +123,7 @@ class SPO(Objective):
         shape, conditioning = batch.latents.shape[1:], batch.conditioning
         device, count = batch.latents.device, len(batch.latents)
         abars = context.alphas_cumprod
+        check_range("chain_steps", self.chain_steps, 1, len(abars) // 2)  # the last move must not start at t = 0
         times = inversion_times(len(abars), self.chain_steps)[::-1]
         empty = context.empty_conditioning(conditioning)
         order = context.uniform("states", self.chain_steps - self.first_step).argsort(1)
@@ -152,13 +169,16 @@ class SPO(Objective):
             means.append(mean)
         winners, losers = (spo_log_ratios(extras[name], *means, sigma) for name in ("best", "worst"))
         mask = extras["gap"] > self.threshold
-        metrics = {"accuracy": (winners > losers).double().mean(), "states_used": mask.double().mean()}
+        metrics = {"accuracy": order_accuracy(-winners, -losers), "states_used": mask.double().mean()}
         return LossOutput(spo_loss(winners, losers, self.beta, self.clip, mask), metrics)
 
     def _compare(
         self, candidates: torch.Tensor, unit: torch.Tensor, time: int, conditioning: dict, context: Context
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Best and worst (b, C, h, w) of (b, k, C, h, w) candidates at `time`, and how sure the reward is, in [0, 1)."""
+        """Best and worst (b, C, h, w) of (b, k, C, h, w) candidates at `time`, and how sure the reward is, in [0, 1).
+
+        It is 0 where not two candidates have a finite reward: then they do not differ as far as it can tell.
+        """
         owner = unit.repeat_interleave(self.num_candidates)
         clean = candidates.flatten(0, 1)
         if time > 0:
@@ -168,5 +188,6 @@ class SPO(Objective):
             clean = clean_estimate(clean, noise, context.alphas_cumprod[time].expand(len(owner)))
         scores = context.score(clean, owner).reshape(candidates.shape[:2])
         place = torch.arange(len(candidates), device=clean.device)
-        gap = torch.tanh((scores.amax(1) - scores.amin(1)) / 2)  # softmax([a, b])_1 - softmax([a, b])_2
-        return candidates[place, scores.argmax(1)], candidates[place, scores.argmin(1)], gap
+        best, worst, gap, _ = best_and_worst(scores)
+        sure = torch.tanh(gap / 2)  # softmax([a, b])_1 - softmax([a, b])_2
+        return candidates[place, best], candidates[place, worst], sure

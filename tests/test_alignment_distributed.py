@@ -1,0 +1,48 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""The scripts of the other objectives on two processes: DDP, FSDP and DeepSpeed on CPUs through gloo."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_alignment import FIXED, SCRIPTS
+from test_training_distributed import DEEPSPEED, FSDP
+from training_driver import ROOT, environment, run_json
+
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def launch(uneven_sd15, uneven_sdxl, preference_build, tmp_path):
+    """`launch("smpo", "out", ...)`: trains on two processes, sharded with `sharding=`, returns the output folder."""
+    models = {"sd15": uneven_sd15, "sdxl": uneven_sdxl}
+
+    def run(script: str, output: str, *flags: str, backbone: str = "sd15", sharding: dict | None = None) -> Path:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        launcher += [str(ROOT / "tests" / "sharded_on_cpus.py")] if sharding else []
+        where = [f"--pretrained_model_name_or_path={models[backbone]}", f"--output_dir={tmp_path / output}"]
+        where += [f"--dataset_name={preference_build}", f"--backbone={backbone}"]
+        command = [*launcher, str(ROOT / "examples" / SCRIPTS[script]), *where, *FIXED, *flags]
+        variables = environment() | (sharding or {})
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr[-5000:]
+        assert run_json(tmp_path / output)["num_processes"] == 2
+        return tmp_path / output
+
+    return run
+
+
+@pytest.mark.parametrize("backbone", ["sd15", "sdxl"])
+@pytest.mark.parametrize("sharding", [FSDP, DEEPSPEED], ids=["fsdp", "deepspeed"])
+def test_the_reference_goes_the_way_of_sharded_bfloat16_weights(launch, sharding, backbone):
+    """Both cast the norms' weights too, which autocast leaves alone."""
+    if sharding is DEEPSPEED:
+        pytest.importorskip("deepspeed")
+    flags = ["--objective=dpo", "--mixed_precision=bf16", "--max_train_steps=1"]
+    folder = launch("preference", "out", *flags, backbone=backbone, sharding=sharding)
+    (first,) = run_json(folder)["loss_history"]
+    assert first["train_loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert first["winner_change"] == first["loser_change"] == 0.0

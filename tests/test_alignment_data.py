@@ -8,7 +8,7 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, Image
 
 from diffusers_craft.alignment_data import (
     best_pairs,
@@ -143,6 +143,18 @@ def test_the_best_and_random_pairs_of_a_dataset(tmp_path, make_images):
 def test_pairs_that_cannot_be_are_refused(tmp_path, make_images, changes, message):
     _write_pairs(tmp_path, make_images, **changes)
     with pytest.raises(ValueError, match=message):
+        load_preferences(tmp_path, OPTIONS)
+
+
+@pytest.mark.parametrize("nothing", [None, {"bytes": None, "path": None}])
+def test_a_pair_without_an_image_is_refused(tmp_path, make_images, nothing):
+    """As `datasets` keeps images, which need not be null for that."""
+    columns = {"image_0": [nothing, make_images(1)[0]], "image_1": make_images(2), "prompt": ["a", "b"]}
+    dataset = Dataset.from_dict(columns | {"label_0": [1, 0]})
+    for name in ("image_0", "image_1"):
+        dataset = dataset.cast_column(name, Image())
+    dataset.to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="image_0: expected an image in every pair .* found none in row 0"):
         load_preferences(tmp_path, OPTIONS)
 
 

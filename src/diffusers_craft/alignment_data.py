@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, Image, concatenate_datasets, load_dataset
 from tqdm.auto import tqdm
@@ -255,12 +257,20 @@ def _complete(dataset: Dataset, names: tuple[str, str, str], decided: np.ndarray
     if kind not in ("string", "large_string"):
         raise ValueError(f"{names[2]}: expected text, found a column of {kind}")
     for name in names:
-        missing = dataset.data.column(name).is_null().to_numpy()  # the table's own marks: no image is read
+        missing = _is_null(dataset.data.column(name))
         if len(wrong := np.flatnonzero(missing & decided)):
             expected = "a caption" if name == names[2] else "an image"
             raise ValueError(f"{name}: expected {expected} in every pair with a winner, found none in row {wrong[0]}")
         complete &= ~missing
     return complete
+
+
+def _is_null(column: pa.ChunkedArray) -> np.ndarray:
+    """(n,) by the table's own marks: no image is read."""
+    if not pa.types.is_struct(column.type):
+        return column.is_null().to_numpy()
+    parts = [pc.struct_field(column, name).is_null().to_numpy() for name in ("bytes", "path")]
+    return parts[0] & parts[1]
 
 
 def _image_names(images: Dataset) -> list[Any]:

@@ -319,6 +319,12 @@ def test_composite_scorer_adds_normalised_rewards(make_images):
             ["--objective=kto", "--caption_column=nope"],
             "--caption_column: expected none with KTO, .* nope",
         ),
+        (
+            "preference",
+            ["--objective=dpo", "--rewards=brightness"],
+            "--rewards: expected none with DPO, .* found .*brightness",
+        ),
+        ("sharpening", ["--num_noises=1", "--rewards=brightness"], "--rewards: expected none with SFTSharpening"),
         ("preference", ["--objective=spo", "--num_pairs=2"], "--num_pairs: expected none with SPO, .* found 2"),
         (
             "preference",
@@ -346,10 +352,25 @@ def test_training_on_a_random_subset(align, method, expected, monkeypatch):
     found = []
     monkeypatch.setattr(TrainingRun, "steps", lambda run: found.append(run.data) or iter(()))
     monkeypatch.setattr(TrainingRun, "finish", lambda run: None)
-    for seed in range(4):
+    for seed in range(3):
         align(script, str(seed), *flags, f"--max_train_samples={expected}", f"--seed={seed}")
-    assert [len(data) for data in found] == [expected] * 4
+    assert [len(data) for data in found] == [expected] * 3
     assert len({(*data.captions, data.images.latents.sum().item()) for data in found}) > 1
+
+
+@pytest.mark.parametrize("script", ["preference", "sharpening"])
+def test_rewards_have_a_default(script, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    def stop(args):
+        raise Stop(args.rewards)
+
+    monkeypatch.setattr(alignment, "create_accelerator", stop)
+    module = _script(script)
+    flags = ["--objective=spo"] if script == "preference" else []
+    with pytest.raises(Stop, match="pickscore"):
+        module.main(module.parse_args(["--pretrained_model_name_or_path=x", "--dataset_name=y", *flags]))
 
 
 def test_flags_reach_the_objective():

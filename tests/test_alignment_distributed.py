@@ -2,23 +2,34 @@
 """The scripts of the other objectives on two processes: DDP, FSDP and DeepSpeed on CPUs through gloo."""
 
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from datasets import Dataset, Image
 from test_alignment import FIXED, SCRIPTS
 from test_training_distributed import DEEPSPEED, FSDP
 from training_driver import ROOT, environment, losses, run_json
 
 
 pytestmark = pytest.mark.slow
+REWARD = """
+import numpy as np
+
+class Brightness:
+    def score(self, prompts, images):
+        return np.array([np.asarray(image).mean() / 255 for image in images], dtype=np.float32)
+"""
 
 
 @pytest.fixture
 def launch(uneven_sd15, uneven_sdxl, preference_build, tmp_path):
     """`launch("smpo", "out", ...)`: trains on two processes, sharded with `sharding=`, returns the output folder."""
     models = {"sd15": uneven_sd15, "sdxl": uneven_sdxl}
+
+    (tmp_path / "bright.py").write_text(REWARD)
 
     def run(
         script: str,
@@ -34,6 +45,7 @@ def launch(uneven_sd15, uneven_sdxl, preference_build, tmp_path):
         where += [f"--dataset_name={preference_build}", f"--backbone={backbone}"]
         command = [*launcher, str(ROOT / "examples" / SCRIPTS[script]), *where, *FIXED, *flags]
         variables = environment() | (sharding or {})
+        variables["PYTHONPATH"] += f"{os.pathsep}{tmp_path}"
         done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr[-5000:]
         assert run_json(tmp_path / output)["num_processes"] == processes
@@ -65,3 +77,16 @@ def test_two_processes_give_the_curve_of_one(launch, objective):
     common = [f"--objective={objective}", "--max_train_steps=4"]
     one = launch("preference", "one", *common, "--train_batch_size=4", processes=1)
     assert losses(launch("preference", "two", *common)) == pytest.approx(losses(one), rel=1e-3, abs=1e-5)
+
+
+def test_two_processes_score_what_one_does(launch, make_images, tmp_path):
+    images = {"image_0": make_images(5), "image_1": make_images(5, seed=1)}
+    dataset = Dataset.from_dict(images | {"prompt": list("abcde"), "label_0": [1, 0, 1, 0, 0.5]})
+    for name in images:
+        dataset = dataset.cast_column(name, Image())
+    dataset.to_parquet(tmp_path / "pairs" / "train.parquet")
+    flags = [f"--dataset_name={tmp_path / 'pairs'}", "--rewards=bright:Brightness", "--inversion_steps=2"]
+    flags += ["--max_train_steps=3"]
+    one = launch("smpo", "one", *flags, "--train_batch_size=4", processes=1)
+    assert losses(launch("smpo", "two", *flags)) == pytest.approx(losses(one), rel=1e-3, abs=1e-5)
+    assert len(set(losses(one))) == 3

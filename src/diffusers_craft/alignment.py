@@ -43,6 +43,7 @@ from .training_encoding import prepare_prompt_data, prepare_training_data
 
 logger = logging.getLogger(__name__)
 
+_DEFAULT_REWARDS = ("pickscore",)  # of objectives that score what they make
 _IMAGES_A_BATCH = 64  # decoded and scored together
 _PAIR_FLAGS = {"pairing": PAIRINGS[0], "num_pairs": None}
 _COLUMN_FLAGS = {"image_column": "image", "advantage_column": "advantage", "latent_column": "latent"}
@@ -72,6 +73,8 @@ def train_alignment(args: Namespace, objective: Objective) -> TrainingRun:
     """
     check_training_arguments(args)
     check_data_arguments(args, objective)
+    if objective.uses_reward and not args.rewards:
+        args.rewards = list(_DEFAULT_REWARDS)
     accelerator = create_accelerator(args)
     backbone = BACKBONES[args.backbone]
     source = ModelSource(
@@ -118,6 +121,8 @@ def check_data_arguments(args: Namespace, objective: Objective) -> None:
     """Raises a `ValueError` for flags about data that the objective has no use for."""
     name, kind = args.dataset_name or args.train_data_dir, type(objective).__name__
     unused = _UNUSED_FLAGS[objective.unit] | ({} if objective.uses_scores else {"score_range": None})
+    if not (objective.uses_reward or objective.uses_scores):
+        unused = unused | {"rewards": []}
     if objective.unit == "prompt" and is_build(name):
         unused = unused | {"caption_column": "prompt"}
     for flag, default in unused.items():

@@ -6,6 +6,7 @@ Everything runs offline, on a CPU, on one thread.
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -81,6 +82,18 @@ def random_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "random-sdxl"
     pipeline.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def uneven_sd15(random_sd15, tmp_path_factory) -> Path:
+    """`random_sd15` with norms as training leaves them: weights that are not 1, and no bfloat16 numbers either."""
+    return _with_uneven_norms(random_sd15, tmp_path_factory.mktemp("models") / "uneven-sd15")
+
+
+@pytest.fixture(scope="session")
+def uneven_sdxl(random_sdxl, tmp_path_factory) -> Path:
+    """`random_sdxl` with norms as training leaves them."""
+    return _with_uneven_norms(random_sdxl, tmp_path_factory.mktemp("models") / "uneven-sdxl")
 
 
 @pytest.fixture(scope="session")
@@ -207,6 +220,19 @@ def _random_unet(**overrides: object):
         norm_num_groups=4,
         **overrides,
     )
+
+
+def _with_uneven_norms(source: Path, folder: Path) -> Path:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, folder)
+    path, generator = folder / "unet" / "diffusion_pytorch_model.safetensors", torch.Generator().manual_seed(0)
+    values = load_file(path)
+    for name, value in values.items():
+        if "norm" in name:
+            value += 0.3 * torch.randn(value.shape, generator=generator)
+    save_file(values, path, metadata={"format": "pt"})
+    return folder
 
 
 def _random_vae():

@@ -3,20 +3,25 @@
 
 import importlib.util
 import math
-import subprocess
-import sys
 from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from datasets import Dataset, Image
-from training_driver import ROOT, environment, losses, run_json, same, weights
+from training_driver import ROOT, losses, run_json, same, weights
 
+from diffusers_craft import alignment
+from diffusers_craft.alignment import _factors, check_data_arguments, load_pairs, score_preferences
 from diffusers_craft.alignment_context import AlignmentContext, CompositeScorer
+from diffusers_craft.alignment_data import load_preferences
 from diffusers_craft.objectives.dpo import DPO
+from diffusers_craft.objectives.smpo import SmPO
 from diffusers_craft.rewards import register_reward, registry
+from diffusers_craft.training import TrainingRun
+from diffusers_craft.training_data import shuffled_rows
 
 
 SCRIPTS = {
@@ -55,9 +60,9 @@ def _script(name: str):
 
 
 @pytest.fixture
-def align(random_sd15, random_sdxl, preference_build, tmp_path):
+def align(uneven_sd15, uneven_sdxl, preference_build, tmp_path):
     """`align("smpo", "out", ...)`: trains in this process, returns the output folder."""
-    models = {"sd15": random_sd15, "sdxl": random_sdxl}
+    models = {"sd15": uneven_sd15, "sdxl": uneven_sdxl}
 
     def run(script: str, output: str, *flags: str, backbone: str = "sd15") -> Path:
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -79,30 +84,43 @@ METHODS = {
     "spo": ("preference", ["--objective=spo", "--chain_steps=4", "--first_step=1", "--states_per_prompt=2", *ONLINE]),
     "smpo": ("smpo", ["--inversion_steps=3"]),
     "sharpening-sft": ("sharpening", ["--num_states=2", "--rewards=brightness"]),
-    "sharpening-rlhf": ("sharpening", ["--sharpening=rlhf", "--generation_steps=2", "--num_states=2", *ONLINE]),
+    "sharpening-rlhf": (
+        "sharpening",
+        ["--sharpening=rlhf", "--generation_steps=2", "--num_states=2", "--eta=0", *ONLINE],
+    ),
 }
-AT_REFERENCE = dict.fromkeys(("dpo", "inpo", "spo", "smpo"), math.log(2)) | {"kto": 0.5}
+LN2_METHODS = ("dpo", "inpo", "spo", "smpo", "sharpening-rlhf")  # sharpening without its margin
+AT_REFERENCE = dict.fromkeys(LN2_METHODS, math.log(2)) | {"kto": 0.5}
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains_and_starts_at_its_reference(align, method, random_sd15):
+def test_every_method_trains_and_starts_at_its_reference(align, method, uneven_sd15):
     script, flags = METHODS[method]
     folder = align(script, "out", *flags)
     first = run_json(folder)["loss_history"][0]
     if method in AT_REFERENCE:  # policy and reference go the same way: exactly equal, not nearly
         assert first["train_loss"] == pytest.approx(AT_REFERENCE[method], abs=1e-6)
-    assert not same(weights(folder), weights(random_sd15))
-    assert same(weights(folder, "vae"), weights(random_sd15, "vae"))
+    assert not same(weights(folder), weights(uneven_sd15))
+    assert same(weights(folder, "vae"), weights(uneven_sd15, "vae"))
     names = {"smpo": "SmPO", "sharpening-sft": "SFTSharpening", "sharpening-rlhf": "RLHFSharpening"}
     options = run_json(folder)["options"]
     assert options["objective"] == names.get(method, method)
     assert options["grid_steps" if "sharpening" in method else "beta"] is not None
 
 
-@pytest.mark.parametrize("method", ["smpo", "sharpening-rlhf", "spo"])
-def test_methods_on_sdxl(align, method):
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_on_sdxl_starts_at_its_reference(align, method, monkeypatch):
     script, flags = METHODS[method]
-    assert (align(script, "out", *flags, backbone="sdxl") / "text_encoder_2").is_dir()
+    runs = []
+    monkeypatch.setattr(TrainingRun, "finish", lambda run: runs.append(run))  # saving the pipeline is tested elsewhere
+    align(script, "out", *flags, "--max_train_steps=1", backbone="sdxl")
+    runs[0].log.flush()
+    (first,) = runs[0].log.history
+    assert math.isfinite(first["train_loss"]) and first["grad_norm"] > 0
+    if method in AT_REFERENCE:
+        assert first["train_loss"] == pytest.approx(AT_REFERENCE[method], abs=1e-6)
+    if method == "dspo":
+        assert first["winner_change"] == first["loser_change"] == 0.0
 
 
 def test_another_family_than_the_models_is_refused(align, random_sdxl, tmp_path):
@@ -117,21 +135,6 @@ def test_accumulation_does_not_change_the_run(align, method):
     whole = align(script, "whole", *flags)
     parts = align(script, "parts", *flags, "--train_batch_size=1", "--gradient_accumulation_steps=2")
     assert losses(whole) == pytest.approx(losses(parts), rel=1e-3, abs=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("objective", ["dpo", "kto"])
-def test_two_processes_give_the_curve_of_one(align, objective, random_sd15, preference_build, tmp_path):
-    """KTO's mean gain is one over both processes."""
-    common = [f"--objective={objective}", "--max_train_steps=4"]
-    one = align("preference", "one", *common, "--train_batch_size=4")
-    where = [f"--pretrained_model_name_or_path={random_sd15}", f"--dataset_name={preference_build}"]
-    where += [f"--output_dir={tmp_path / 'two'}", *FIXED, *common]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*launcher, str(ROOT / "examples" / SCRIPTS["preference"]), *where]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert losses(tmp_path / "two") == pytest.approx(losses(one), rel=1e-3, abs=1e-5)
 
 
 def test_a_resumed_run_keeps_the_first_reference(align):
@@ -161,22 +164,84 @@ def test_with_lora_the_base_is_the_reference(align):
     assert all(entry["winner_change"] != 0.0 for entry in later)  # the adapters are back on
 
 
-def test_smpo_scores_pairs_that_have_no_scores(align, make_images, tmp_path):
-    columns = {
-        "image_0": make_images(4),
-        "image_1": make_images(4, seed=1),
-        "prompt": list("abcd"),
-        "label_0": [1, 0, 1, 0],
-    }
-    dataset = Dataset.from_dict(columns)
-    for name in ("image_0", "image_1"):
-        dataset = dataset.cast_column(name, Image())
-    dataset.to_parquet(tmp_path / "pairs" / "train.parquet")
-    flags = [f"--dataset_name={tmp_path / 'pairs'}", "--inversion_steps=2"]
+@pytest.fixture
+def pairs(make_images, tmp_path):
+    """`pairs(score_0=[...], ...)`: folder of a dataset of four pairs and one tie, of captions a to e."""
+
+    def write(**columns) -> Path:
+        columns = {"image_0": make_images(5), "image_1": make_images(5, seed=1), "prompt": list("abcde")} | columns
+        dataset = Dataset.from_dict({"label_0": [1, 0, 1, 0, 0.5]} | columns)
+        for name in ("image_0", "image_1"):
+            dataset = dataset.cast_column(name, Image())
+        dataset.to_parquet(tmp_path / "pairs" / "train.parquet")
+        return tmp_path / "pairs"
+
+    return write
+
+
+def _loaded(script: str, folder: Path, *flags: str):
+    """SmPO's pairs before they are encoded, and their factors by caption."""
+    module = _script(script)
+    args = module.parse_args(["--pretrained_model_name_or_path=x", f"--dataset_name={folder}", *flags])
+    check_data_arguments(args, SmPO())
+    found = load_pairs(args, SmPO(), Accelerator(cpu=True))
+    captions = [found.images[row]["prompt"] for row in found.pairs[:, 0].tolist()]
+    return found, dict(zip(captions, _factors(found, SmPO()).tolist(), strict=True))
+
+
+def test_factors_do_not_depend_on_which_pairs_are_chosen(pairs, caplog):
+    """The range is that of the dataset, ties too; pairs whose rewards abstained are left out, and counted."""
+    folder = pairs(score_0=[0.22, 0.1, None, 0.3, 0.6], score_1=[0.20, 0.2, 0.4, 0.35, float("nan")])
+    (_, factors), (one, best) = _loaded("smpo", folder), _loaded("smpo", folder, "--num_pairs=1")
+    assert factors.keys() == {"a", "b", "d"} and "1 of 4 pairs have an image without a score" in caplog.text
+    expected = {"a": 0.02, "b": 0.1, "d": 0.05}
+    for caption, gap in expected.items():
+        assert factors[caption] == pytest.approx(10 * math.tanh(gap / (2 * (0.6 - 0.1))))
+    assert best == {"d": factors["d"]} and len(one.images) == 2
+    _, some = _loaded("smpo", folder, "--max_train_samples=2", "--seed=3")
+    assert len(some) == 2 and some.items() <= factors.items()
+    assert len({tuple(_loaded("smpo", folder, "--max_train_samples=1", f"--seed={i}")[1]) for i in range(8)}) > 1
+    fixed = ["--score_range", "0.11543526500463486", "0.28201571106910706"]
+    _, factors = _loaded("smpo", folder, *fixed)
+    assert factors["a"] == pytest.approx(10 * math.tanh(0.02 / (2 * (0.28201571106910706 - 0.11543526500463486))))
+
+
+def test_smpo_scores_pairs_that_have_no_scores(align, pairs, brightness):
+    flags = [f"--dataset_name={pairs()}", "--inversion_steps=2"]
     first = run_json(align("smpo", "out", *flags, "--rewards=brightness"))["loss_history"][0]
     assert first["train_loss"] == pytest.approx(math.log(2), abs=1e-6)
-    with pytest.raises(ValueError, match="--dataset_name: expected score_0 and score_1 .* or --rewards"):
+    assert sorted(brightness.prompts) == sorted("abcde" * 2)  # each image once, ties too, which count for the range
+    brightness.prompts.clear()
+    _, factors = _loaded("smpo", pairs(), "--rewards=brightness", "--score_range", "0", "1", "--max_train_samples=1")
+    assert len(brightness.prompts) == 2 and len(factors) == 1  # none that is not asked for
+    with pytest.raises(ValueError, match="--dataset_name: expected score_0 and score_1, or --rewards to score with"):
         align("smpo", "none", *flags)
+
+
+class Abstaining(Brightness):
+    def score(self, prompts, images):
+        scores = super().score(prompts, images)
+        return np.where(np.array(prompts) == "b", np.nan, scores)
+
+
+def test_processes_share_the_scoring(pairs, monkeypatch):
+    """Two processes, one after the other: their parts come together in the images' order."""
+    preferences = load_preferences(pairs(), Namespace(pairing="best_worst", dataset_config_name=None, cache_dir=None))
+    scorer = CompositeScorer({"x": Abstaining()}, {"x": 1.0})
+    whole = score_preferences(preferences, scorer, _process(0, 1))
+    parts = []
+    monkeypatch.setattr(alignment, "gather_object", lambda part: parts.append(part[0]) or [np.zeros(5)] * 2)
+    for rank in range(2):
+        score_preferences(preferences, scorer, _process(rank, 2))
+    monkeypatch.setattr(alignment, "gather_object", lambda part: parts)
+    both = score_preferences(preferences, scorer, _process(0, 2))
+    np.testing.assert_array_equal(both.scores, whole.scores)
+    assert both.score_range == whole.score_range > 0 and [len(part) for part in parts] == [5, 5]
+    assert np.isnan(whole.scores).any(axis=1).tolist() == [False, True, False, False]
+
+
+def _process(rank: int, processes: int) -> Namespace:
+    return Namespace(process_index=rank, num_processes=processes, is_local_main_process=rank == 0)
 
 
 def test_reference_memory(random_sd15):
@@ -201,10 +266,14 @@ def test_the_preference_is_learnt(align):
 
 
 def test_images_are_scored_for_the_captions_of_their_rows(align, brightness):
-    align(*METHODS["sharpening-sft"][:1], "out", *METHODS["sharpening-sft"][1])
-    assert set(brightness.prompts) <= {f"thing {i}" for i in range(4)}
-    blocks = [brightness.prompts[i : i + 6] for i in range(0, len(brightness.prompts), 6)]  # 2 rows, 3 noises each
-    assert all(block[:3] == block[:1] * 3 and block[3:] == block[3:4] * 3 for block in blocks)
+    """Two states of three noisings of each of the two images of a step, for two steps."""
+    script, flags = METHODS["sharpening-sft"]
+    align(script, "out", *flags)
+    drawn = [shuffled_rows(4, step, 2, seed=0).tolist() for step in (0, 1)]
+    states = [[f"thing {row}" for row in rows for _ in range(3)] for rows in drawn for _ in range(2)]
+    # A state below t = 0 is scored too, and masked out afterwards.
+    assert brightness.prompts == [caption for state in states for caption in state]
+    assert len(set(brightness.prompts)) == 4
 
 
 def test_composite_scorer_adds_normalised_rewards(make_images):
@@ -227,6 +296,43 @@ def test_composite_scorer_adds_normalised_rewards(make_images):
         ("preference", ["--objective=dpo", "--clip=0.2"], "--clip: expected an option of DPO, found one of SPO"),
         ("sharpening", ["--eta=2"], "--eta: expected an option of SFTSharpening, found one of RLHFSharpening"),
         ("smpo", ["--renoise=often"], "--renoise: expected one of none, final, every, found 'often'"),
+        ("smpo", ["--rewards=brightness"], "--rewards: expected pairs without scores to score, found a build in"),
+        ("smpo", ["--score_range", "1", "1"], "--score_range: expected MIN below MAX, found 1 1"),
+        ("smpo", ["--num_pairs=4"], r"--num_pairs: expected 1 to 3 \(pairs with a winner\), found 4"),
+        (
+            "smpo",
+            ["--image_column=nope"],
+            "--image_column: expected none with SmPO, which has no use for it, found nope",
+        ),
+        (
+            "preference",
+            ["--objective=dpo", "--score_range", "0", "1"],
+            "--score_range: expected none with DPO, .* found",
+        ),
+        (
+            "preference",
+            ["--objective=dpo", "--use_generated_latents"],
+            "--use_generated_latents: expected none with DPO",
+        ),
+        (
+            "preference",
+            ["--objective=kto", "--caption_column=nope"],
+            "--caption_column: expected none with KTO, .* nope",
+        ),
+        (
+            "preference",
+            ["--objective=dpo", "--rewards=brightness"],
+            "--rewards: expected none with DPO, .* found .*brightness",
+        ),
+        ("sharpening", ["--num_noises=1", "--rewards=brightness"], "--rewards: expected none with SFTSharpening"),
+        ("preference", ["--objective=spo", "--num_pairs=2"], "--num_pairs: expected none with SPO, .* found 2"),
+        (
+            "preference",
+            ["--objective=spo", "--caption_column=x"],
+            "--caption_column: expected none with SPO, .* found x",
+        ),
+        ("preference", ["--objective=spo", "--resolution=60"], "--resolution: expected a multiple of 8 .* found 60"),
+        ("sharpening", ["--advantage_column=x"], "--advantage_column: expected none with SFTSharpening, .* found x"),
         (
             "smpo",
             ["--prediction_type=v_prediction"],
@@ -237,6 +343,34 @@ def test_composite_scorer_adds_normalised_rewards(make_images):
 def test_flags_that_do_not_fit_are_refused(align, script, flags, message):
     with pytest.raises(ValueError, match=message):
         align(script, "out", *flags)
+
+
+@pytest.mark.parametrize(("method", "expected"), [("kto", 4), ("spo", 3), ("sharpening-sft", 3), ("dpo", 2)])
+def test_training_on_a_random_subset(align, method, expected, monkeypatch):
+    """Of images with a label, prompts, images, pairs: the seed says which, not the order of the data."""
+    script, flags = METHODS[method]
+    found = []
+    monkeypatch.setattr(TrainingRun, "steps", lambda run: found.append(run.data) or iter(()))
+    monkeypatch.setattr(TrainingRun, "finish", lambda run: None)
+    for seed in range(3):
+        align(script, str(seed), *flags, f"--max_train_samples={expected}", f"--seed={seed}")
+    assert [len(data) for data in found] == [expected] * 3
+    assert len({(*data.captions, data.images.latents.sum().item()) for data in found}) > 1
+
+
+@pytest.mark.parametrize("script", ["preference", "sharpening"])
+def test_rewards_have_a_default(script, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    def stop(args):
+        raise Stop(args.rewards)
+
+    monkeypatch.setattr(alignment, "create_accelerator", stop)
+    module = _script(script)
+    flags = ["--objective=spo"] if script == "preference" else []
+    with pytest.raises(Stop, match="pickscore"):
+        module.main(module.parse_args(["--pretrained_model_name_or_path=x", "--dataset_name=y", *flags]))
 
 
 def test_flags_reach_the_objective():

@@ -8,9 +8,16 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, Image
 
-from diffusers_craft.alignment_data import composite_scores, distinct_prompts, labels_of_pairs, load_preferences
+from diffusers_craft.alignment_data import (
+    best_pairs,
+    composite_scores,
+    distinct_prompts,
+    labels_of_pairs,
+    load_preferences,
+    random_rows,
+)
 from diffusers_craft.training_data import PairData, TrainingData
 
 
@@ -29,7 +36,7 @@ def test_pairs_of_a_build(preference_build):
     assert [found.images[row]["prompt"] for row in found.pairs[:, 0].tolist()] == ["thing 2", "thing 1", "thing 0"]
     composite, groups, variants = composite_scores(preference_build)
     assert found.score_range == pytest.approx(np.ptp(composite))
-    winners, losers = (found.scores[found.pairs[:, side]] for side in (0, 1))
+    winners, losers = found.scores.T
     for group, winner, loser in zip((2, 1, 0), winners, losers, strict=True):
         members = composite[groups == group]
         assert winner == members.max() and loser == members.min()
@@ -41,9 +48,7 @@ def test_pairs_of_a_build(preference_build):
 def test_the_baseline_loses_to_the_best_refined_image(preference_build):
     found = load_preferences(preference_build, Namespace(**vars(OPTIONS) | {"pairing": "best_baseline"}))
     composite, groups, variants = composite_scores(preference_build)
-    assert found.scores[found.pairs[:, 1]].tolist() == [
-        composite[(groups == g) & (variants == 0)][0] for g in (2, 1, 0)
-    ]
+    assert found.scores[:, 1].tolist() == [composite[(groups == g) & (variants == 0)][0] for g in (2, 1, 0)]
 
 
 def test_pairs_of_a_pick_a_pic_dataset(tmp_path, make_images):
@@ -63,8 +68,8 @@ def test_pairs_of_a_pick_a_pic_dataset(tmp_path, make_images):
     found = load_preferences(tmp_path, OPTIONS)
     rows = [[found.images[row]["prompt"] for row in pair] for pair in found.pairs.tolist()]
     assert rows == [["a", "a"], ["c", "c"]]  # the tie and the unlabelled pair are out
-    assert found.scores[found.pairs].tolist() == [[0.3, 0.1], [0.5, 0.1]]
-    assert found.score_range == pytest.approx(0.4)
+    assert found.scores.tolist() == [[0.3, 0.1], [0.5, 0.1]]
+    assert found.score_range == pytest.approx(0.8)  # of all rows, as the paper says
     for pair, (winner, loser) in zip(found.pairs.tolist(), ((0, 4), (6, 2)), strict=True):
         pictures = [np.asarray(found.images[row]["image"]) for row in pair]
         assert all(
@@ -72,11 +77,102 @@ def test_pairs_of_a_pick_a_pic_dataset(tmp_path, make_images):
         )
 
 
+def _write_pairs(folder, make_images, repeats=(), **changes) -> None:
+    """Four pairs of the images 0-4, 1-5, 2-6, 3-7 and captions a, a, b, b; `repeats` gives other images."""
+    places = [*repeats] or list(range(8))
+    images = [_bytes(image) for image in make_images(8)]
+    columns = {"jpg_0": [images[i] for i in places[:4]], "jpg_1": [images[i] for i in places[4:]]}
+    columns |= {"caption": list("aabb"), "label_0": [1.0, 0.0, 0.5, 1.0]} | changes
+    Dataset.from_dict(columns).to_parquet(folder / "train.parquet")
+
+
+@pytest.mark.parametrize("has_uids", [False, True])
+def test_an_image_of_several_pairs_is_one_image(tmp_path, make_images, has_uids):
+    """Images 0 and 1 win one pair and lose another of caption a: liked, by Diffusion-KTO's rule. Image 3 is another one
+    for another caption."""
+    repeats = [0, 0, 2, 3, 3, 1, 1, 4]
+    uids = {f"image_{side}_uid": [f"i{i}" for i in repeats[4 * side :][:4]] for side in (0, 1)} if has_uids else {}
+    labels = [0.0, 1.0, 0.0, 1.0]  # 3 over 0, 0 over 1, 1 over 2; 3 over 4
+    _write_pairs(tmp_path, make_images, repeats, caption=list("aaab"), label_0=labels, **uids)
+    found = load_preferences(tmp_path, OPTIONS).without_repeated_images()
+    rows, labels = labels_of_pairs(found.pairs, len(found.images))
+    pictures = [np.asarray(image) for image in make_images(5)]
+    which = [
+        next(i for i, p in enumerate(pictures) if np.array_equal(p, found.images[r]["image"])) for r in rows.tolist()
+    ]
+    captions = [found.images[row]["prompt"] for row in rows.tolist()]
+    found = dict(zip(zip(which, captions), labels.tolist(), strict=True))
+    assert len(rows) == 6
+    assert found == {(0, "a"): 1, (1, "a"): 1, (2, "a"): -1, (3, "a"): 1, (3, "b"): 1, (4, "b"): -1}
+
+
+def test_the_best_and_random_pairs_of_a_dataset(tmp_path, make_images):
+    _write_pairs(tmp_path, make_images, score_0=[1.0, 0.0, 5.0, None], score_1=[0.0, 2.0, -5.0, 9.0])
+    whole = load_preferences(tmp_path, OPTIONS)
+    assert (len(whole.images), whole.score_range) == (8, 14.0)  # the tie's images too
+    best = best_pairs(whole, 2)
+    assert best.scores.tolist() == [[2.0, 0.0], [1.0, 0.0]] and best.score_range == 14.0  # NaN is no best winner
+    used = best.without_unused_images()
+    assert [used.images[row]["prompt"] for row in used.pairs[:, 0].tolist()] == ["a", "a"] and len(used.images) == 4
+    for count in (-1, 0, 4):
+        with pytest.raises(ValueError, match=f"--num_pairs: expected 1 to 3 .*, found {count}"):
+            best_pairs(whole, count)
+    with pytest.raises(
+        ValueError, match="--num_pairs: expected a build's folder or score_0 and score_1.*found neither"
+    ):
+        best_pairs(whole._replace(scores=None), 1)
+    assert random_rows(5, None, 0).tolist() == random_rows(5, 9, 0).tolist() == [0, 1, 2, 3, 4]
+    draws = {tuple(random_rows(6, 2, seed).tolist()) for seed in range(40)}
+    assert len(draws) > 9 and all(0 <= low < high < 6 for low, high in draws)
+    assert random_rows(6, 2, 1).tolist() == random_rows(6, 2, 1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label_0": [1.0, 2.0, 0.0, 0.0]}, "label_0: expected 1, 0 or 0.5 for a tie, found 2 in row 1"),
+        ({"label_0": [1.0, -1.0, 0.0, 0.0]}, "label_0: expected 1, 0 or 0.5 for a tie, found -1 in row 1"),
+        ({"label_0": ["first"] * 4}, "label_0: expected numbers, found 'first' in row 0"),
+        ({"caption": ["a", "a", "b", None]}, "caption: expected a caption in every pair .* found none in row 3"),
+        ({"caption": [1, 2, 3, 4]}, "caption: expected text, found a column of int64"),
+        ({"jpg_1": [b"x", None, b"x", b"x"]}, "jpg_1: expected an image in every pair .* found none in row 1"),
+        ({"score_0": ["x"] * 4, "score_1": [1.0] * 4}, "score_0: expected numbers, found 'x' in row 0"),
+        ({"label_0": [0.5, None, 0.5, 0.5]}, "expected pairs with a winner, found 4 rows without one"),
+    ],
+)
+def test_pairs_that_cannot_be_are_refused(tmp_path, make_images, changes, message):
+    _write_pairs(tmp_path, make_images, **changes)
+    with pytest.raises(ValueError, match=message):
+        load_preferences(tmp_path, OPTIONS)
+
+
+@pytest.mark.parametrize("nothing", [None, {"bytes": None, "path": None}])
+def test_a_pair_without_an_image_is_refused(tmp_path, make_images, nothing):
+    """As `datasets` keeps images, which need not be null for that."""
+    columns = {"image_0": [nothing, make_images(1)[0]], "image_1": make_images(2), "prompt": ["a", "b"]}
+    dataset = Dataset.from_dict(columns | {"label_0": [1, 0]})
+    for name in ("image_0", "image_1"):
+        dataset = dataset.cast_column(name, Image())
+    dataset.to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="image_0: expected an image in every pair .* found none in row 0"):
+        load_preferences(tmp_path, OPTIONS)
+
+
+def test_a_tie_may_lack_an_image(tmp_path, make_images):
+    images = [_bytes(image) for image in make_images(4)]
+    _write_pairs(tmp_path, make_images, jpg_1=[*images[:2], None, images[3]])
+    found = load_preferences(tmp_path, OPTIONS)
+    assert len(found.images) == 6 and len(found.pairs) == 3
+    assert [found.images[row]["prompt"] for row in found.pairs[:, 1].tolist()] == ["a", "a", "b"]
+
+
 def test_a_dataset_without_pairs_is_refused(dataset_folder, tmp_path):
     with pytest.raises(ValueError, match="--dataset_name: expected the columns jpg_0, jpg_1, caption, label_0 or"):
         load_preferences(dataset_folder / "dataset", OPTIONS)
     with pytest.raises(ValueError, match="--dataset_name: expected a build's folder or a dataset of pairs, found"):
         load_preferences(tmp_path / "nothing", OPTIONS)
+    with pytest.raises(ValueError, match="--pairing: expected a build's folder with best_baseline, found a dataset"):
+        load_preferences(dataset_folder / "dataset", Namespace(**vars(OPTIONS) | {"pairing": "best_baseline"}))
 
 
 def test_an_unfinished_build_is_refused(preference_build, tmp_path):
@@ -98,6 +194,8 @@ def test_prompts(preference_build):
         ValueError, match=r"--caption_column: expected one of the dataset's columns \(text\), found 'x'"
     ):
         distinct_prompts("org/data", dataset, "x")
+    with pytest.raises(ValueError, match="--caption_column: expected text in column 'text', found None in row 1"):
+        distinct_prompts("org/data", Dataset.from_dict({"text": ["b", None]}), "text")
 
 
 def test_pairs_share_their_time_noise_and_dropped_captions():

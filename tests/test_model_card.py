@@ -2,11 +2,14 @@
 """Cards and file lists of models: numbers as in the run's files, metadata that the Hub reads, no path of this machine."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
+from build_driver import load_script
 from hub_repos import card_errors
 from huggingface_hub import ModelCard
+from training_driver import ROOT
 
 from diffusers_craft.hub.card import without_paths
 from diffusers_craft.hub.model import model_files, publish_model
@@ -121,11 +124,48 @@ def test_several_prompt_sets_and_categories(tmp_path):
     assert card_errors(card.content, "model") == [] and len(ModelCard(card.content).data.eval_results) == 4
 
 
-def test_the_card_names_the_objective():
+@pytest.mark.parametrize(
+    ("options", "rows", "method", "arxiv"),
+    [
+        ({"loss": "craft"}, "images", "[CRAFT]", "2603.18991"),
+        ({"loss": "sft"}, "images", "supervised fine-tuning", None),
+        ({"objective": "dpo"}, "pairs of images", "Diffusion-DPO", "2311.12908"),
+        ({"objective": "kto"}, "labelled images", "Diffusion-KTO", "2404.04465"),
+        ({"objective": "dspo"}, "pairs of images", "DSPO", None),
+        ({"objective": "SmPO"}, "pairs of images", "SmPO-Diffusion", "2506.02698"),
+        (
+            {"objective": "RLHFSharpening", "generation_steps": 25},
+            "prompts",
+            "RLHF-Diffusion-Sharpening",
+            "2502.12146",
+        ),
+        ({"objective": "RLHFSharpening", "generation_steps": 0}, "images", "RLHF-Diffusion-Sharpening", "2502.12146"),
+        ({"objective": "mine"}, "images", "with the objective `mine`", None),
+    ],
+)
+def test_the_card_is_that_of_the_method(options, rows, method, arxiv):
     """Runs with a preference objective have `--loss sft` by default, which is not what they did."""
-    record = RECORD | {"options": RECORD["options"] | {"objective": "dpo"}}
-    text = model_card(record, PUBLISHED).text
-    assert "with the objective `dpo`" in text and "supervised" not in text
+    card = model_card(RECORD | {"options": RECORD["options"] | options}, PUBLISHED)
+    assert method in card.text and f"fine-tuned on 97 {rows}." in card.text
+    assert f"| {rows} | 97 |" in card.text and f"| {rows} in a step | 128 |" in card.text
+    assert [tag for tag in card.data.tags if tag.startswith("arxiv:")] == ([f"arxiv:{arxiv}"] if arxiv else [])
+    is_craft = options == {"loss": "craft"}
+    assert ("craft" in card.data.tags) == ("2603.18991" in card.content) == is_craft
+    assert ("supervised" in card.text) == (options == {"loss": "sft"})
+
+
+def test_every_objective_has_its_place_on_the_card():
+    from diffusers_craft import RLHFSharpening, SFTSharpening, SmPO
+    from diffusers_craft.hub.model_card import _METHODS
+
+    kinds = dict(load_script(ROOT / "examples" / "preference" / "train_preference.py").OBJECTIVES)
+    kinds |= {kind.__name__: kind for kind in (RLHFSharpening, SFTSharpening, SmPO)}
+    assert _METHODS.keys() == {"craft", "sft"} | kinds.keys()
+    words = {"single": "images", "label": "labelled images", "pair": "pairs of images", "prompt": "prompts"}
+    for name, kind in kinds.items():
+        assert _METHODS[name].rows == words[kind().unit]
+        module = sys.modules[kind.__module__].__doc__
+        assert (_METHODS[name].arxiv or "Zhu et al., ICLR 2025") in module
 
 
 @pytest.mark.parametrize("kind", ["pipeline", "unet", "lora"])

@@ -46,7 +46,7 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sharpening", choices=VARIANTS, default="sft")
     add_alignment_arguments(parser, input_args, learning_rate=1e-6)
     add_objective_options(parser, list(VARIANTS.values()))
-    add_reward_arguments(parser.add_argument_group("rewards"), ["pickscore"])
+    add_reward_arguments(parser.add_argument_group("rewards, by default pickscore"), [])
     parser.set_defaults(output_dir="sharpening-model")
     return parser.parse_args(input_args)
 

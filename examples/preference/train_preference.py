@@ -51,7 +51,7 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--objective", choices=OBJECTIVES, default="dpo")
     add_alignment_arguments(parser, input_args, learning_rate=1e-5)
     add_objective_options(parser, list(OBJECTIVES.values()))
-    add_reward_arguments(parser.add_argument_group("rewards, for spo"), ["pickscore"])
+    add_reward_arguments(parser.add_argument_group("rewards, for spo, by default pickscore"), [])
     parser.set_defaults(output_dir="preference-model")
     return parser.parse_args(input_args)
 

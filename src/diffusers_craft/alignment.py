@@ -4,21 +4,34 @@
 import dataclasses
 import json
 import logging
+import math
 from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from datasets import Dataset
 from tqdm.auto import tqdm
 
 from .alignment_context import AlignmentContext, CompositeScorer
-from .alignment_data import Preferences, distinct_prompts, labels_of_pairs, load_preferences
+from .alignment_data import (
+    Preferences,
+    best_pairs,
+    distinct_prompts,
+    is_build,
+    labels_of_pairs,
+    load_preferences,
+    random_rows,
+    spread,
+)
 from .backbones import BACKBONES, Backbone, Components, ModelSource
 from .dataset import load_craft_dataset
 from .objectives.base import Objective
 from .objectives.kto import KTO
 from .objectives.smpo import smoothing_factors
+from .pairing import PAIRINGS
 from .scoring import parse_reward_weights
 from .scoring_args import RewardSettings, load_rewards
 from .training import TrainingRun
@@ -30,7 +43,18 @@ from .training_encoding import prepare_prompt_data, prepare_training_data
 
 logger = logging.getLogger(__name__)
 
+_DEFAULT_REWARDS = ("pickscore",)  # of objectives that score what they make
 _IMAGES_A_BATCH = 64  # decoded and scored together
+_PAIR_FLAGS = {"pairing": PAIRINGS[0], "num_pairs": None}
+_COLUMN_FLAGS = {"image_column": "image", "advantage_column": "advantage", "latent_column": "latent"}
+_LATENT_FLAGS = {"use_generated_latents": False}
+# What each unit has no use for, with the values that say that it was not given.
+_UNUSED_FLAGS = {
+    "single": {"advantage_column": "advantage"} | _PAIR_FLAGS,
+    "prompt": _COLUMN_FLAGS | _LATENT_FLAGS | {"center_crop": False, "random_flip": False} | _PAIR_FLAGS,
+    "pair": _COLUMN_FLAGS | _LATENT_FLAGS | {"caption_column": "prompt"},
+    "label": _COLUMN_FLAGS | _LATENT_FLAGS | {"caption_column": "prompt"},
+}
 
 
 def train_alignment(args: Namespace, objective: Objective) -> TrainingRun:
@@ -48,6 +72,9 @@ def train_alignment(args: Namespace, objective: Objective) -> TrainingRun:
         ValueError: for flags or data that the objective cannot use.
     """
     check_training_arguments(args)
+    check_data_arguments(args, objective)
+    if objective.uses_reward and not args.rewards:
+        args.rewards = list(_DEFAULT_REWARDS)
     accelerator = create_accelerator(args)
     backbone = BACKBONES[args.backbone]
     source = ModelSource(
@@ -59,8 +86,9 @@ def train_alignment(args: Namespace, objective: Objective) -> TrainingRun:
         config=args.single_file_config,
     )
     components = backbone.load(source, device=accelerator.device)
+    preferences = load_pairs(args, objective, accelerator) if objective.unit in ("pair", "label") else None
     with accelerator.main_process_first():
-        data = load_data(args, objective, backbone, components)
+        data = load_data(args, objective, backbone, components, preferences)
     if isinstance(objective, KTO):
         objective.average = lambda value: accelerator.reduce(value, reduction="mean")
     scorer = load_scorer(args, accelerator.device) if objective.uses_reward else None
@@ -89,31 +117,76 @@ def record_objective(args: Namespace, objective: Objective) -> None:
             setattr(args, field.name, getattr(objective, field.name))
 
 
-def load_data(
-    args: Namespace, objective: Objective, backbone: Backbone, components: Components
-) -> TrainingData | PairData:
-    """Encodes what the objective's unit asks for: images, pairs of images, or prompts alone."""
+def check_data_arguments(args: Namespace, objective: Objective) -> None:
+    """Raises a `ValueError` for flags about data that the objective has no use for."""
+    name, kind = args.dataset_name or args.train_data_dir, type(objective).__name__
+    unused = _UNUSED_FLAGS[objective.unit] | ({} if objective.uses_scores else {"score_range": None})
+    if not (objective.uses_reward or objective.uses_scores):
+        unused = unused | {"rewards": []}
+    if objective.unit == "prompt" and is_build(name):
+        unused = unused | {"caption_column": "prompt"}
+    for flag, default in unused.items():
+        if (value := getattr(args, flag)) != default:
+            raise ValueError(f"--{flag}: expected none with {kind}, which has no use for it, found {value}")
+    if args.score_range is not None:
+        low, high = args.score_range
+        if not (low < high and math.isfinite(high - low)):
+            raise ValueError(f"--score_range: expected MIN below MAX, found {low:g} {high:g}")
+
+
+def load_pairs(args: Namespace, objective: Objective, accelerator: Accelerator) -> Preferences:
+    """The pairs to train on, scored where the objective asks for it; all processes share the scoring."""
     name = args.dataset_name or args.train_data_dir
+    with accelerator.main_process_first():
+        preferences = load_preferences(name, args)
+    scored = objective.uses_scores and bool(args.rewards)
+    if scored and preferences.scores is not None:
+        found = "a build" if is_build(name) else "score_0 and score_1"
+        raise ValueError(f"--rewards: expected pairs without scores to score, found {found} in {name}")
+    if scored:
+        if args.score_range is not None and args.num_pairs is None:  # then the others' scores are not asked for
+            preferences = _random_pairs(preferences, args).without_unused_images()
+        preferences = preferences.without_repeated_images()
+        preferences = score_preferences(preferences, load_scorer(args, accelerator.device), accelerator)
+    if objective.uses_scores:
+        preferences = _with_finite_scores(preferences, args.score_range)
+    if not is_build(name):
+        preferences = best_pairs(preferences, args.num_pairs)
+    if objective.unit == "pair":
+        preferences = _random_pairs(preferences, args)
+    preferences = preferences.without_unused_images()
+    return preferences if is_build(name) else preferences.without_repeated_images()
+
+
+def load_data(
+    args: Namespace,
+    objective: Objective,
+    backbone: Backbone,
+    components: Components,
+    preferences: Preferences | None = None,
+) -> TrainingData | PairData:
+    """Encodes what the objective's unit asks for: images, the pairs of `load_pairs`, or prompts alone."""
     if objective.unit == "prompt":
-        is_build = (Path(name) / "candidates").is_dir()
-        dataset = None if is_build else _load_images(args)
-        prompts = distinct_prompts(name, dataset, args.caption_column)[: args.max_train_samples]
-        return prepare_prompt_data(prompts, backbone, components, args)
+        name = args.dataset_name or args.train_data_dir
+        dataset = None if is_build(name) else _load_images(args)
+        prompts = distinct_prompts(name, dataset, args.caption_column)
+        factor = 2 ** (len(components.vae.config.block_out_channels) - 1)
+        if args.resolution % factor:
+            raise ValueError(f"--resolution: expected a multiple of {factor} for this VAE, found {args.resolution}")
+        chosen = [prompts[row] for row in random_rows(len(prompts), args.max_train_samples, args.seed)]
+        return prepare_prompt_data(chosen, backbone, components, args)
     if objective.unit == "single":
         return prepare_training_data(_load_images(args), backbone, components, args)
-    preferences = load_preferences(name, args)
     image_args = Namespace(**vars(args) | {"caption_column": "prompt", "image_column": "image", "loss": "sft"})
-    image_args.max_train_samples, image_args.use_generated_latents = None, False
+    image_args.max_train_samples = None
     if objective.unit == "label":
         rows, labels = labels_of_pairs(preferences.pairs, len(preferences.images))
-        data = prepare_training_data(preferences.images.select(rows), backbone, components, image_args)
-        data.advantages = torch.tensor(labels, dtype=torch.float32)
+        chosen = random_rows(len(rows), args.max_train_samples, args.seed)
+        data = prepare_training_data(preferences.images.select(rows[chosen]), backbone, components, image_args)
+        data.advantages = torch.tensor(labels[chosen], dtype=torch.float32)
         return data
-    if objective.uses_scores and preferences.scores is None and getattr(args, "rewards", None):
-        preferences = score_preferences(preferences, load_scorer(args, components.unet.device))
-    pairs = preferences.pairs[: args.max_train_samples]
     images = prepare_training_data(preferences.images, backbone, components, image_args)
-    return PairData(images, torch.as_tensor(pairs), _factors(preferences, pairs, objective))
+    return PairData(images, torch.as_tensor(preferences.pairs), _factors(preferences, objective))
 
 
 def load_scorer(args: Namespace, device: torch.device) -> CompositeScorer:
@@ -127,14 +200,40 @@ def load_scorer(args: Namespace, device: torch.device) -> CompositeScorer:
     return CompositeScorer(models, weights)
 
 
-def score_preferences(preferences: Preferences, scorer: CompositeScorer) -> Preferences:
-    """The same pairs with a score for every image; a pair whose loser scores higher counts the other way round."""
-    scores, images = [], preferences.images
-    for start in tqdm(range(0, len(images), _IMAGES_A_BATCH), desc="Scoring pairs"):
-        rows = images[start : start + _IMAGES_A_BATCH]
-        scores.append(scorer.score(rows["prompt"], [image.convert("RGB") for image in rows["image"]]))
-    scores = np.concatenate(scores).astype(np.float64)
-    return preferences._replace(scores=scores, score_range=float(np.nanmax(scores) - np.nanmin(scores)))
+def score_preferences(preferences: Preferences, scorer: CompositeScorer, accelerator: Accelerator) -> Preferences:
+    """The same pairs with the scores of their images; a pair whose loser scores higher counts the other way round."""
+    images, processes = preferences.images, accelerator.num_processes
+    mine, own = range(accelerator.process_index, len(images), processes), [np.empty(0)]
+    batches = range(0, len(mine), _IMAGES_A_BATCH)
+    for start in tqdm(batches, desc="Scoring pairs", disable=not accelerator.is_local_main_process):
+        rows = images[list(mine[start : start + _IMAGES_A_BATCH])]
+        own.append(scorer.score(rows["prompt"], [image.convert("RGB") for image in rows["image"]]))
+    scores = np.empty(len(images))
+    for process, part in enumerate(gather_object([np.concatenate(own)])):
+        scores[process::processes] = part
+    return preferences._replace(scores=scores[preferences.pairs], score_range=spread(scores))
+
+
+def _with_finite_scores(preferences: Preferences, score_range: list[float] | None) -> Preferences:
+    """Without the pairs of which an image has no score: rewards may abstain."""
+    if preferences.scores is None:
+        raise ValueError("--dataset_name: expected score_0 and score_1, or --rewards to score with, found neither")
+    scored = np.isfinite(preferences.scores).all(axis=1)
+    if not scored.any():
+        raise ValueError(f"--dataset_name: expected pairs with both scores, found none of {len(scored)}")
+    if not scored.all():
+        words = "%d of %d pairs have an image without a score and are left out."
+        logger.warning(words, (~scored).sum(), len(scored))
+    preferences = preferences.choose(scored)
+    if score_range is not None:
+        return preferences._replace(score_range=score_range[1] - score_range[0])
+    if not preferences.score_range > 0:
+        raise ValueError("--dataset_name: expected scores that differ, found all alike")
+    return preferences
+
+
+def _random_pairs(preferences: Preferences, args: Namespace) -> Preferences:
+    return preferences.choose(random_rows(len(preferences.pairs), args.max_train_samples, args.seed))
 
 
 def _load_images(args: Namespace) -> Dataset:
@@ -143,13 +242,9 @@ def _load_images(args: Namespace) -> Dataset:
     )
 
 
-def _factors(preferences: Preferences, pairs: np.ndarray, objective: Objective) -> torch.Tensor:
+def _factors(preferences: Preferences, objective: Objective) -> torch.Tensor:
     """(n,) 1 for plain preferences, smoothed by the scores for SmPO."""
     if not objective.uses_scores:
-        return torch.ones(len(pairs))
-    if preferences.scores is None or not preferences.score_range > 0:
-        raise ValueError(
-            "--dataset_name: expected score_0 and score_1 that differ, or --rewards to score with, found none"
-        )
-    winners, losers = (torch.as_tensor(preferences.scores[pairs[:, side]], dtype=torch.float64) for side in (0, 1))
+        return torch.ones(len(preferences.pairs))
+    winners, losers = torch.as_tensor(preferences.scores, dtype=torch.float64).unbind(1)
     return smoothing_factors(winners, losers, preferences.score_range, objective.gamma).float()

@@ -44,7 +44,18 @@ def add_alignment_arguments(
         help="Pairs of a build's folder: the best against the worst image of a prompt, or the best refined one against"
         " the image of the original prompt.",
     )
-    group.add_argument("--num_pairs", type=int, help="Only the pairs with the best winners; the default is all.")
+    group.add_argument(
+        "--num_pairs",
+        type=int,
+        help="Only the pairs with the best winners, by the scores of a build or of a dataset; the default is all.",
+    )
+    group.add_argument(
+        "--score_range",
+        type=float,
+        nargs=2,
+        metavar=("MIN", "MAX"),
+        help="SmPO: lowest and highest score, which scale its factors; the default is those of all images of the data.",
+    )
 
 
 def add_objective_options(parser: argparse.ArgumentParser, kinds: Sequence[type[Objective]]) -> None:

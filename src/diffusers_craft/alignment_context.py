@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import DistributedType
 from PIL import Image
 
 from .backbones import Backbone, Components
@@ -92,6 +93,8 @@ class AlignmentContext:
         if self._frozen is not None:  # in the precision, layout and kernels of the trained one
             layout = torch.channels_last if self.args.channels_last else torch.preserve_format
             run.weights.prepare(self._frozen, run.dtype)
+            if run.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+                self._frozen.to(run.dtype)  # as both cast all weights of the trained one, norms too, for its passes
             self._frozen.requires_grad_(False).to(device, memory_format=layout)
             if self.args.torch_compile:
                 compile_blocks(self._frozen)

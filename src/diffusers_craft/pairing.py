@@ -51,9 +51,14 @@ def group_pairs(
     pairs = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     pairs = pairs[scores[pairs[:, 0]] > scores[pairs[:, 1]]]
     pairs = pairs[np.lexsort((variants[pairs[:, 0]], groups[pairs[:, 0]], -scores[pairs[:, 0]]))]
-    if k is not None and not 1 <= k <= len(pairs):
-        raise ValueError(f"--num_pairs: expected 1 to {len(pairs)} (pairs with a winner), found {k}")
+    check_num_pairs(k, len(pairs))
     return pairs[:k]
+
+
+def check_num_pairs(k: int | None, found: int) -> None:
+    """Raises a `ValueError` unless `k` of the `found` pairs can be taken; `None` is all."""
+    if k is not None and not 1 <= k <= found:
+        raise ValueError(f"--num_pairs: expected 1 to {found} (pairs with a winner), found {k}")
 
 
 def _first_of_groups(key: np.ndarray, groups: np.ndarray, variants: np.ndarray, mask: np.ndarray) -> dict[int, int]:

@@ -19,9 +19,29 @@ _KINDS = {
     "unet": "UNet weights",
     "lora": "LoRA weights for a UNet",
 }
+
+
+class _Method(NamedTuple):
+    """An objective on the card."""
+
+    text: str
+    rows: str = "images"  # what it is trained on
+    arxiv: str | None = None
+
+
+# By the name of the objective in the run's options.
 _METHODS = {
-    "craft": f"by [CRAFT]({PAPER}) (Composite Reward Assisted Fine-Tuning)",
-    "sft": f"by supervised fine-tuning, the baseline of [CRAFT]({PAPER})",
+    "craft": _Method(f"by [CRAFT]({PAPER}) (Composite Reward Assisted Fine-Tuning)", arxiv="2603.18991"),
+    "sft": _Method("by supervised fine-tuning"),
+    "dpo": _Method("by Diffusion-DPO", "pairs of images", "2311.12908"),
+    "kto": _Method("by Diffusion-KTO", "labelled images", "2404.04465"),
+    "mapo": _Method("by MaPO", "pairs of images", "2406.06424"),
+    "dspo": _Method("by DSPO (Zhu et al., ICLR 2025)", "pairs of images"),
+    "inpo": _Method("by InPO", "pairs of images", "2503.18454"),
+    "spo": _Method("by SPO", "prompts", "2406.04314"),
+    "SmPO": _Method("by SmPO-Diffusion", "pairs of images", "2506.02698"),
+    "SFTSharpening": _Method("by SFT-Diffusion-Sharpening", arxiv="2502.12146"),
+    "RLHFSharpening": _Method("by RLHF-Diffusion-Sharpening", "prompts", "2502.12146"),
 }
 _SNIPPETS = {
     "pipeline": """from diffusers import DiffusionPipeline
@@ -43,7 +63,7 @@ _NOT_HYPERPARAMETERS = re.compile(
 _LORA = ("rank", "lora_alpha", "lora_dropout")
 _CARD = """# {title}
 
-{kind}, aligned with human preference {method}: {base_link} fine-tuned on {num_rows} images. Trained with diffusers-craft
+{kind}, aligned with human preference {method}: {base_link} fine-tuned on {num_rows} {rows}. Trained with diffusers-craft
 {version}, an independent implementation.
 
 {grid}
@@ -108,13 +128,14 @@ def model_card(record: Mapping[str, Any], published: Published, results: Results
     """
     options = without_paths(record["options"], record.get("paths"))
     base = published.base_id or options["pretrained_model_name_or_path"]
-    objective = options.get("objective") or options["loss"]
+    method = _method(options)
     text = _CARD.format(
         title=published.repo_id.split("/")[-1],
         kind=_KINDS[published.kind],
-        method=_METHODS.get(objective, f"with the objective `{objective}`"),
+        method=method.text,
         base_link=link(base) if published.base_id else f"`{base}`",
         num_rows=record["num_rows"],
+        rows=method.rows,
         version=record["versions"]["diffusers_craft"],
         grid="![pictures drawn by the model](images/grid.png)" if published.prompts else "",
         snippet=_SNIPPETS[published.kind].format(repo_id=published.repo_id, base=base),
@@ -123,13 +144,28 @@ def model_card(record: Mapping[str, Any], published: Published, results: Results
         hyperparameters=table(("flag", "value"), _hyperparameter_rows(options)),
         cost=table(("cost", "value"), _cost_rows(record)),
         evaluation=results_text(results) if results else "Not evaluated yet.",
-        citation=CITATION,
+        citation=_citation(method),
     )
     return ModelCard(f"---\n{_metadata(record, published, results).to_yaml()}\n---\n\n{text}")
 
 
+def _method(options: Mapping[str, Any]) -> _Method:
+    name = options.get("objective") or options["loss"]
+    method = _METHODS.get(name, _Method(f"with the objective `{name}`"))
+    return method._replace(rows="images") if options.get("generation_steps") == 0 else method
+
+
+def _citation(method: _Method) -> str:
+    if method == _METHODS["craft"]:
+        return CITATION
+    name = method.text.removeprefix("by ")
+    if method.arxiv is None:
+        return f"No arXiv paper is known for {name}."
+    return f"{name}: [arXiv:{method.arxiv}](https://arxiv.org/abs/{method.arxiv})."
+
+
 def _metadata(record: Mapping[str, Any], published: Published, results: Results | None) -> ModelCardData:
-    family, is_lora = record["family"], published.kind == "lora"
+    family, is_lora, method = record["family"], published.kind == "lora", _method(record["options"])
     optional: dict[str, Any] = {"eval_results": eval_results(results)} if results else {}
     if published.base_id:
         optional |= {"base_model": published.base_id, "base_model_relation": "adapter" if is_lora else "finetune"}
@@ -144,9 +180,10 @@ def _metadata(record: Mapping[str, Any], published: Published, results: Results 
         pipeline_tag="text-to-image",
         datasets=[published.dataset_id] if published.dataset_id else None,
         model_name=published.repo_id.split("/")[-1],
-        tags=[family, f"{family}-diffusers", "text-to-image", "diffusers", "diffusers-training", "craft"]
+        tags=[family, f"{family}-diffusers", "text-to-image", "diffusers", "diffusers-training"]
+        + ["craft"] * (method == _METHODS["craft"])
         + ["lora"] * is_lora
-        + ["arxiv:2603.18991"],
+        + ([f"arxiv:{method.arxiv}"] if method.arxiv else []),
         **optional,
     )
 
@@ -156,9 +193,10 @@ def _data_rows(
 ) -> Iterator[tuple[str, Any]]:
     history, data = record["loss_history"], options["dataset_name"] or options["train_data_dir"]
     yield "dataset", link(published.dataset_id, "datasets/") if published.dataset_id else f"{data} (not published)"
-    yield "images", record["num_rows"]
+    rows = _method(options).rows
+    yield rows, record["num_rows"]
     yield "optimizer steps", options["max_train_steps"]
-    yield "images in a step", record["global_batch_size"]
+    yield f"{rows} in a step", record["global_batch_size"]
     yield "loss of the first and of the last step", f"{history[0]['train_loss']:.4g}, {history[-1]['train_loss']:.4g}"
     yield "licence of the base model", published.license or "not found; see the base model"
     yield "versions", ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)

@@ -62,7 +62,7 @@ METHODS |= {
     "sharpening-rlhf-images": Method(SHARPENING, (*_RLHF, "--image_sharing", "n"), 6.0, part="variants"),
     "sharpening-rlhf-code": Method(SHARPENING, (*_RLHF, *_CODE), 6.0, part="variants"),
     "sharpening-rlhf-weak": Method(SHARPENING, (*_RLHF, "--beta", str(2500 * SCALE)), 6.0, part="variants"),
-    "mapo-paper": Method(PREFERENCE, ("--objective", "mapo", "--form", "paper", "--beta", "8"), 2.0, part="variants"),
+    "mapo-code": Method(PREFERENCE, ("--objective", "mapo", "--form", "code", "--beta", "0.1"), 2.0, part="variants"),
     "smpo-from-sft": Method(SMPO, (), 2.0, part="variants", start="sft"),
     "dpo-from-sft": Method(PREFERENCE, _DPO, 2.0, part="variants", start="sft"),
 }

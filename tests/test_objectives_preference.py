@@ -179,12 +179,12 @@ def test_mapo_by_hand():
     phi = bounded_likelihood(0.5 * ERRORS)
     assert phi.tolist() == pytest.approx([0.975208, 0.950833], abs=1e-6)
     assert 1000 * (phi[0] - phi[1]).item() == pytest.approx(24.3751, abs=1e-3)
-    assert mapo_loss(ERRORS).item() == pytest.approx(0.1, abs=1e-9)
+    assert mapo_loss(ERRORS, 0.1, "code").item() == pytest.approx(0.1, abs=1e-9)
     same = torch.tensor([0.15, 0.15], dtype=torch.float64)
-    assert mapo_loss(same, 0.3).item() == pytest.approx(0.15 + 0.3 * math.log(2))
+    assert mapo_loss(same, 0.3, "code").item() == pytest.approx(0.15 + 0.3 * math.log(2))
     assert mapo_loss(same, 8.0, "paper").item() == pytest.approx(0.15 + math.log(2) / 8)
     logit = 1000 * (phi[0] - phi[1])
-    swapped = mapo_loss(ERRORS.flip(0)) - mapo_loss(ERRORS)
+    swapped = mapo_loss(ERRORS.flip(0), 0.1, "code") - mapo_loss(ERRORS, 0.1, "code")
     torch.testing.assert_close(swapped, 0.1 + 0.1 * logit)  # the SFT term's, and softplus(u) - softplus(-u) = u
 
 
@@ -200,7 +200,7 @@ def test_mapo_and_dspo_without_preference_are_fine_tuning_on_winners(net):
     noisy, target, changes, reference = _pairs(net, moved=0.1)
     sft = craft_loss(net(noisy)[:6], target[:6], torch.ones(6))
     batch = _noised(noisy, target, torch.tensor([1.0, -1.0]).repeat_interleave(6))
-    for objective in (MaPO(beta=0.0), MaPO(beta=0.0, form="paper"), DSPO(beta=0.0)):
+    for objective in (MaPO(beta=0.0), MaPO(beta=0.0, form="code"), DSPO(beta=0.0)):
         loss = objective.loss(batch, net(noisy), reference(noisy)).loss
         torch.testing.assert_close(loss, sft, rtol=1e-6, atol=0)
         torch.testing.assert_close(_gradient(loss, net), _gradient(sft, net), rtol=1e-4, atol=1e-8)
@@ -217,7 +217,10 @@ def test_dspo_with_the_codes_beta_is_fine_tuning_on_winners(net):
     assert torch.cosine_similarity(found, sft, dim=0).item() == pytest.approx(1, abs=1e-9)
 
 
-@pytest.mark.parametrize("objective", [DPO(beta=50.0), KTO(beta=20.0), MaPO(), SmPO(beta=50.0, inversion_steps=0)])
+@pytest.mark.parametrize(
+    "objective",
+    [DPO(beta=50.0), KTO(beta=20.0), MaPO(), MaPO(beta=0.1, form="code"), SmPO(beta=50.0, inversion_steps=0)],
+)
 def test_any_preference_on_a_velocity_model(net, objective):
     """|v_theta - v|^2 = |eps_theta - eps|^2 / abar at one x_t: the loss is that of the noise's errors, weighed so."""
     scheduler, pairs = DDPMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction"), 4
@@ -236,7 +239,7 @@ def test_any_preference_on_a_velocity_model(net, objective):
     expected = {
         DPO: lambda: dpo_loss(changes, 50.0),
         KTO: lambda: kto_loss(changes, batch.advantages, 20.0),
-        MaPO: lambda: mapo_loss(errors[0]),
+        MaPO: lambda: mapo_loss(errors[0], objective.beta, objective.form),
         SmPO: lambda: smpo_loss(changes, advantages, 50.0),
     }[type(objective)]()
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-6)
@@ -351,7 +354,7 @@ def test_an_offset_of_noise_that_is_not_trained_on_is_refused(kind, flags, refus
         (lambda: SmPO(inverter="both"), "--inverter: expected one of reference, policy, found 'both'"),
         (lambda: SmPO(grid="fine"), "--grid: expected one of consistent, official, found 'fine'"),
         (lambda: SmPO(inversion_steps=-1), "--inversion_steps: expected at least 0, found -1"),
-        (lambda: MaPO(form="book"), "--form: expected one of code, paper, found 'book'"),
+        (lambda: MaPO(form="book"), "--form: expected one of paper, code, found 'book'"),
         (lambda: DPO(beta=-5), "--beta: expected more than 0, found -5"),
         (lambda: DPO(beta=math.nan), "--beta: expected more than 0 and finite, found nan"),
         (lambda: InPO(beta=math.inf), "--beta: expected more than 0 and finite, found inf"),

@@ -15,8 +15,6 @@ from .training_args import add_training_arguments
 
 
 _FLAG_TYPES = (int, float, str, bool)
-# Where a paper's recipe for one family of models is not its objective's default; derived objectives share it.
-_BACKBONE_DEFAULTS: dict[str, dict[type[Objective], dict[str, object]]] = {"sdxl": {InPO: {"beta": 5000.0}}}
 
 
 def add_alignment_arguments(
@@ -69,11 +67,9 @@ def add_objective_options(parser: argparse.ArgumentParser, kinds: Sequence[type[
     for kind in kinds:
         about = _argument_texts(kind)
         for name, flag_type, default in _options(kind):
-            defaults = [str(default)]
-            for backbone in BACKBONES:
-                others = _backbone_defaults(kind, backbone)
-                defaults += [f"{others[name]} with --backbone {backbone}"] if name in others else []
-            text = f"{about.get(name, '')} Default: {', '.join(defaults)}.".strip()
+            others = {_backbone_defaults(kind, backbone).get(name, default): backbone for backbone in BACKBONES}
+            shown = ", ".join(f"{value} for {backbone}" for value, backbone in others.items())
+            text = f"{about.get(name, '')} Default: {shown if len(others) > 1 else default}.".strip()
             texts.setdefault(name, {}).setdefault(text, []).append(kind.__name__)
             types[name] = flag_type
     for name, lines in texts.items():
@@ -107,11 +103,8 @@ def objective_from_args(
 
 
 def _backbone_defaults(kind: type[Objective], backbone: str) -> dict[str, object]:
-    """Options of an objective that one family of models sets otherwise."""
-    options: dict[str, object] = {}
-    for base, values in _BACKBONE_DEFAULTS.get(backbone, {}).items():
-        options |= values if issubclass(kind, base) else {}
-    return options
+    """Options that the papers set for each family of models."""
+    return {"beta": BACKBONES[backbone].inversion_beta} if issubclass(kind, InPO) else {}
 
 
 def _options(kind: type[Objective]) -> list[tuple[str, type, object]]:

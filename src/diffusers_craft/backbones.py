@@ -57,6 +57,7 @@ class Backbone:
         resolution (`int`): default side of the training images, pixels.
         max_train_steps (`int`): optimizer steps of the CRAFT recipe (arXiv 2603.18991).
         paper_hours (`float`): H100-hours of that fine-tuning in the paper, section 4.2.
+        inversion_beta (`float`): beta of preferences on inverted latents (arXiv 2506.02698, 2503.18454).
     """
 
     name: str
@@ -67,6 +68,7 @@ class Backbone:
     resolution: int
     max_train_steps: int
     paper_hours: float
+    inversion_beta: float
 
     def load(self, source: ModelSource, device: str | torch.device = "cpu") -> Components:
         """The parts that training needs, in float32, with a DDPM scheduler made from the pipeline's own schedule.
@@ -185,6 +187,7 @@ SD15 = Backbone(
     resolution=512,
     max_train_steps=120,
     paper_hours=1.9,
+    inversion_beta=2000.0,
 )
 
 SDXL = Backbone(
@@ -196,6 +199,7 @@ SDXL = Backbone(
     resolution=1024,
     max_train_steps=200,
     paper_hours=4.0,
+    inversion_beta=5000.0,
 )
 
 BACKBONES = {"sd15": SD15, "sdxl": SDXL}

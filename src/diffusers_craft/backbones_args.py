@@ -13,4 +13,4 @@ def add_source_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGro
         help="For a single .safetensors file: folder or Hub id of a pipeline with its configuration and"
         " tokenizers; the default is the original model's id, which diffusers infers.",
     )
-    parser.add_argument("--cache_dir", help="Where downloads are kept; default: HF_HOME.")
+    parser.add_argument("--cache_dir", help="Where downloads and caches are kept; default: HF_HOME.")

@@ -5,6 +5,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .backbones_args import add_source_arguments
 from .backbones_loading import TUNED_FILES
 
 
@@ -119,14 +120,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="Hub id or folder of a diffusers pipeline, a single .safetensors file in the original layout, or the"
         " name of an embedded pipeline (tiny-sd15, tiny-sdxl).",
     )
-    group.add_argument(
-        "--single_file_config",
-        help="For a single .safetensors file: folder or Hub id of a pipeline with its configuration and"
-        " tokenizers; the default is the original model's id, which diffusers infers.",
-    )
-    group.add_argument("--revision", help="Branch, tag or commit of the model on the Hub.")
-    group.add_argument("--variant", help="Variant of the model files, e.g. fp16.")
-    group.add_argument("--cache_dir", help="Where downloads and encoded datasets are kept; default: HF_HOME.")
+    add_source_arguments(group)
 
 
 def _add_data_arguments(parser: argparse.ArgumentParser, resolution: int) -> None:

@@ -44,7 +44,8 @@ def recipe(args: Namespace) -> dict[str, bool | int | float | str | None]:
     """The flags that decide what a training computes; no paths, since checkpoints may be published."""
     chosen = {}
     for name, value in vars(args).items():
-        is_plain = value is None or isinstance(value, (bool, int, float))
+        values = value if isinstance(value, list) else [value]
+        is_plain = value is None or all(isinstance(part, (bool, int, float)) for part in values)
         if name in _TEXTS or (is_plain and name not in _INCIDENTAL):
             chosen[name] = value
     return chosen

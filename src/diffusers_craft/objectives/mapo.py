@@ -11,7 +11,7 @@ from .base import LossOutput, Noised, Objective, check_choice, check_range, orde
 from .craft import denoising_errors
 
 
-FORMS = ("code", "paper")
+FORMS = ("paper", "code")
 _TIMESTEPS = 1000.0  # T in the code's margin
 
 
@@ -21,16 +21,17 @@ def bounded_likelihood(errors: torch.Tensor) -> torch.Tensor:
     return torch.where(errors > 1e-6, positive / torch.expm1(positive), 1 - errors / 2)
 
 
-def mapo_loss(errors: torch.Tensor, beta: float = 0.1, form: str = "code", scale: float = 0.5) -> torch.Tensor:
+def mapo_loss(errors: torch.Tensor, beta: float = 8.0, form: str = "paper", scale: float = 0.5) -> torch.Tensor:
     """mean m_w + a * mean softplus(-margin).
 
-    `code`: a = beta, margin = T (phi(s m_w) - phi(s m_l)) with T = 1000 and s = 0.5. `paper` (AAAI version): a = 1 / beta,
-    margin = phi(m_w)^beta - phi(m_l)^beta; its best beta is 8 in general. A beta of 0 is fine-tuning on the winners.
+    `paper` (AAAI version): a = 1 / beta, margin = phi(m_w)^beta - phi(m_l)^beta; its best beta is 8 in general. `code`:
+    a = beta, 0.1 there, margin = T (phi(s m_w) - phi(s m_l)) with T = 1000 and s = 0.5, which unlearns losers far more
+    strongly. A beta of 0 is fine-tuning on the winners.
 
     Args:
         errors (`torch.Tensor`): (2P,) m of [winners, losers].
-        beta (`float`, *optional*, defaults to 0.1): weight of the margin, see above.
-        form (`str`, *optional*, defaults to `"code"`): one of `FORMS`.
+        beta (`float`, *optional*, defaults to 8): weight of the margin, see above.
+        form (`str`, *optional*, defaults to `"paper"`): one of `FORMS`.
         scale (`float`, *optional*, defaults to 0.5): s of the code's form.
 
     Returns:
@@ -51,13 +52,13 @@ class MaPO(Objective):
     """MaPO.
 
     Args:
-        beta (`float`, *optional*, defaults to 0.1): weight of the margin; for the paper's form 8 is its own.
-        form (`str`, *optional*, defaults to `"code"`): `code` or `paper`, see `mapo_loss`.
+        beta (`float`, *optional*, defaults to 8): of the margin, see `mapo_loss`; for the code's form 0.1 is its own.
+        form (`str`, *optional*, defaults to `"paper"`): `paper` or `code`, see `mapo_loss`.
         scale (`float`, *optional*, defaults to 0.5): of errors in the code's margin.
     """
 
-    beta: float = 0.1
-    form: str = "code"
+    beta: float = 8.0
+    form: str = "paper"
     scale: float = 0.5
     unit: ClassVar[str] = "pair"
 

@@ -27,6 +27,7 @@ from diffusers_craft import (
     load_pipeline,
     load_prompts,
     prepare_training_data,
+    vae_fingerprint,
 )
 
 
@@ -39,6 +40,7 @@ def encoded_and_generated(args: argparse.Namespace) -> tuple[torch.Tensor, torch
     prompts = load_prompts(args.prompts, num_prompts=args.num_prompts)
     made = generate_images(pipeline, prompts, [derive_seed(0, "roundtrip", prompt) for prompt in prompts], settings)
     columns = {"image": made.images, "prompt": prompts, "latent": list(made.latents.astype(np.float16))}
+    columns["latent_vae"] = [vae_fingerprint(pipeline.vae)] * len(prompts)
     dataset = Dataset.from_dict(columns).select(np.flatnonzero(made.valid))
 
     components = backbone.load(ModelSource(args.pretrained_model_name_or_path), device)

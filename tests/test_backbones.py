@@ -1,6 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Backbones against diffusers' own pipelines as the oracle."""
 
+import json
 import shutil
 
 import pytest
@@ -11,6 +12,7 @@ from training_driver import same, weights
 from diffusers_craft import backbones_loading
 from diffusers_craft.backbones import SD15, SDXL, ModelSource
 from diffusers_craft.backbones_loading import load_pipeline, load_tuned_pipeline
+from diffusers_craft.backbones_vae import vae_fingerprint
 
 
 PROMPTS = ["a red circle", "two green stars, sharp", ""]
@@ -101,6 +103,23 @@ def test_another_vae_replaces_the_pipelines_own(models):
     assert all(torch.equal(value, own[name]) for name, value in SDXL.load(source).vae.state_dict().items())
 
 
+def test_the_fingerprint_of_a_vae_tells_what_its_latents_mean(models):
+    """Encoder and scale count; neither the decoder nor a precision in which the same weights are loaded."""
+    first = load_pipeline(models[SD15], device="cpu").vae
+    own = vae_fingerprint(first)
+    assert own.startswith("scaling_factor=0.18215 encoder=")
+    for dtype in (torch.float16, torch.bfloat16):
+        assert vae_fingerprint(load_pipeline(models[SD15], device="cpu").vae.to(dtype)) == own
+    with torch.no_grad():
+        first.decoder.conv_in.weight.neg_()
+        assert vae_fingerprint(first) == own
+        first.register_to_config(scaling_factor=0.13025)
+        assert vae_fingerprint(first) == own.replace("0.18215", "0.13025")
+        first.register_to_config(scaling_factor=0.18215)
+        first.encoder.conv_in.weight.flatten()[3].neg_()
+        assert vae_fingerprint(first) != own
+
+
 def test_errors_name_the_model(models, tmp_path):
     with pytest.raises(ValueError, match="expected a StableDiffusionXLPipeline .* found a StableDiffusionPipeline"):
         SDXL.load(ModelSource(str(models[SD15])))
@@ -109,6 +128,57 @@ def test_errors_name_the_model(models, tmp_path):
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="expected a diffusers pipeline folder"):
         load_pipeline(str(tmp_path))
+
+
+def _without_unet(folder):
+    shutil.rmtree(folder / "unet")
+
+
+def _without_tokenizer(folder):
+    shutil.rmtree(folder / "tokenizer")
+
+
+def _truncated(folder):
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"\x10" * 100)
+
+
+def _truncated_text_encoder(folder):
+    (folder / "text_encoder" / "model.safetensors").write_bytes(b"\x10" * 100)
+
+
+def _of_another_shape(folder):
+    config = folder / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"block_out_channels": [16, 32]}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_without_unet, "found no unet/ in it$"),
+        (_without_tokenizer, "found no tokenizer/ in it$"),
+        (_truncated, r"\(diffusers .* says: .*diffusion_pytorch_model.safetensors"),
+        (_truncated_text_encoder, r"\(diffusers .* says: .*header"),
+        (_of_another_shape, r"\(diffusers .* says: .*shape"),
+    ],
+)
+def test_a_damaged_folder_is_one_clear_line(models, tmp_path, damage, words):
+    folder = shutil.copytree(models[SD15], tmp_path / "model")
+    damage(folder)
+    with pytest.raises(ValueError, match=rf"^model '.*model': expected a whole pipeline.* {words}") as caught:
+        load_pipeline(folder, device="cpu")
+    assert "\n" not in str(caught.value) and caught.traceback[-1].frame.f_globals["__name__"].startswith(
+        "diffusers_craft"
+    )
+
+
+def test_files_that_are_not_there_are_named(models, tmp_path):
+    with pytest.raises(ValueError, match="expected a whole pipeline with files of --variant fp16 .*variant=fp16"):
+        load_pipeline(models[SD15], variant="fp16", device="cpu")
+    with pytest.raises(ValueError, match="^--pretrained_vae_model_name_or_path: expected a Hub id or folder of a VAE"):
+        SDXL.load(ModelSource(str(models[SDXL]), vae=str(tmp_path)))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="expected a UNet that was trained from the base"):
+        load_tuned_pipeline(str(tmp_path), str(models[SD15]), device="cpu")
 
 
 @pytest.mark.parametrize("backbone", [SD15, SDXL], ids=lambda backbone: backbone.name)

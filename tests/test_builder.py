@@ -12,6 +12,7 @@ from build_driver import REWARDS, BrightnessReward
 import diffusers_craft.builder as builder_module
 from diffusers_craft import tiny
 from diffusers_craft.backbones_loading import load_pipeline
+from diffusers_craft.backbones_vae import vae_fingerprint
 from diffusers_craft.builder import CRAFTDatasetBuilder, format_funnel
 from diffusers_craft.dataset import load_craft_dataset
 from diffusers_craft.filtering import composite_reward, crf_filter, group_advantages
@@ -225,6 +226,7 @@ def test_no_refinement_varies_seeds_only(pipeline, tmp_path: Path) -> None:
     dataset = builder.build(PROMPTS[:5])
     assert dataset["prompt"][:] == dataset["refined_prompt"][:] and len(set(dataset["seed"])) == 4
     assert np.shape(dataset["latent"][0]) == (4, 8, 8)
+    assert set(load_craft_dataset(tmp_path)["latent_vae"]) == {vae_fingerprint(pipeline.vae)}
 
 
 def test_without_output_dir_the_dataset_lives_in_memory(pipeline) -> None:

@@ -47,7 +47,7 @@ def candidates(tiny_images: list[Image.Image]) -> pa.Table:
 def make_dataset(candidates: pa.Table):
     k = len(candidates)
     rewards = {"hps_v2.1": np.arange(k) / 7, "aesthetic": np.arange(k) - 1.0}
-    return assemble_dataset(candidates, rewards, np.linspace(1, 0, k), np.linspace(-1, 1, k))
+    return assemble_dataset(candidates, rewards, np.linspace(1, 0, k), np.linspace(-1, 1, k), "a VAE")
 
 
 def without_latents(candidates: pa.Table) -> pa.Table:
@@ -57,7 +57,7 @@ def without_latents(candidates: pa.Table) -> pa.Table:
 
 def test_columns_and_values(candidates: pa.Table, tiny_images: list[Image.Image]) -> None:
     dataset = make_dataset(candidates)
-    assert dataset.column_names == [*COLUMNS, "reward", "advantage", "latent"]
+    assert dataset.column_names == [*COLUMNS, "reward", "advantage", "latent", "latent_vae"]
     row = dataset[5]
     assert row["image"].tobytes() == tiny_images[5].tobytes()
     assert (row["prompt"], row["refined_prompt"]) == ("prompt 1", "prompt 1, v5")
@@ -86,7 +86,7 @@ def test_round_trip(candidates: pa.Table, tmp_path: Path, monkeypatch, rows_per_
     for loaded in sources:
         assert loaded.features == dataset.features
         assert [row["image"].tobytes() for row in loaded] == [row["image"].tobytes() for row in dataset]
-        for name in ("prompt", "seed", "hps_v2.1", "reward", "latent"):
+        for name in ("prompt", "seed", "hps_v2.1", "reward", "latent", "latent_vae"):
             assert loaded[name][:] == dataset[name][:]
 
 

@@ -109,6 +109,10 @@ def test_errors_say_what_is_missing(single_files, tmp_path):
         load_pipeline(str(single_files["sd15"]), device="cpu")  # offline, and nothing cached
     with pytest.raises(ValueError, match="expected a .safetensors file, found none"):
         load_pipeline("nowhere.safetensors", device="cpu")
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(single_files["sd15"].read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"broken.safetensors': expected a .safetensors file \(diffusers .* says: "):
+        load_pipeline(str(broken), device="cpu")
     with pytest.raises(ValueError, match="expected a StableDiffusionPipeline for this script, found a .*XLPipeline"):
         SD15.pipeline(ModelSource(str(single_files["sdxl"])))
     unet = tmp_path / "unet.safetensors"

@@ -113,6 +113,13 @@ def test_defaults_are_the_recipe():
         (["--train_dtype=bf16", "--use_ema"], "--train_dtype: expected fp32 with --use_ema, .*, found bf16"),
         (["--max_grad_norm=0"], "--max_grad_norm: expected more than 0, found 0.0"),
         (["--snr_gamma=0"], "--snr_gamma: expected more than 0, found 0.0"),
+        (["--learning_rate=-1"], "--learning_rate: expected more than 0, found -1.0"),
+        (["--learning_rate=nan"], "--learning_rate: expected more than 0, found nan"),
+        (["--adam_beta1=1.5"], r"--adam_beta1: expected a number in \[0, 1\), found 1.5"),
+        (["--adam_beta2=1"], r"--adam_beta2: expected a number in \[0, 1\), found 1.0"),
+        (["--adam_weight_decay=-0.1"], "--adam_weight_decay: expected at least 0, found -0.1"),
+        (["--adam_epsilon=0"], "--adam_epsilon: expected more than 0, found 0.0"),
+        (["--lr_warmup_steps=-1"], "--lr_warmup_steps: expected at least 0, found -1"),
         (["--noise_offset=-1"], "--noise_offset: expected at least 0, found -1.0"),
         (["--hub_model_id=org/m"], "--hub_model_id, .*: expected --push_to_hub with them, found none"),
         (

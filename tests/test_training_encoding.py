@@ -1,6 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Encoding of datasets: against the VAE itself, and what makes the cache hit or miss."""
 
+import json
 from argparse import ArgumentParser, Namespace
 
 import numpy as np
@@ -10,8 +11,12 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
 from diffusers_craft.backbones import SD15, SDXL, ModelSource
+from diffusers_craft.backbones_vae import vae_fingerprint
+from diffusers_craft.dataset import load_craft_dataset
+from diffusers_craft.generation import encode_png
 from diffusers_craft.training_args import add_training_arguments
-from diffusers_craft.training_encoding import crop_image, prepare_training_data
+from diffusers_craft.training_encoding import prepare_training_data
+from diffusers_craft.training_images import crop_image
 
 
 @pytest.fixture
@@ -145,12 +150,86 @@ def test_crops_lie_inside_the_image_and_vary_with_the_seed():
 
 def test_generated_latents_are_taken_as_they_are(components, make_args, make_images):
     latents = np.random.default_rng(0).normal(size=(3, 4, 8, 8)).astype(np.float16)
-    dataset = _dataset(make_images(3), latent=list(latents))
+    dataset = _dataset(make_images(3), latent=list(latents), latent_vae=[vae_fingerprint(components.vae)] * 3)
     data = prepare_training_data(dataset, SD15, components, make_args("--use_generated_latents"))
     assert data.latent_stds is None
     np.testing.assert_array_equal(data.latents[0].numpy(), latents.astype(np.float32))
     with pytest.raises(ValueError, match=r"expected shape \(4, 4, 4\) at --resolution 32, found \(4, 8, 8\) in row 0"):
         prepare_training_data(dataset, SD15, components, make_args("--use_generated_latents", "--resolution=32"))
+
+
+def test_generated_latents_of_another_vae_are_refused(components, make_args, make_images):
+    """Also where the cache holds them from a training of the right model."""
+    latents = list(np.zeros((3, 4, 8, 8), np.float16))
+    own = vae_fingerprint(components.vae)
+    dataset = _dataset(make_images(3), latent=latents, latent_vae=[own] * 3)
+    prepare_training_data(dataset, SD15, components, make_args("--use_generated_latents"))
+    components.vae.register_to_config(scaling_factor=0.13025)
+    words = (
+        rf"--use_generated_latents: expected latents of this model's VAE \(scaling_factor=0.13025 .*\), found {own}$"
+    )
+    with pytest.raises(ValueError, match=words):
+        prepare_training_data(dataset, SD15, components, make_args("--use_generated_latents"))
+    mixed = _dataset(make_images(3), latent=latents, latent_vae=[vae_fingerprint(components.vae), None, own])
+    with pytest.raises(ValueError, match="expected latents of this model's VAE"):
+        prepare_training_data(mixed, SD15, components, make_args("--use_generated_latents"))
+
+
+def test_latents_of_unknown_origin_are_compared_with_encoded_images(components, make_args, make_images, caplog):
+    images = make_images(6)
+    encoded = prepare_training_data(_dataset(images), SD15, components, make_args("--center_crop")).latents[0].numpy()
+    rng = np.random.default_rng(0)
+    size = np.sqrt(np.square(encoded).mean())
+
+    def prepare(latents: np.ndarray, dataset: Dataset | None = None) -> bool:
+        dataset = _dataset(images, latent=list(latents)) if dataset is None else dataset
+        return prepare_training_data(dataset, SD15, components, make_args("--use_generated_latents")) is not None
+
+    assert prepare(encoded + 0.5 * size * rng.normal(size=encoded.shape))  # more than any pipeline was seen to differ
+    for foreign in (-encoded, 5 * encoded, size * rng.normal(size=encoded.shape), np.zeros_like(encoded)):
+        with pytest.raises(
+            ValueError, match="which encoding the images gives within 0.7 of their size, found .* in the"
+        ):
+            prepare(foreign)
+    assert not caplog.records
+    assert prepare(-encoded, _dataset(images, latent=list(-encoded)).remove_columns("image"))
+    assert "no column 'latent_vae' and no images, the VAE is taken on trust" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (lambda data: None, r"row 2, found None$"),
+        (lambda data: {"bytes": b"<html>", "path": None}, r"row 2, found one that .* \(UnidentifiedImageError: .*\)$"),
+        (
+            lambda data: {"bytes": data[:-100], "path": "cat.png"},
+            r"row 2 \(cat.png\), found one that .* \(OSError: .*\)$",
+        ),
+    ],
+)
+def test_a_broken_image_is_named(components, make_args, make_images, broken, words):
+    encoded = [encode_png(image) for image in make_images(3)]
+    dataset = _dataset([*({"bytes": data, "path": None} for data in encoded[:2]), broken(encoded[2])])
+    with pytest.raises(ValueError, match=rf"^--image_column: expected a picture in column 'image', {words}"):
+        prepare_training_data(dataset, SD15, components, make_args())
+
+
+def test_a_broken_file_of_an_image_folder_is_named(components, make_args, make_images, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, image in zip("abc", make_images(3), strict=True):
+        image.save(folder / f"{name}.png")
+    (folder / "b.png").write_bytes(b"damaged")
+    lines = [json.dumps({"file_name": f"{name}.png", "prompt": "thing"}) for name in "abc"]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    dataset = load_craft_dataset(folder)
+    with pytest.raises(ValueError, match=r"row 1 \(.*b\.png\), found one that cannot be read"):
+        prepare_training_data(dataset, SD15, components, make_args())
+
+
+def test_a_column_of_texts_is_no_column_of_pictures(components, make_args, make_images):
+    with pytest.raises(ValueError, match="expected a picture in column 'prompt', row 0, found 'thing 0'"):
+        prepare_training_data(_dataset(make_images(2)), SD15, components, make_args("--image_column=prompt"))
 
 
 def test_weights(components, make_args, make_images, caplog):

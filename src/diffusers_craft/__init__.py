@@ -18,6 +18,7 @@ _EXPORTS = {
     "backbones": ["BACKBONES", "SD15", "SDXL", "Components", "ModelSource"],
     "backbones_args": ["add_source_arguments"],
     "backbones_loading": ["load_pipeline", "load_tuned_pipeline"],
+    "backbones_vae": ["vae_fingerprint"],
     "builder": ["CRAFTDatasetBuilder"],
     "cli": ["default_device", "parse_pairs", "recorded_option", "run_script", "write_run_json"],
     "composite": ["composite_reward", "normalization_constants"],

@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 
 from . import tiny
-from .backbones_loading import dtype_argument, load_pipeline, pipeline_class_name
+from .backbones_loading import load_pipeline, load_vae, pipeline_class_name
 
 
 class ModelSource(NamedTuple):
@@ -102,8 +102,7 @@ class Backbone:
             raise ValueError(f"--pretrained_model_name_or_path: {expected}, found a {found} in {source.name!r}")
         components = {} if unet is None else {"unet": unet}
         if source.vae is not None:
-            vae_argument = {"cache_dir": source.cache_dir, **dtype_argument(torch.float32)}
-            components["vae"] = AutoencoderKL.from_pretrained(source.vae, **vae_argument)
+            components["vae"] = load_vae(source.vae, source.cache_dir)
         where |= {"variant": source.variant, "config": source.config}
         return load_pipeline(source.name, dtype=torch.float32, device=device, **where, **components)
 

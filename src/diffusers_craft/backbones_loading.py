@@ -2,16 +2,18 @@
 """Pipelines from wherever they are: the Hub, a folder, a single file, this package, or a training's output."""
 
 import json
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import deprecation_utils
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from . import tiny
 from .workdir import RUN_FILE
@@ -56,7 +58,7 @@ def load_pipeline(
         `DiffusionPipeline`: on `device`, without a safety checker.
 
     Raises:
-        ValueError: if there is no pipeline under that name.
+        ValueError: if there is no pipeline under that name, or a part of it is missing or broken.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = torch.float32 if device.type == "cpu" else dtype
@@ -67,7 +69,11 @@ def load_pipeline(
         components = {**_NO_SAFETY_CHECKER, **components}
     if is_single_file(path):
         return _load_single_file(class_name, path, config, cache_dir, dtype, components).to(device)
-    pipeline = DiffusionPipeline.from_pretrained(path, variant=variant, **where, **dtype_argument(dtype), **components)
+    _check_parts(str(name_or_path), path, components)
+    options = {**where, **dtype_argument(dtype), **components}
+    files = f" with files of --variant {variant}" if variant else ""
+    with library_errors(f"model {str(name_or_path)!r}", f"expected a whole pipeline{files}"):
+        pipeline = DiffusionPipeline.from_pretrained(path, variant=variant, **options)
     return pipeline.to(device)
 
 
@@ -104,14 +110,51 @@ def load_tuned_pipeline(
     pipeline = load_pipeline(base, revision, variant, config=config, **options)
     if kind != "lora":
         where = {"subfolder": Path(_LOADABLE[kind]).parent.name or None, "cache_dir": cache_dir}
-        unet = UNet2DConditionModel.from_pretrained(name_or_path, **where, **dtype_argument(pipeline.dtype))
+        with library_errors(f"model {str(name_or_path)!r}", "expected a UNet that was trained from the base"):
+            unet = UNet2DConditionModel.from_pretrained(name_or_path, **where, **dtype_argument(pipeline.dtype))
         pipeline.unet = unet.to(pipeline.device)
         return pipeline
-    pipeline.load_lora_weights(name_or_path, weight_name=LORA_FILE, cache_dir=cache_dir)
+    with library_errors(f"model {str(name_or_path)!r}", "expected LoRA weights that were trained on the base"):
+        pipeline.load_lora_weights(name_or_path, weight_name=LORA_FILE, cache_dir=cache_dir)
     if fuse:
         pipeline.fuse_lora()
         pipeline.unload_lora_weights()
     return pipeline
+
+
+def load_vae(name_or_path: str, cache_dir: str | None = None) -> AutoencoderKL:
+    """The VAE of `--pretrained_vae_model_name_or_path`, in float32.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    with library_errors("--pretrained_vae_model_name_or_path", "expected a Hub id or folder of a VAE"):
+        return AutoencoderKL.from_pretrained(name_or_path, cache_dir=cache_dir, **dtype_argument(torch.float32))
+
+
+@contextmanager
+def library_errors(place: str, wanted: str) -> Iterator[None]:
+    """Says in one line what a library could not load: its errors for files that are missing, broken or do not fit.
+
+    Args:
+        place (`str`): flag or model.
+        wanted (`str`): what was expected.
+    """
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{place}: {wanted} (diffusers {diffusers.__version__} says: {reason})") from error
+
+
+def _check_parts(name: str, path: str, given: Container[str]) -> None:
+    """Refuses a folder without one of its parts; transformers 5 makes up an empty tokenizer where there is none."""
+    if not Path(path).is_dir():
+        return
+    index = json.loads((Path(path) / DiffusionPipeline.config_name).read_text(encoding="utf-8"))
+    parts = [part for part, kind in index.items() if isinstance(kind, list) and kind[-1] and part not in given]
+    if missing := [part for part in parts if not (Path(path) / part).is_dir()]:
+        raise ValueError(f"model {name!r}: expected a whole pipeline, found no {missing[0]}/ in it")
 
 
 def _tuned_kind(name_or_path: str, cache_dir: str | None) -> str:
@@ -158,21 +201,22 @@ def pipeline_class_name(name: str, path: str, where: dict[str, str | None]) -> s
     """
     if is_single_file(path):
         return _single_file_class_name(path)
-    try:
-        return DiffusionPipeline.load_config(path, **where)["_class_name"]
-    except (OSError, KeyError) as error:
-        embedded = ", ".join(tiny.MODELS)
+    wanted = "expected a diffusers pipeline folder, a reachable Hub id, a .safetensors file or one of "
+    with library_errors(f"model {name!r}", wanted + ", ".join(tiny.MODELS)):
+        config = DiffusionPipeline.load_config(path, **where)
+    if "_class_name" not in config:
         raise ValueError(
-            f"model {name!r}: expected a diffusers pipeline folder, a reachable Hub id, a .safetensors file or one of {embedded}"
-            f" (diffusers {diffusers.__version__} says: {' '.join(str(error).split())[:200]})"
-        ) from error
+            f"model {name!r}: expected a diffusers pipeline, found a {DiffusionPipeline.config_name} of none"
+        )
+    return config["_class_name"]
 
 
 def _single_file_class_name(path: str) -> str:
     if not Path(path).is_file():
         raise ValueError(f"model {path!r}: expected a .safetensors file, found none")
-    with safe_open(path, framework="pt") as file:
-        names = list(file.keys())
+    with library_errors(f"model {path!r}", "expected a .safetensors file"):
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
     for prefix, class_name in _TEXT_ENCODERS.items():
         if any(name.startswith(prefix) for name in names):
             return class_name

@@ -15,6 +15,7 @@ from typing import Any
 from datasets import Dataset
 from diffusers import DiffusionPipeline
 
+from .backbones_vae import vae_fingerprint
 from .cli import write_run_json
 from .dataset import SCORED_COLUMNS, assemble_dataset, assemble_scores, save_dataset, save_scores, take_rows
 from .filtering import (
@@ -249,7 +250,8 @@ class CRAFTDatasetBuilder:
         self.funnel = funnel(rewards, composite, mask, advantages, rows, groups, variants, self.filter_rule)
         chosen = take_rows(candidates, rows)
         picked = {name: values[rows] for name, values in rewards.items()}
-        self.dataset = assemble_dataset(chosen, picked, composite[rows], advantages[rows])
+        latent_vae = vae_fingerprint(self.pipeline.vae) if self.save_latents else None
+        self.dataset = assemble_dataset(chosen, picked, composite[rows], advantages[rows], latent_vae)
         if self._rank == 0:
             folder = Path(self.output_dir)
             for place in (folder, folder / "report"):

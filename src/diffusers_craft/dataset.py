@@ -37,6 +37,7 @@ def assemble_dataset(
     rewards: Mapping[str, np.ndarray],
     composite: np.ndarray,
     advantages: np.ndarray,
+    latent_vae: str | None = None,
 ) -> Dataset:
     """Puts selected candidates and their scores together.
 
@@ -45,11 +46,13 @@ def assemble_dataset(
         rewards (`Mapping[str, np.ndarray]`): reward name to (k,) raw scores.
         composite (`np.ndarray`): (k,) composite reward.
         advantages (`np.ndarray`): (k,) group advantages.
+        latent_vae (`str`, *optional*): `vae_fingerprint` of the VAE that the candidates' latents belong to.
 
     Returns:
         `datasets.Dataset`: k rows with the columns `image`, `prompt` (the original, which training conditions on),
         `refined_prompt` (which generated the image), `group`, `variant`, `seed`, one column a raw reward, `reward`
-        (composite), `advantage`, and `latent` (float16, in the UNet's scale) where the candidates have it.
+        (composite), `advantage`, and where the candidates have latents `latent` (float16, in the UNet's scale) and
+        `latent_vae`.
     """
     columns = {name: candidates[name].to_pylist() for name in ("image", "prompt", "refined_prompt")}
     columns |= {name: candidates[name].to_pylist() for name in ("group", "variant", "seed")}
@@ -61,6 +64,8 @@ def assemble_dataset(
     if len(candidates) and not candidates["latent"].null_count:
         columns["latent"] = [unpack_latent(data) for data in candidates["latent"].to_pylist()]
         features["latent"] = Array3D(columns["latent"][0].shape, "float16")
+        # A column, the same in every row: it survives selection, Parquet, the Hub and other people's tools.
+        columns["latent_vae"], features["latent_vae"] = [latent_vae] * len(candidates), Value("string")
     return Dataset.from_dict(columns, features=Features(features))
 
 

@@ -13,6 +13,18 @@ if TYPE_CHECKING:
     from .backbones import Backbone
 
 _LORA_RANK = 4  # diffusers' default
+# What was expected -> whether a number is, and the flags.
+_RANGES = {
+    "at least 1": (
+        lambda value: value >= 1,
+        "train_batch_size gradient_accumulation_steps max_train_steps num_train_epochs resolution max_train_samples"
+        " rank lora_alpha num_validation_images checkpointing_steps checkpoints_total_limit validation_epochs",
+    ),
+    "more than 0": (lambda value: value > 0, "learning_rate adam_epsilon max_grad_norm snr_gamma"),
+    "at least 0": (lambda value: value >= 0, "adam_weight_decay lr_warmup_steps noise_offset"),
+    "a number in [0, 1)": (lambda value: 0 <= value < 1, "adam_beta1 adam_beta2"),
+    "a probability in [0, 1]": (lambda value: 0 <= value <= 1, "caption_dropout"),
+}
 
 
 def add_training_arguments(
@@ -49,20 +61,11 @@ def check_training_arguments(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--use_generated_latents: expected the VAE that the latents were generated for, found {found}"
         )
-    positive = ["train_batch_size", "gradient_accumulation_steps", "max_train_steps", "num_train_epochs", "resolution"]
-    positive += [
-        "max_train_samples",
-        "rank",
-        "lora_alpha",
-        "num_validation_images",
-        "checkpointing_steps",
-        "checkpoints_total_limit",
-        "validation_epochs",
-    ]
-    for name in positive:
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name}: expected at least 1, found {value}")
+    for words, (allowed, names) in _RANGES.items():
+        for name in names.split():
+            value = getattr(args, name)
+            if value is not None and not allowed(value):  # not a number is never allowed
+                raise ValueError(f"--{name}: expected {words}, found {value}")
     _check_lora_arguments(args)
     _check_hub_arguments(args)
     _check_output_dir(args)
@@ -73,14 +76,6 @@ def check_training_arguments(args: argparse.Namespace) -> None:
             "--use_lora, whose adapters are small" if args.use_lora else "--use_ema, whose updates are smaller still"
         )
         raise ValueError(f"--train_dtype: expected fp32 with {found}, found bf16")
-    if not args.max_grad_norm > 0:
-        raise ValueError(f"--max_grad_norm: expected more than 0, found {args.max_grad_norm}")
-    if args.snr_gamma is not None and not args.snr_gamma > 0:
-        raise ValueError(f"--snr_gamma: expected more than 0, found {args.snr_gamma}")
-    if not args.noise_offset >= 0:
-        raise ValueError(f"--noise_offset: expected at least 0, found {args.noise_offset}")
-    if not 0.0 <= args.caption_dropout <= 1.0:
-        raise ValueError(f"--caption_dropout: expected a probability in [0, 1], found {args.caption_dropout}")
 
 
 def _check_lora_arguments(args: argparse.Namespace) -> None:

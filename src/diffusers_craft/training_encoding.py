@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from huggingface_hub.constants import HF_HOME
-from PIL import Image
 from safetensors.torch import load_file, save
 from tqdm.auto import tqdm
 
@@ -25,6 +24,8 @@ from .backbones import Backbone, Components
 from .objectives.craft import transform_advantages
 from .records import derive_seed
 from .training_data import TrainingData
+from .training_images import Pictures, as_vae_input, crop_image
+from .training_latents import check_latents, read_latents
 from .workdir import atomic_write_bytes
 
 
@@ -50,7 +51,8 @@ def prepare_training_data(
         args (`argparse.Namespace`): flags of `add_training_arguments`.
 
     Raises:
-        ValueError: if a column is missing, or a row has no caption, no finite advantage or a latent of another shape.
+        ValueError: if a column is missing, or a row has no caption, no picture, no finite advantage, or a latent of
+            another shape or VAE.
     """
     columns = {"--caption_column": args.caption_column}
     columns |= {"--latent_column": args.latent_column} if args.use_generated_latents else {}
@@ -63,6 +65,8 @@ def prepare_training_data(
         dataset = dataset.shuffle(seed=args.seed).select(range(args.max_train_samples))
     if len(dataset) == 0:
         raise ValueError("--dataset_name: expected at least one row, found none")
+    if args.use_generated_latents:
+        check_latents(dataset, components.vae, args)
     advantages = advantage_weights(dataset, args)
     captions = _captions(dataset, args.caption_column)
     distinct = list(dict.fromkeys(captions))
@@ -132,40 +136,11 @@ def advantage_weights(dataset: "Dataset", args: Namespace) -> torch.Tensor:
     return weights
 
 
-def crop_image(
-    image: Image.Image, resolution: int, center_crop: bool, seed: int
-) -> tuple[np.ndarray, tuple[int, int], tuple[int, int]]:
-    """Scales the shorter side to `resolution` and cuts a square out of the longer one.
-
-    Args:
-        image (`PIL.Image.Image`): any mode and size.
-        resolution (`int`): side of the square, pixels.
-        center_crop (`bool`): cut the centre, else a place that `seed` chooses.
-        seed (`int`): of the place.
-
-    Returns:
-        (resolution, resolution, 3) uint8 pixels, the original (height, width), the crop's (top, left).
-    """
-    width, height = image.size
-    scale = resolution / min(width, height)
-    scaled = (max(resolution, round(width * scale)), max(resolution, round(height * scale)))
-    image = image.convert("RGB")
-    if scaled != (width, height):
-        image = image.resize(scaled, Image.Resampling.LANCZOS)
-    room = (scaled[1] - resolution, scaled[0] - resolution)
-    if center_crop:
-        top, left = room[0] // 2, room[1] // 2
-    else:
-        top, left = (seed % (room[0] + 1)), (seed // (room[0] + 1) % (room[1] + 1))
-    pixels = np.asarray(image)[top : top + resolution, left : left + resolution]
-    return pixels, (height, width), (top, left)
-
-
 def _encode(
     dataset: "Dataset", captions: list[str], backbone: Backbone, components: Components, args: Namespace
 ) -> dict[str, torch.Tensor]:
     if args.use_generated_latents:
-        tensors = {"latents": _generated_latents(dataset, components, args)}
+        tensors = {"latents": read_latents(dataset, components.vae, args)}
         square = torch.full((len(dataset), 2), args.resolution)
         sizes = backbone.size_conditioning(square, torch.zeros_like(square), square)
     else:
@@ -196,18 +171,18 @@ def _encode_images(
     if resolution % factor:
         raise ValueError(f"--resolution: expected a multiple of {factor} for this VAE, found {resolution}")
     batch_size = max(1, _PIXELS_A_BATCH // resolution**2)
+    pictures = Pictures(dataset, args.image_column)
     means, stds, originals, corners = [], [], [], []
     for start in tqdm(range(0, len(dataset), batch_size), desc="Encoding images", disable=len(dataset) < 50):
         rows = range(start, min(start + batch_size, len(dataset)))
         crops = [
             # Of the row alone, not of --seed: runs that differ in their seed share the cache.
-            crop_image(dataset[row][args.image_column], resolution, args.center_crop, derive_seed(0, "crop", row))
+            crop_image(pictures[row], resolution, args.center_crop, derive_seed(0, "crop", row))
             for row in rows
         ]
         originals += [original for _, original, _ in crops]
         corners += [corner for _, _, corner in crops]
-        pixels = torch.from_numpy(np.stack([pixels for pixels, _, _ in crops])).permute(0, 3, 1, 2)
-        pixels = pixels.to(vae.device, torch.float32) / 127.5 - 1.0  # (B, 3, H, W) in [-1, 1]
+        pixels = as_vae_input([pixels for pixels, _, _ in crops], vae.device)
         views = [pixels, pixels.flip(3)] if args.random_flip else [pixels]
         posteriors = [vae.encode(view).latent_dist for view in views]
         means.append(torch.stack([posterior.mean for posterior in posteriors]))
@@ -220,21 +195,6 @@ def _encode_images(
     latents = {"latents": torch.cat(means, dim=1) * scaling, "latent_stds": torch.cat(stds, dim=1) * scaling}
     targets = torch.full((len(dataset), 2), resolution)
     return latents, backbone.size_conditioning(torch.tensor(originals), torch.tensor(corners), targets)
-
-
-def _generated_latents(dataset: "Dataset", components: Components, args: Namespace) -> torch.Tensor:
-    """(1, n, C, h, w) stored latents: what the base model made, already scaled, so without a posterior."""
-    config = components.vae.config
-    side = args.resolution // 2 ** (len(config.block_out_channels) - 1)
-    expected = (config.latent_channels, side, side)
-    latents = []
-    for row, latent in enumerate(dataset[args.latent_column]):
-        found = () if latent is None else np.shape(latent)
-        if found != expected:
-            wanted = f"expected shape {expected} at --resolution {args.resolution}"
-            raise ValueError(f"--use_generated_latents: {wanted}, found {found} in row {row}")
-        latents.append(torch.as_tensor(np.asarray(latent, dtype=np.float32)))
-    return torch.stack(latents)[None]
 
 
 def _captions(dataset: "Dataset", column: str) -> list[str]:
@@ -258,7 +218,7 @@ def _fingerprint(
         options |= {"scaling": components.vae.config.scaling_factor, "flip": args.random_flip}
         options |= {"center_crop": args.center_crop}
         modules.append(components.vae)
-        pictures = (np.asarray(dataset[row][args.image_column].convert("RGB")) for row in range(len(dataset)))
+        pictures = (np.asarray(image) for image in Pictures(dataset, args.image_column))
     digest.update(json.dumps(options, sort_keys=True).encode())
     _update(digest, (tokens.numpy() for tokens in backbone.tokenize(components, captions)))
     _update(digest, pictures)

@@ -42,7 +42,8 @@ _PACKAGE_FACTORIES = {
 }
 _SAFE_NAME = re.compile(r"[\w.-]+")  # names of folders, columns and NAME=VALUE flags
 # Other columns of the tables in which a reward's scores are a column.
-_RESERVED = ("row", "group", "variant", "image", "prompt", "refined_prompt", "seed", "latent", "reward", "advantage")
+_RESERVED = ("row", "group", "variant", "image", "prompt", "refined_prompt", "seed", "latent", "latent_vae")
+_RESERVED += ("reward", "advantage")
 _EXTRA_PACKAGES = ("open_clip", "torchvision")  # what the extra `rewards` installs
 
 

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -34,15 +33,12 @@ from .training_batch import MicroBatch, diffuse
 from .training_data import TrainingData, shuffled_rows
 from .training_hub import TrainingHub, card_facts
 from .training_optimizer import create_optimizer
-from .training_resume import check_place, check_recipe, hyperparameters, recipe, restore_hyperparameters
+from .training_resume import recipe, resume
 from .training_speed import SpeedMeter, announce_speed, forward_flops, speed_report
 from .training_state import (
     MetricLog,
     drop_old_checkpoints,
-    find_checkpoint,
     keep_unet_in_checkpoints,
-    list_checkpoints,
-    read_state,
     save_checkpoint,
 )
 from .training_validation import draw_validation_images
@@ -87,7 +83,7 @@ class TrainingRun:
         self._prepare_model(components.unet)
         keep_unet_in_checkpoints(accelerator, self.ema, self.weights)
         self.hub = TrainingHub(args, accelerator.is_main_process)
-        earlier = self._resume()
+        earlier = resume(args, accelerator, self.optimizer, self.lr_scheduler, self._identity(), self.max_train_steps)
         self.step, self._saved_step = earlier.get("step", 0), None
         self._resumed_step = self.step
         history, scaled = earlier.get("history", []), accelerator.mixed_precision == "fp16"
@@ -255,31 +251,6 @@ class TrainingRun:
             )
             self.ema.to(self.accelerator.device)
         self.unet, self.optimizer, self.lr_scheduler = self.accelerator.prepare(unet, optimizer, lr_scheduler)
-
-    def _resume(self) -> dict:
-        """The state of the checkpoint that the run goes on from; empty for a new one."""
-        args = self.args
-        if args.resume_from_checkpoint is None:
-            if earlier := list_checkpoints(args.output_dir):
-                wanted = "expected a folder without checkpoints, or --resume_from_checkpoint"
-                raise ValueError(f"--output_dir: {wanted}, found {earlier[-1].name} in {args.output_dir}")
-            return {}
-        path = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
-        if path is None:
-            return {}
-        state = read_state(path)
-        check_place(path, state["step"], args.output_dir, self.max_train_steps)
-        check_recipe(state["recipe"], recipe(args), path)
-        wanted = hyperparameters(self.optimizer)
-        self.accelerator.load_state(str(path))
-        if self.accelerator.distributed_type != DistributedType.DEEPSPEED:  # which keeps rates of its own
-            restore_hyperparameters(self.optimizer, self.lr_scheduler, wanted)
-        self.accelerator.step = 0  # accelerate's count of micro-batches; every checkpoint lies between two batches
-        logger.info("Resuming from %s after step %d", path, state["step"])
-        for name, value in self._identity().items():
-            if state[name] != value:
-                logger.warning("%s of the checkpoint is %s, now %s: not the same run.", name, state[name], value)
-        return state
 
     def _identity(self) -> dict[str, int]:
         """What has to stay the same for a resumed run to equal an undisturbed one, besides the `recipe`."""

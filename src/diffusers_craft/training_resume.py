@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
-from .training_state import checkpoint_step, list_checkpoints
+from .training_state import checkpoint_step, find_checkpoint, list_checkpoints, read_state
 
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,52 @@ def recipe(args: Namespace) -> dict[str, bool | int | float | str | None]:
         if name in _TEXTS or (is_plain and name not in _INCIDENTAL):
             chosen[name] = value
     return chosen
+
+
+def resume(
+    args: Namespace,
+    accelerator: Accelerator,
+    optimizer: torch.optim.Optimizer,
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
+    identity: Mapping[str, int],
+    max_train_steps: int,
+) -> dict:
+    """Puts everything back as `--resume_from_checkpoint` has it.
+
+    Args:
+        args (`argparse.Namespace`): flags of `add_training_arguments`.
+        accelerator (`Accelerator`): has prepared model, optimizer and schedule.
+        optimizer, lr_scheduler: accelerate's.
+        identity (`Mapping[str, int]`): seed and sizes, which the state holds too.
+        max_train_steps (`int`): where this run ends.
+
+    Returns:
+        `dict`: the state of the checkpoint; empty for a new run.
+
+    Raises:
+        ValueError: if the run would mix with another one's checkpoints, or cannot go on from this one.
+    """
+    if args.resume_from_checkpoint is None:
+        if earlier := list_checkpoints(args.output_dir):
+            wanted = "expected a folder without checkpoints, or --resume_from_checkpoint"
+            raise ValueError(f"--output_dir: {wanted}, found {earlier[-1].name} in {args.output_dir}")
+        return {}
+    path = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
+    if path is None:
+        return {}
+    state = read_state(path)
+    check_place(path, state["step"], args.output_dir, max_train_steps)
+    check_recipe(state["recipe"], recipe(args), path)
+    wanted = hyperparameters(optimizer)
+    accelerator.load_state(str(path))
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:  # which keeps rates of its own
+        restore_hyperparameters(optimizer, lr_scheduler, wanted)
+    accelerator.step = 0  # accelerate's count of micro-batches; every checkpoint lies between two batches
+    logger.info("Resuming from %s after step %d", path, state["step"])
+    for name, value in identity.items():
+        if state[name] != value:
+            logger.warning("%s of the checkpoint is %s, now %s: not the same run.", name, state[name], value)
+    return state
 
 
 def check_place(path: Path, step: int, output_dir: str | Path, max_train_steps: int) -> None:

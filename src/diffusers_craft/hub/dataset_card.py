@@ -31,6 +31,7 @@ _COLUMNS = {
     "kept": "whether the filter rule keeps the image",
     "selected": "whether the image is in the default configuration",
     "latent": "generated latent (channels, height, width), in the UNet's scale",
+    "latent_vae": "fingerprint of the VAE that `latent` belongs to",
 }
 _DATASET_CARD = """---
 {metadata}

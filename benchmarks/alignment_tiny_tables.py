@@ -30,7 +30,8 @@ TITLES = {
 PARTS = {
     "methods": "Methods",
     "selection": "Which candidates (paper, tables 5 and 10)",
-    "rewards": "Filter rule (table 6)",
+    "rewards": "Which rewards, in composite and filter (table 6)",
+    "filter": "Which rewards in the filter alone",
     "betas": "Betas as strong as in the papers per summed squared error: a 64th",
     "variants": "Released code's variants, and SFT first",
 }

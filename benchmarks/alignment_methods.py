@@ -72,25 +72,17 @@ SELECTIONS = {
     "low": ("--selection", "low"),
     "all": ("--selection", "all", "--max_per_prompt", "0"),
 }
-FILTERS = ("h", "p", "a", "ha", "pa", "none")
-LETTERS = {"h": "hps_v2.1", "p": "pickscore", "a": "aesthetic"}
-
-
-def _combination(letters: str) -> tuple[str, ...]:
-    """Flags of a composite of some of the rewards, their weights scaled to a sum of one, filtered by the same."""
-    chosen = {LETTERS[letter] for letter in letters}
-    total = sum(REWARDS[name] for name in chosen)
-    weights = (f"{name}={weight / total if name in chosen else 0:g}" for name, weight in REWARDS.items())
-    return ("--rewards", *weights, "--filter_rule", letters)
-
-
+COMBINATIONS = {
+    "h": ("--filter_rule", "h"),
+    "p": ("--filter_rule", "p"),
+    "a": ("--filter_rule", "a"),
+    "ha": ("--filter_rule", "ha"),
+    "pa": ("--filter_rule", "pa"),
+    "none": ("--filter_rule", "none"),
+}
 for _loss in ("craft", "sft"):
     for _name, _flags in SELECTIONS.items():
         if _name != "top":
             METHODS[f"{_loss}-{_name}"] = Method(CRAFT, ("--loss", _loss), build=_flags, part="selection")
 METHODS["craft-all-clipped"] = Method(CRAFT, ("--advantage_clip_min", "0"), build=SELECTIONS["all"], part="selection")
-METHODS |= {f"craft-filter-{rule}": Method(CRAFT, build=("--filter_rule", rule), part="filter") for rule in FILTERS}
-METHODS |= {
-    f"craft-{letters}": Method(CRAFT, build=_combination(letters), part="rewards")
-    for letters in ("h", "p", "a", "ha", "pa", "hp")
-}
+METHODS |= {f"craft-{rule}": Method(CRAFT, build=flags, part="rewards") for rule, flags in COMBINATIONS.items()}

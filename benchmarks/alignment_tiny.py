@@ -217,9 +217,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("outputs/alignment"), help="Builds, models and cells.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--budgets", nargs="+", choices=BUDGETS, default=BUDGETS)
-    parser.add_argument(
-        "--parts", nargs="+", default=["methods", "selection", "rewards", "filter", "betas", "variants"]
-    )
+    parser.add_argument("--parts", nargs="+", default=["methods", "selection", "rewards", "betas", "variants"])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="Only these.")
     parser.add_argument("--learning_rates", type=float, nargs="+", help="Instead of each method's own.")
     parser.add_argument("--num_prompts", type=int, default=300)

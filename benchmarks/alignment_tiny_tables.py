@@ -30,8 +30,7 @@ TITLES = {
 PARTS = {
     "methods": "Methods",
     "selection": "Which candidates (paper, tables 5 and 10)",
-    "rewards": "Which rewards, in composite and filter (table 6)",
-    "filter": "Which rewards in the filter alone",
+    "rewards": "Which rewards, in filter and composite (table 6)",
     "betas": "Betas as strong as in the papers per summed squared error: a 64th",
     "variants": "Released code's variants, and SFT first",
 }

@@ -152,25 +152,26 @@ def draw(rows: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharex=True)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharex=True)
     methods = [row for row in rows if row["part"] == "methods" and row["cpu_seconds"] is not None]
-    colors = {name: f"C{i % 10}" for i, name in enumerate(sorted({row["method"] for row in methods}))}
+    names = sorted({row["method"] for row in methods})
+    marks = {"compute": "o", "passes": "s", "seconds": "^"}
     for axis, metric in zip(axes, ("exact", "pickscore")):
         for row in methods:
+            index = names.index(row["method"])
             low, high = row[metric]["interval"]
-            mark = {"compute": "o", "passes": "s", "seconds": "^"}[row["budget"]]
-            x, y = row["cpu_seconds"], 100 * row[metric]["win_rate"]
-            error = [[y - 100 * low], [100 * high - y]]
-            axis.errorbar(x, y, yerr=error, fmt=mark, color=colors[row["method"]], capsize=2, markersize=5)
-            axis.annotate(row["method"], (x, y), textcoords="offset points", xytext=(5, 4), fontsize=7)
+            x, y = row["cpu_seconds"] * 1.02 ** (index - len(names) / 2), 100 * row[metric]["win_rate"]
+            style = {"fmt": marks[row["budget"]], "color": plt.get_cmap("tab20")(index), "capsize": 2, "markersize": 5}
+            axis.errorbar(x, y, yerr=[[y - 100 * low], [100 * high - y]], **style)
         axis.axhline(50, color="grey", linewidth=0.8, linestyle=":")
-        axis.set_xlim(left=0)
-        axis.set_xlabel("processor seconds of training")
+        axis.set_xscale("log")
+        axis.set_xlabel("processor seconds of training (methods a little apart, to be seen)")
         axis.set_ylabel(f"win rate against base, {metric} (%)")
-    figure.suptitle(
-        "Tiny world, at equal compute (circles), image passes (squares), processor time (triangles)", fontsize=10
-    )
-    figure.tight_layout()
+    colors = [plt.Line2D([], [], color=plt.get_cmap("tab20")(i), linewidth=3, label=n) for i, n in enumerate(names)]
+    about = {"compute": "equal compute", "passes": "equal image passes", "seconds": "equal processor time"}
+    shapes = [plt.Line2D([], [], color="k", marker=marks[k], linestyle="", label=v) for k, v in about.items()]
+    figure.legend(handles=colors + shapes, loc="lower center", ncol=5, fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.13, 1, 1))
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, format="png", dpi=130)
     atomic_write_bytes(path, temporary.read_bytes())

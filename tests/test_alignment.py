@@ -132,6 +132,7 @@ def test_another_family_than_the_models_is_refused(align, random_sdxl, tmp_path)
 def test_accumulation_does_not_change_the_run(align, method):
     """Noise, time, chains and candidates belong to the slot of the global batch, not to the micro-batch."""
     script, flags = METHODS[method]
+    flags = [*flags, "--seed=1"]  # with 0, two candidates are so near that torch 2.4's rounding decides
     whole = align(script, "whole", *flags)
     parts = align(script, "parts", *flags, "--train_batch_size=1", "--gradient_accumulation_steps=2")
     assert losses(whole) == pytest.approx(losses(parts), rel=1e-3, abs=1e-5)

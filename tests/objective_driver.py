@@ -60,7 +60,7 @@ def small_net():
     return torch.nn.Sequential(*layers, torch.nn.Unflatten(1, SHAPE)).double()
 
 
-def random_latents(n, seed):
+def random_latents(n, seed=1):
     return torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 

@@ -6,29 +6,16 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from objective_driver import SHAPE, gradient, random_latents, small_net
 
 from diffusers_craft.objectives.craft import craft_loss, denoising_errors, transform_advantages
 from diffusers_craft.objectives.min_snr import min_snr_weights
 
 
-SHAPE = (4, 3, 3)
-
-
 @pytest.fixture
 def net():
     """A stand-in for the UNet: (B, 4, 3, 3) -> (B, 4, 3, 3), in float64."""
-    torch.manual_seed(0)
-    width = 36
-    layers = [torch.nn.Flatten(), torch.nn.Linear(width, 8), torch.nn.Tanh(), torch.nn.Linear(8, width)]
-    return torch.nn.Sequential(*layers, torch.nn.Unflatten(1, SHAPE)).double()
-
-
-def _random(n: int, seed: int = 1) -> torch.Tensor:
-    return torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _gradient(loss: torch.Tensor, net: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()), retain_graph=True)])
+    return small_net()
 
 
 def _errors(net: torch.nn.Module, noisy: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -46,7 +33,7 @@ def test_loss_by_hand():
 
 
 def test_weights_of_one_are_plain_fine_tuning_bit_for_bit():
-    prediction, target = _random(5).float().requires_grad_(), _random(5, seed=2).float()
+    prediction, target = random_latents(5).float().requires_grad_(), random_latents(5, seed=2).float()
     craft = craft_loss(prediction, target, torch.ones(5))
     (craft_gradient,) = torch.autograd.grad(craft, prediction)
     sft = (prediction - target).square().flatten(1).mean(1).mean()
@@ -56,7 +43,7 @@ def test_weights_of_one_are_plain_fine_tuning_bit_for_bit():
 
 
 def test_the_mean_is_over_rows_not_over_weights():
-    prediction, target, advantages = _random(4), _random(4, seed=2), torch.tensor([0.1, 0.2, 0.3, -0.4])
+    prediction, target, advantages = random_latents(4), random_latents(4, seed=2), torch.tensor([0.1, 0.2, 0.3, -0.4])
     halves = [craft_loss(prediction[i], target[i], advantages[i]) for i in (slice(0, 2), slice(2, 4))]
     torch.testing.assert_close(craft_loss(prediction, target, advantages), sum(halves) / 2)
 
@@ -64,7 +51,7 @@ def test_the_mean_is_over_rows_not_over_weights():
 def test_predicting_nothing_costs_the_variance_of_the_noise():
     """E[m] = 1, to three deviations sqrt(2 / (B D)) of its estimate."""
     rows = 200
-    errors = denoising_errors(torch.zeros(rows, *SHAPE), _random(rows))
+    errors = denoising_errors(torch.zeros(rows, *SHAPE), random_latents(rows))
     assert errors.mean().item() == pytest.approx(1, abs=3 * (2 / errors.numel() / 36) ** 0.5)
 
 
@@ -73,7 +60,7 @@ def test_the_minimum_for_gaussian_data(abar):
     """For x_0 ~ N(0, s2) the loss of slope * x_t is least at sqrt(1 - abar) / d, with value abar s2 / d, d = abar s2 + 1 -
     abar; it is quadratic, so that one Newton step finds the place."""
     variance, rows = 0.8, 2000
-    clean, noise = variance**0.5 * _random(rows), _random(rows, seed=2)
+    clean, noise = variance**0.5 * random_latents(rows), random_latents(rows, seed=2)
     noisy, total = abar**0.5 * clean + (1 - abar) ** 0.5 * noise, abar * variance + 1 - abar
     slope = torch.zeros((), dtype=torch.float64, requires_grad=True)
 
@@ -95,22 +82,22 @@ def test_half_precision_predictions_are_compared_in_float32():
 def test_gradient_for_two_candidates_is_that_of_dpo_at_the_reference(net):
     """With A = (+1, -1), shared noise and theta = ref: grad L_CRAFT = (2 / beta) grad L_DPO (L_CRAFT = sum A m / 2)."""
     beta, pairs = 5000.0, 6
-    timestep_noise, target = _random(pairs), _random(pairs, seed=2)
-    winner, loser = _random(pairs, seed=3) + timestep_noise, _random(pairs, seed=4) + timestep_noise
+    timestep_noise, target = random_latents(pairs), random_latents(pairs, seed=2)
+    winner, loser = random_latents(pairs, seed=3) + timestep_noise, random_latents(pairs, seed=4) + timestep_noise
     reference = copy.deepcopy(net).requires_grad_(False)
     noisy, targets = torch.cat([winner, loser]), torch.cat([target, target])
     advantages = torch.cat([torch.ones(pairs), -torch.ones(pairs)]).double()
     change = _errors(net, noisy, targets) - _errors(reference, noisy, targets)
     dpo = F.softplus(0.5 * beta * (change[:pairs] - change[pairs:])).mean()
     craft = (advantages * _errors(net, noisy, targets)).sum() / (2 * pairs)
-    torch.testing.assert_close(_gradient(craft, net), 2 / beta * _gradient(dpo, net), rtol=1e-10, atol=1e-14)
-    ours = _gradient(craft_loss(net(noisy), targets, advantages), net)
-    torch.testing.assert_close(ours, 2 / beta * _gradient(dpo, net), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(gradient(craft, net), 2 / beta * gradient(dpo, net), rtol=1e-10, atol=1e-14)
+    ours = gradient(craft_loss(net(noisy), targets, advantages), net)
+    torch.testing.assert_close(ours, 2 / beta * gradient(dpo, net), rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_a_step_lowers_the_error_of_good_rows_and_raises_that_of_bad_rows(net, sign):
-    noisy, target = _random(1), _random(1, seed=2)
+    noisy, target = random_latents(1), random_latents(1, seed=2)
     before = denoising_errors(net(noisy), target).item()
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-2)
     craft_loss(net(noisy), target, torch.tensor([sign])).backward()
@@ -123,11 +110,11 @@ def test_a_step_lowers_the_error_of_good_rows_and_raises_that_of_bad_rows(net, s
 def test_policy_gradient_surrogate_has_the_opposite_gradient(net, zero_sum, weighted):
     """G1: J(theta) = mean_i A_i exp(M_i(old) - M_i(theta)) and L = mean_i A_i M_i have opposite gradients at old."""
     group, draws = 8, 5
-    advantages = _random(group, seed=5)[:, 0, 0, 0] + (0.0 if zero_sum else 1.0)
+    advantages = random_latents(group, seed=5)[:, 0, 0, 0] + (0.0 if zero_sum else 1.0)
     advantages = advantages - advantages.mean() if zero_sum else advantages
     weights = torch.linspace(0.5, 2.0, draws).double() if weighted else torch.ones(draws).double()
-    noisy = [_random(group, seed=10 + k) for k in range(draws)]  # the same draws in both
-    targets = [_random(group, seed=50 + k) for k in range(draws)]
+    noisy = [random_latents(group, seed=10 + k) for k in range(draws)]  # the same draws in both
+    targets = [random_latents(group, seed=50 + k) for k in range(draws)]
 
     def expected_errors():
         errors = [w * _errors(net, x, y) for w, x, y in zip(weights, noisy, targets, strict=True)]
@@ -136,19 +123,19 @@ def test_policy_gradient_surrogate_has_the_opposite_gradient(net, zero_sum, weig
     old = expected_errors().detach()
     surrogate = (advantages * torch.exp(old - expected_errors())).mean()
     loss = (advantages * expected_errors()).mean()
-    torch.testing.assert_close(_gradient(surrogate, net), -_gradient(loss, net), rtol=0, atol=1e-10)
+    torch.testing.assert_close(gradient(surrogate, net), -gradient(loss, net), rtol=0, atol=1e-10)
     if not weighted:
         ours = sum(craft_loss(net(x), y, advantages) for x, y in zip(noisy, targets, strict=True)) / draws
-        torch.testing.assert_close(_gradient(ours, net), _gradient(loss, net), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(gradient(ours, net), gradient(loss, net), rtol=1e-4, atol=1e-6)
 
 
 def test_clipped_advantages_make_the_theorem_an_inequality(net):
     """J - (C - L) = mean A q(dM) with q(z) = exp(-z) - 1 + z >= 0: signed weights violate J >= C - L, clipped do not."""
     group, violations = 4, 0
-    noisy, target = _random(group), _random(group, seed=2)
+    noisy, target = random_latents(group), random_latents(group, seed=2)
     old = _errors(net, noisy, target).detach()
     for trial in range(40):
-        advantages = _random(group, seed=100 + trial)[:, 0, 0, 0]
+        advantages = random_latents(group, seed=100 + trial)[:, 0, 0, 0]
         moved = copy.deepcopy(net)
         with torch.no_grad():
             for parameter in moved.parameters():
@@ -165,7 +152,7 @@ def test_clipped_advantages_make_the_theorem_an_inequality(net):
 
 
 def test_timestep_weights_multiply_the_rows():
-    prediction, target, advantages = _random(3), _random(3, seed=2), torch.tensor([1.0, -0.5, 2.0])
+    prediction, target, advantages = random_latents(3), random_latents(3, seed=2), torch.tensor([1.0, -0.5, 2.0])
     weights = torch.tensor([0.25, 2.0, 0.0])
     by_hand = sum(w * a * e for w, a, e in zip(weights, advantages, denoising_errors(prediction, target), strict=True))
     torch.testing.assert_close(craft_loss(prediction, target, advantages, weights), by_hand / 3)
@@ -175,7 +162,7 @@ def test_timestep_weights_multiply_the_rows():
 def test_min_snr_weighs_the_error_of_the_clean_image(prediction_type):
     """Whatever the model predicts: the weight times its error is min(SNR, gamma) times the implied error of x_0."""
     gamma, abar = 5.0, torch.tensor([0.99, 0.9, 0.5, 0.05], dtype=torch.float64)
-    clean, noise, wrong = _random(4), _random(4, seed=2), _random(4, seed=3)
+    clean, noise, wrong = random_latents(4), random_latents(4, seed=2), random_latents(4, seed=3)
     signal, sigma = (value.sqrt()[:, None, None, None] for value in (abar, 1 - abar))
     noisy = signal * clean + sigma * noise
     target, implied = {

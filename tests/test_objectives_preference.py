@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
+from objective_driver import gradient, random_latents, small_net
 
 from diffusers_craft.alignment_args import add_alignment_arguments, add_objective_options, objective_from_args
 from diffusers_craft.objectives.base import Noised
@@ -25,7 +26,6 @@ from diffusers_craft.training_batch import diffuse
 from diffusers_craft.training_data import Draw
 
 
-SHAPE = (4, 3, 3)
 ERRORS = torch.tensor([0.10, 0.20], dtype=torch.float64)  # m_w, m_l
 REFERENCE = torch.tensor([0.12, 0.18], dtype=torch.float64)
 CHANGES = ERRORS - REFERENCE  # margin s = -0.04
@@ -33,17 +33,7 @@ CHANGES = ERRORS - REFERENCE  # margin s = -0.04
 
 @pytest.fixture
 def net():
-    torch.manual_seed(0)
-    layers = [torch.nn.Flatten(), torch.nn.Linear(36, 8), torch.nn.Tanh(), torch.nn.Linear(8, 36)]
-    return torch.nn.Sequential(*layers, torch.nn.Unflatten(1, SHAPE)).double()
-
-
-def _random(n: int, seed: int = 1) -> torch.Tensor:
-    return torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _gradient(loss: torch.Tensor, net: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()), retain_graph=True)])
+    return small_net()
 
 
 def _errors(net: torch.nn.Module, noisy: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -52,8 +42,8 @@ def _errors(net: torch.nn.Module, noisy: torch.Tensor, target: torch.Tensor) -> 
 
 def _pairs(net, count: int = 6, moved: float = 0.0):
     """Noisy latents and targets of pairs that share their noise; changes against a reference `moved` away."""
-    noise, shared = _random(count), _random(count, seed=2)
-    noisy = torch.cat([_random(count, seed=3) + noise, _random(count, seed=4) + noise])
+    noise, shared = random_latents(count), random_latents(count, seed=2)
+    noisy = torch.cat([random_latents(count, seed=3) + noise, random_latents(count, seed=4) + noise])
     target = torch.cat([shared, shared])
     reference = copy.deepcopy(net).requires_grad_(False)
     for index, parameter in enumerate(reference.parameters()):
@@ -102,13 +92,13 @@ def test_gradients_at_the_reference_are_parallel(net):
     """DPO : SmPO : KTO (balanced) : CRAFT (N = 2, L = mean A m) = beta/2 : f beta/2 : beta/4 : 1."""
     noisy, target, changes, _ = _pairs(net)
     labels = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat_interleave(6)
-    craft = _gradient((labels * _errors(net, noisy, target)).mean(), net)
+    craft = gradient((labels * _errors(net, noisy, target)).mean(), net)
     beta, factor = 5000.0, 0.6
     close = {"rtol": 1e-9, "atol": 1e-12}
-    torch.testing.assert_close(_gradient(dpo_loss(changes, beta), net), beta / 2 * craft, **close)
+    torch.testing.assert_close(gradient(dpo_loss(changes, beta), net), beta / 2 * craft, **close)
     factors = torch.full((6,), factor, dtype=torch.float64)
-    torch.testing.assert_close(_gradient(smpo_loss(changes, factors, beta), net), factor * beta / 2 * craft, **close)
-    torch.testing.assert_close(_gradient(kto_loss(changes, labels, beta), net), beta / 4 * craft, **close)
+    torch.testing.assert_close(gradient(smpo_loss(changes, factors, beta), net), factor * beta / 2 * craft, **close)
+    torch.testing.assert_close(gradient(kto_loss(changes, labels, beta), net), beta / 4 * craft, **close)
 
 
 def test_smpo_factors_by_hand():
@@ -129,7 +119,7 @@ def test_smpo_with_hard_labels_is_dpo_bit_for_bit_and_equal_scores_teach_nothing
     outputs = [objective.loss(batch, net(noisy), reference(noisy)).loss for objective in (DPO(2000.0), SmPO(), InPO())]
     assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
     flat = smpo_loss(changes, torch.zeros(6), 2000.0)
-    assert flat.item() == pytest.approx(math.log(2)) and not _gradient(flat, net).any()
+    assert flat.item() == pytest.approx(math.log(2)) and not gradient(flat, net).any()
 
 
 def test_kto_by_hand():
@@ -203,7 +193,7 @@ def test_mapo_and_dspo_without_preference_are_fine_tuning_on_winners(net):
     for objective in (MaPO(beta=0.0), MaPO(beta=0.0, form="code"), DSPO(beta=0.0)):
         loss = objective.loss(batch, net(noisy), reference(noisy)).loss
         torch.testing.assert_close(loss, sft, rtol=1e-6, atol=0)
-        torch.testing.assert_close(_gradient(loss, net), _gradient(sft, net), rtol=1e-4, atol=1e-8)
+        torch.testing.assert_close(gradient(loss, net), gradient(sft, net), rtol=1e-4, atol=1e-8)
 
 
 def test_dspo_with_the_codes_beta_is_fine_tuning_on_winners(net):
@@ -212,7 +202,7 @@ def test_dspo_with_the_codes_beta_is_fine_tuning_on_winners(net):
     loss = DSPO(beta=0.001, gate_beta=0.001, detach_gate=False).loss(
         _noised(noisy, target, torch.ones(12)), net(noisy), reference(noisy)
     )
-    found, sft = _gradient(loss.loss, net), _gradient(_errors(net, noisy, target)[:6].mean(), net)
+    found, sft = gradient(loss.loss, net), gradient(_errors(net, noisy, target)[:6].mean(), net)
     assert (found.norm() / sft.norm()).item() == pytest.approx(0.9995, abs=1e-6)
     assert torch.cosine_similarity(found, sft, dim=0).item() == pytest.approx(1, abs=1e-9)
 
@@ -225,8 +215,8 @@ def test_any_preference_on_a_velocity_model(net, objective):
     """|v_theta - v|^2 = |eps_theta - eps|^2 / abar at one x_t: the loss is that of the noise's errors, weighed so."""
     scheduler, pairs = DDPMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction"), 4
     times = torch.tensor([100, 400, 600, 900]).repeat(2)
-    noise, advantages = _random(pairs, seed=5).repeat(2, 1, 1, 1), torch.ones(pairs)
-    draw = Draw(_random(2 * pairs), noise, times, {}, torch.cat([advantages, -advantages]), times, times)
+    noise, advantages = random_latents(pairs, seed=5).repeat(2, 1, 1, 1), torch.ones(pairs)
+    draw = Draw(random_latents(2 * pairs), noise, times, {}, torch.cat([advantages, -advantages]), times, times)
     batch = diffuse(draw, scheduler, "v_prediction")
     abar = scheduler.alphas_cumprod.double()[times].reshape(-1, 1, 1, 1)
     outputs = [net(batch.noisy_latents), net(0.9 * batch.noisy_latents)]
@@ -250,8 +240,8 @@ def test_dspo_gradient_at_the_reference(net, detach):
     """The preference takes beta / 2 off the winners' gradient; there, the gate itself contributes nothing."""
     noisy, target, changes, reference = _pairs(net)
     loss = dspo_loss(net(noisy), reference(noisy), target, changes, 0.4, 5000.0, detach)
-    sft = _gradient(_errors(net, noisy, target)[:6].mean(), net)
-    torch.testing.assert_close(_gradient(loss, net), (1 - 0.4 / 2) * sft, rtol=1e-9, atol=1e-12)
+    sft = gradient(_errors(net, noisy, target)[:6].mean(), net)
+    torch.testing.assert_close(gradient(loss, net), (1 - 0.4 / 2) * sft, rtol=1e-9, atol=1e-12)
 
 
 def test_dspo_gate_follows_the_margin(net):
@@ -265,7 +255,7 @@ def test_dspo_gate_follows_the_margin(net):
 
 
 def test_spo_closed_form_and_clamp():
-    mean, reference_mean, best, worst = (_random(5, seed=seed) for seed in range(4))
+    mean, reference_mean, best, worst = (random_latents(5, seed=seed) for seed in range(4))
     sigma = torch.linspace(0.5, 2, 5).double()
     ratios = [spo_log_ratios(x, mean, reference_mean, sigma) for x in (best, worst)]
     inner = ((best - worst) * (mean - reference_mean)).flatten(1).sum(1)

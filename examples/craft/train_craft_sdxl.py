@@ -50,14 +50,7 @@ def main(args: argparse.Namespace) -> None:
     accelerator = create_accelerator(args)
 
     # Data: every image and caption is encoded once, then VAE and text encoders are dropped.
-    source = ModelSource(
-        args.pretrained_model_name_or_path,
-        args.revision,
-        args.variant,
-        args.cache_dir,
-        vae=args.pretrained_vae_model_name_or_path,
-        config=args.single_file_config,
-    )
+    source = ModelSource.from_args(args)
     components = SDXL.load(source, device=accelerator.device)
     with accelerator.main_process_first():
         dataset = load_craft_dataset(

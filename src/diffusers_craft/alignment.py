@@ -77,14 +77,7 @@ def train_alignment(args: Namespace, objective: Objective) -> TrainingRun:
         args.rewards = list(_DEFAULT_REWARDS)
     accelerator = create_accelerator(args)
     backbone = BACKBONES[args.backbone]
-    source = ModelSource(
-        args.pretrained_model_name_or_path,
-        args.revision,
-        args.variant,
-        args.cache_dir,
-        vae=args.pretrained_vae_model_name_or_path,
-        config=args.single_file_config,
-    )
+    source = ModelSource.from_args(args)
     components = backbone.load(source, device=accelerator.device)
     preferences = load_pairs(args, objective, accelerator) if objective.unit in ("pair", "label") else None
     with accelerator.main_process_first():

@@ -5,6 +5,7 @@ Conditioning travels as a dict of tensors with one row an image; `encoder_hidden
 there, all other entries go to the UNet's `added_cond_kwargs`.
 """
 
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -25,6 +26,13 @@ class ModelSource(NamedTuple):
     cache_dir: str | None = None
     vae: str | None = None  # another VAE than the pipeline's own
     config: str | None = None  # for a single file: pipeline folder or Hub id with configuration and tokenizers
+
+    @classmethod
+    def from_args(cls, args: Namespace) -> "ModelSource":
+        """What the flags of `add_training_arguments` say; a family without a flag for the VAE takes the model's own."""
+        vae = getattr(args, "pretrained_vae_model_name_or_path", None)
+        where = (args.revision, args.variant, args.cache_dir)
+        return cls(args.pretrained_model_name_or_path, *where, vae=vae, config=args.single_file_config)
 
 
 @dataclass

@@ -98,7 +98,7 @@ def main() -> None:
         elif part == "install":
             install(args.work_dir)
         elif part == "rewards":
-            subprocess.run([sys.executable, "-m", "diffusers_craft.tiny.rebuild_rewards"], check=True)
+            subprocess.run([sys.executable, "-m", "rebuild_tiny.rewards"], check=True, cwd=Path(__file__).parent)
         else:
             train_pipeline(part, args.work_dir, args.steps, args.seed, args.num_pictures)
 

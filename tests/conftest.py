@@ -130,9 +130,10 @@ def preference_build(tmp_path_factory, make_images) -> Path:
     """A finished build of four prompts with three images each and one reward; the last prompt's images score alike."""
     import pyarrow as pa
 
-    from diffusers_craft.composite import normalization_constants
-    from diffusers_craft.generation import encode_png
-    from diffusers_craft.workdir import WorkDir, atomic_write_json
+    from diffusers_craft.core.files import atomic_write_json
+    from diffusers_craft.core.workdir import WorkDir
+    from diffusers_craft.models.generation import encode_png
+    from diffusers_craft.selection.composite import normalization_constants
 
     folder = tmp_path_factory.mktemp("build")
     pictures = [{"bytes": encode_png(image), "path": None} for image in make_images(12)]
@@ -292,7 +293,7 @@ def _tokenizer(folder: Path, pad_token: str = "<|endoftext|>", max_length: int =
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch):
     """`serve(reply)` starts a `ChatServer`; clients wait next to nothing between tries."""
-    from diffusers_craft import llm
+    from diffusers_craft.prompts import llm
     from diffusers_craft.rewards import mllm
 
     for client in (llm, mllm):

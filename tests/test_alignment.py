@@ -13,15 +13,16 @@ from accelerate.state import AcceleratorState
 from datasets import Dataset, Image
 from training_driver import ROOT, losses, run_json, same, weights
 
-from diffusers_craft import alignment
-from diffusers_craft.alignment import _factors, check_data_arguments, load_pairs, score_preferences
-from diffusers_craft.alignment_context import AlignmentContext, CompositeScorer
-from diffusers_craft.alignment_data import load_preferences
+from diffusers_craft.data.preferences import load_preferences
+from diffusers_craft.data.rows import shuffled_rows
 from diffusers_craft.objectives.dpo import DPO
 from diffusers_craft.objectives.smpo import SmPO
 from diffusers_craft.rewards import register_reward, registry
-from diffusers_craft.training import TrainingRun
-from diffusers_craft.training_data import shuffled_rows
+from diffusers_craft.scoring.scorer import CompositeScorer
+from diffusers_craft.training import loop as alignment
+from diffusers_craft.training.context import AlignmentContext
+from diffusers_craft.training.data import _factors, check_data_arguments, load_pairs, score_preferences
+from diffusers_craft.training.run import TrainingRun
 
 
 SCRIPTS = {
@@ -247,7 +248,7 @@ def _process(rank: int, processes: int) -> Namespace:
 
 def test_reference_memory(random_sd15):
     """A frozen copy for full fine-tuning, none with LoRA."""
-    from diffusers_craft.backbones import SD15, ModelSource
+    from diffusers_craft.models.families import SD15, ModelSource
 
     components = SD15.load(ModelSource(str(random_sd15)))
     base = {"prediction_type": None, "lora_dropout": 0.0, "seed": 0}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import Dataset, Image
 
-from diffusers_craft.alignment_data import (
+from diffusers_craft.data.preferences import (
     best_pairs,
     composite_scores,
     distinct_prompts,
@@ -18,7 +18,7 @@ from diffusers_craft.alignment_data import (
     load_preferences,
     random_rows,
 )
-from diffusers_craft.training_data import PairData, TrainingData
+from diffusers_craft.data.rows import PairData, TrainingData
 
 
 OPTIONS = Namespace(pairing="best_worst", num_pairs=None, dataset_config_name=None, cache_dir=None)

@@ -9,10 +9,10 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from training_driver import same, weights
 
-from diffusers_craft import backbones_loading
-from diffusers_craft.backbones import SD15, SDXL, ModelSource
-from diffusers_craft.backbones_loading import load_pipeline, load_tuned_pipeline
-from diffusers_craft.backbones_vae import vae_fingerprint
+from diffusers_craft.models import loading as backbones_loading
+from diffusers_craft.models.families import SD15, SDXL, ModelSource
+from diffusers_craft.models.latents import vae_fingerprint
+from diffusers_craft.models.loading import load_pipeline, load_tuned_pipeline
 
 
 PROMPTS = ["a red circle", "two green stars, sharp", ""]

@@ -11,13 +11,14 @@ from build_driver import REWARDS, BrightnessReward
 
 import diffusers_craft.builder as builder_module
 from diffusers_craft import tiny
-from diffusers_craft.backbones_loading import load_pipeline
-from diffusers_craft.backbones_vae import vae_fingerprint
-from diffusers_craft.builder import CRAFTDatasetBuilder, format_funnel
-from diffusers_craft.dataset import load_craft_dataset
-from diffusers_craft.filtering import composite_reward, crf_filter, group_advantages
-from diffusers_craft.generation import GenerationSettings
-from diffusers_craft.workdir import WorkDir
+from diffusers_craft.build.builder import CRAFTDatasetBuilder
+from diffusers_craft.core.workdir import WorkDir
+from diffusers_craft.data.dataset import load_craft_dataset
+from diffusers_craft.models.generation import GenerationSettings
+from diffusers_craft.models.latents import vae_fingerprint
+from diffusers_craft.models.loading import load_pipeline
+from diffusers_craft.selection.filtering import composite_reward, crf_filter, group_advantages
+from diffusers_craft.selection.funnel import format_funnel
 
 
 PROMPTS = [f"prompt number {i}" for i in range(12)]
@@ -197,7 +198,9 @@ def test_a_reward_added_later_is_scored_alone(pipeline, tmp_path: Path, monkeypa
 
 def test_invalid_images_are_never_scored_nor_selected(pipeline, tmp_path: Path, monkeypatch) -> None:
     calls = iter(range(10**6))
-    monkeypatch.setattr("diffusers_craft.generation.find_problem", lambda image: "black" if next(calls) % 3 else None)
+    monkeypatch.setattr(
+        "diffusers_craft.models.generation.find_problem", lambda image: "black" if next(calls) % 3 else None
+    )
     builder = make_builder(pipeline, tmp_path, filter_rule="none", selection="all", max_per_prompt=0)
     dataset = builder.build(PROMPTS)
     assert builder.funnel["valid"] == 20 == builder.reward_models["pickscore"].num_images
@@ -332,7 +335,7 @@ def test_a_tiny_base_brings_its_rewards(pipeline, tmp_path: Path, monkeypatch, c
 
     monkeypatch.setattr(tiny, "is_tiny", lambda name: True)
     monkeypatch.setattr(tiny, "reward_checkpoint", lambda name: f"/tiny/{name}")
-    monkeypatch.setattr("diffusers_craft.scoring_args.load_reward", load)
+    monkeypatch.setattr("diffusers_craft.rewards.settings.load_reward", load)
     with caplog.at_level("INFO", "diffusers_craft"):
         make_builder(pipeline, tmp_path, reward_models={}, reward_checkpoints={"pickscore": "mine"})
     assert loaded == {"hps_v2.1": "/tiny/hps_v2.1", "pickscore": "mine", "aesthetic": "/tiny/aesthetic"}
@@ -344,7 +347,7 @@ def test_a_tiny_base_brings_its_rewards(pipeline, tmp_path: Path, monkeypatch, c
 def test_other_bases_use_the_official_rewards(pipeline, tmp_path: Path, monkeypatch) -> None:
     loaded = []
     monkeypatch.setattr(
-        "diffusers_craft.scoring_args.load_reward",
+        "diffusers_craft.rewards.settings.load_reward",
         lambda name, checkpoint, *_, **__: loaded.append((name, checkpoint)),
     )
     make_builder(pipeline, tmp_path, reward_models={})

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from diffusers_craft import __version__
-from diffusers_craft.cli import local_paths, recorded_option, run_script, versions, write_run_json
-from diffusers_craft.generation import GenerationSettings
+from diffusers_craft.core.run_record import local_paths, recorded_option, versions, write_run_json
+from diffusers_craft.core.script import run_script
+from diffusers_craft.models.generation import GenerationSettings
 
 
 def test_user_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture) -> None:

@@ -11,9 +11,9 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
-from diffusers_craft.dataset import assemble_dataset, load_craft_dataset, save_dataset, take_rows
-from diffusers_craft.records import CANDIDATE_SCHEMA, SCORE_SCHEMA, pack_latent
-from diffusers_craft.workdir import WorkDir
+from diffusers_craft.core.records import CANDIDATE_SCHEMA, SCORE_SCHEMA, pack_latent
+from diffusers_craft.core.workdir import WorkDir
+from diffusers_craft.data.dataset import assemble_dataset, load_craft_dataset, save_dataset, take_rows
 
 
 COLUMNS = ["image", "prompt", "refined_prompt", "group", "variant", "seed", "hps_v2.1", "aesthetic"]
@@ -73,7 +73,7 @@ def test_no_latent_column_without_latents(candidates: pa.Table) -> None:
 
 @pytest.mark.parametrize("rows_per_file", [500, 3])
 def test_round_trip(candidates: pa.Table, tmp_path: Path, monkeypatch, rows_per_file: int) -> None:
-    monkeypatch.setattr("diffusers_craft.dataset.ROWS_PER_FILE", rows_per_file)
+    monkeypatch.setattr("diffusers_craft.data.dataset.ROWS_PER_FILE", rows_per_file)
     dataset = make_dataset(candidates)
     folder = save_dataset(dataset, tmp_path / "work")
     assert folder == tmp_path / "work" / "dataset"

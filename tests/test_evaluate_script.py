@@ -18,7 +18,7 @@ from PIL import Image
 
 import diffusers_craft
 from diffusers_craft import load_pipeline, register_reward
-from diffusers_craft.prompts_sets import EvaluationPrompt, PromptSet
+from diffusers_craft.prompts.sets import EvaluationPrompt, PromptSet
 from diffusers_craft.rewards import registry
 
 

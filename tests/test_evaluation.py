@@ -6,10 +6,16 @@ import json
 import numpy as np
 import pytest
 
-from diffusers_craft.evaluation import bootstrap_interval, evaluation_rows, summarize, win_rate, write_evaluation
-from diffusers_craft.evaluation_alarms import find_alarms
-from diffusers_craft.evaluation_statistics import image_statistics
-from diffusers_craft.records import REFINED_SCHEMA
+from diffusers_craft.core.records import REFINED_SCHEMA
+from diffusers_craft.evaluation.alarms import find_alarms
+from diffusers_craft.evaluation.measures import image_statistics
+from diffusers_craft.evaluation.summary import (
+    bootstrap_interval,
+    evaluation_rows,
+    summarize,
+    win_rate,
+    write_evaluation,
+)
 
 
 def test_win_rate_counts_ties_half():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
-from diffusers_craft.evaluation_alarms import (
+from diffusers_craft.evaluation.alarms import (
     change_checks,
     decided_win_rate,
     diversity_checks,
@@ -18,7 +18,7 @@ from diffusers_craft.evaluation_alarms import (
     pair_diversity,
     run_checks,
 )
-from diffusers_craft.evaluation_statistics import clip_embedding, image_statistics
+from diffusers_craft.evaluation.measures import clip_embedding, image_statistics
 from diffusers_craft.tiny.world import degrade, render, sample_caption, sample_scene
 
 
@@ -87,7 +87,7 @@ def test_pair_diversity_agrees_with_all_pairs():
 
 
 def test_nearest_distances_agree_with_brute_force_across_chunks(monkeypatch):
-    monkeypatch.setattr("diffusers_craft.evaluation_alarms._CHUNK", 4)
+    monkeypatch.setattr("diffusers_craft.evaluation.alarms._CHUNK", 4)
     rng = np.random.default_rng(0)
     x, groups = rng.random((10, 3)), np.arange(10) // 2
     brute = [min(np.linalg.norm(a - b) for b, h in zip(x, groups) if h != g) for a, g in zip(x, groups)]

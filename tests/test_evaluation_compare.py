@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from diffusers_craft.evaluation import summarize
-from diffusers_craft.evaluation_compare import compare_results, load_results, write_comparison
+from diffusers_craft.evaluation.compare import compare_results, load_results, write_comparison
+from diffusers_craft.evaluation.summary import summarize
 
 
 def results(model, value, prompts="hpdv2", **settings):

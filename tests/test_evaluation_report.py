@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from diffusers_craft.evaluation import summarize
-from diffusers_craft.evaluation_alarms import skipped_check
-from diffusers_craft.evaluation_report import ReportRow, distribution_panel, win_rate_panel, write_evaluation_report
+from diffusers_craft.evaluation.alarms import skipped_check
+from diffusers_craft.evaluation.report import ReportRow, distribution_panel, win_rate_panel, write_evaluation_report
+from diffusers_craft.evaluation.summary import summarize
 
 
 PROMPT = 'a <script>alert("x")</script> & a star'

@@ -7,9 +7,9 @@ import io
 import numpy as np
 import pytest
 
-from diffusers_craft.evaluation import summarize
-from diffusers_craft.evaluation_alarms import skipped_check
-from diffusers_craft.evaluation_tables import category_tables, format_checks, format_csv, format_latex, format_table
+from diffusers_craft.evaluation.alarms import skipped_check
+from diffusers_craft.evaluation.summary import summarize
+from diffusers_craft.evaluation.tables import category_tables, format_checks, format_csv, format_latex, format_table
 
 
 def cells(markdown):

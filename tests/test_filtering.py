@@ -6,15 +6,15 @@ import math
 import numpy as np
 import pytest
 
-from diffusers_craft.filtering import (
+from diffusers_craft.selection.filtering import (
     RULES,
     crf_filter,
-    funnel,
     group_advantages,
     restrict_weights,
     rule_rewards,
     select_samples,
 )
+from diffusers_craft.selection.funnel import funnel
 
 
 NAMES = ("hps_v2.1", "pickscore", "aesthetic")

@@ -23,7 +23,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DCon
 from reference_training import error, first_step
 from safetensors import safe_open
 
-from diffusers_craft.backbones_loading import dtype_argument
+from diffusers_craft.models.loading import dtype_argument
 
 
 ROOT = Path(__file__).parents[1]

@@ -10,18 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_craft.backbones_loading import load_pipeline
-from diffusers_craft.generation import (
+from diffusers_craft.core.records import CANDIDATE_SCHEMA, REFINED_SCHEMA, derive_seed, unpack_latent
+from diffusers_craft.core.workdir import WorkDir
+from diffusers_craft.models.generation import (
     GenerationSettings,
-    decode_latents,
     describe_model,
     find_problem,
     generate_candidates,
     generate_images,
     generation_options,
 )
-from diffusers_craft.records import CANDIDATE_SCHEMA, REFINED_SCHEMA, derive_seed, unpack_latent
-from diffusers_craft.workdir import WorkDir
+from diffusers_craft.models.latents import decode_latents
+from diffusers_craft.models.loading import load_pipeline
 
 
 SETTINGS = GenerationSettings(num_inference_steps=2, guidance_scale=3.0, batch_size=2)

@@ -3,7 +3,12 @@
 
 import pytest
 
-from diffusers_craft.rewards.geneval_rules import Detection, find_failures, keep_detections, relative_position
+from diffusers_craft.rewards.benchmarks.geneval_rules import (
+    Detection,
+    find_failures,
+    keep_detections,
+    relative_position,
+)
 
 
 def box(x, y, width, height):

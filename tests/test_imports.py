@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""The import rule: layers import strictly downward, a stage never another stage, examples public names only."""
+"""The import rule: a folder imports from lower floors only, the examples public names only."""
 
 import ast
 import re
@@ -16,39 +16,22 @@ import diffusers_craft
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "diffusers_craft"
 
-# A module is named by its path below the package, a subpackage by its first part. What is not listed is a stage.
-FOUNDATION = {"records", "workdir", "cli", "modifiers"}
-LIBRARY = {"rewards", "objectives", "tiny", "backbones", "composite", "grid", "llm", "page", "hub"}
-COMPOSITION = {"builder", "alignment"}
-# Modules of one layer that may import each other: (importing, imported).
-ALLOWED = {
-    ("cli", "workdir"),
-    ("backbones", "tiny"),
-    ("tiny", "rewards"),
-    ("rewards", "llm"),
-    ("hub", "tiny"),
-    ("hub", "backbones"),
-    ("hub", "grid"),
-}
-# Scripts that rebuild the embedded weights run everything below the stages.
-REBUILD = re.compile(r"tiny/rebuild_\w+\.py")
-# Layer 0 and what a user imports to filter scores or read prompts stay light.
-LIGHT = ("diffusers_craft", *(f"diffusers_craft.{name}" for name in (*sorted(FOUNDATION), "composite", "filtering")))
-LIGHT += ("diffusers_craft.prompts",)
+# Floor by floor, from the ground. A folder imports from lower floors, and never from a neighbour on its own.
+FLOORS = (
+    ("core", "selection", "objectives", "figures", "tiny"),
+    ("models", "prompts", "rewards"),
+    ("data", "scoring", "hub"),
+    ("build", "training", "evaluation"),
+    ("rounds",),  # what composes them
+)
+FLOOR_OF = {folder: number for number, folders in enumerate(FLOORS, start=1) for folder in folders}
+# What a user imports to filter scores or read prompts stays light.
+LIGHT = ("diffusers_craft", "diffusers_craft.prompts.sources", "diffusers_craft.core.script")
+LIGHT += ("diffusers_craft.core.workdir", "diffusers_craft.selection.filtering", "diffusers_craft.selection.pairing")
 HEAVY = ("torch", "diffusers", "transformers", "datasets", "matplotlib", "accelerate", "openai", "PIL")
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 EXAMPLES = sorted((ROOT / "examples").rglob("*.py")) + sorted((ROOT / "benchmarks").rglob("*.py"))
-
-
-def unit(module: str) -> str:
-    """`rewards.hps` -> `rewards`; the helper modules of a stage (`training_data`) are parts of it (`training`)."""
-    first = module.split(".")[0]
-    return first if first in FOUNDATION | LIBRARY | COMPOSITION else first.split("_")[0]
-
-
-def layer(name: str) -> int:
-    return 0 if name in FOUNDATION else 1 if name in LIBRARY else 3 if name in COMPOSITION else 2
 
 
 def imported(path: Path, package: Path = PACKAGE) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -64,50 +47,45 @@ def imported(path: Path, package: Path = PACKAGE) -> Iterator[tuple[str, tuple[s
             yield module, tuple(alias.name for alias in node.names)
 
 
-def own_modules(path: Path) -> set[str]:
-    """The modules of the package that a file imports, without the package's name."""
-    modules = set()
-    for module, names in imported(path):
+def floors_imported(path: Path, package: Path = PACKAGE) -> Iterator[tuple[str, int]]:
+    """The folders of the package that a file imports from, but for its own, and their floors; the root is floor 0."""
+    own = path.relative_to(package).parts[0] if path.parent != package else ""
+    for module, names in imported(path, package):
         if module == "diffusers_craft":
-            modules |= {name for name in names if name != "__version__"}
+            folders = {name if name in FLOOR_OF or (package / name).is_dir() else "" for name in names}
         elif module.startswith("diffusers_craft."):
-            modules.add(module.removeprefix("diffusers_craft."))
-    return modules
+            folders = {module.split(".")[1]}
+        else:
+            continue
+        for folder in folders - {own}:
+            yield folder, FLOOR_OF[folder] if folder and (package / folder).is_dir() else 0
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_layers_import_downward(path):
-    relative = path.relative_to(PACKAGE).as_posix()
-    if relative == "__init__.py":
-        assert not own_modules(path)
-        return
-    importer = unit(relative.removesuffix(".py").replace("/", "."))
-    for module in own_modules(path):
-        target = unit(module)
-        if target == importer or (importer, target) in ALLOWED:
-            continue
-        if REBUILD.fullmatch(relative):
-            assert layer(target) < 2, f"{relative} imports {module}"
-            continue
-        assert layer(target) < layer(importer), f"{relative} imports {module}: not a lower layer"
+def test_a_folder_imports_from_lower_floors_only(path):
+    floor = 0 if path.parent == PACKAGE else FLOOR_OF[path.relative_to(PACKAGE).parts[0]]
+    for folder, other in floors_imported(path):
+        assert other < floor, f"{path.relative_to(PACKAGE)} of floor {floor} imports {folder} of floor {other}"
 
 
-def test_foundation_imports_nothing_of_ours():
-    assert own_modules(PACKAGE / "records.py") == own_modules(PACKAGE / "workdir.py") == set()
+def test_the_rule_sees_violations(tmp_path):
+    """Relative, absolute and late imports are all found; a neighbour is none of the lower floors."""
+    package = tmp_path / "diffusers_craft"
+    for folder in ("rewards", "scoring", "models", "training"):
+        (package / folder).mkdir(parents=True)
+    file = package / "rewards" / "new.py"
+    file.write_text(
+        "from ..scoring.run import a\nfrom .base import b\nfrom .. import models\nimport numpy as np\n"
+        "from .. import __version__\ndef f():\n    from diffusers_craft.training.data import c\n"
+    )
+    assert set(floors_imported(file, package)) == {("scoring", 3), ("models", 2), ("", 0), ("training", 4)}
 
 
-@pytest.mark.parametrize(
-    ("files", "library"),
-    [
-        ([PACKAGE / "filtering.py", PACKAGE / "composite.py"], "numpy"),
-        (sorted((PACKAGE / "objectives").glob("*.py")), "torch"),
-    ],
-    ids=["filtering", "objectives"],
-)
-def test_pure_modules(files, library):
+@pytest.mark.parametrize(("folder", "library"), [("selection", "numpy"), ("objectives", "torch")])
+def test_pure_modules(folder, library):
     """Arrays or tensors in, arrays or tensors out: no diffusers, no accelerate, no files."""
     allowed = {"collections", "dataclasses", "math", "typing", "diffusers_craft", library}
-    for path in files:
+    for path in sorted((PACKAGE / folder).glob("*.py")):
         assert {module.split(".")[0] for module, _ in imported(path)} <= allowed, path
         assert not re.search(r"\bopen\(|\bPath\b", path.read_text(encoding="utf-8")), path
 
@@ -119,10 +97,10 @@ def test_light_modules_load_nothing_heavy(module):
     assert result.stdout.split() == []
 
 
-def test_only_backbones_knows_the_architectures():
+def test_only_the_families_know_the_architectures():
     words = re.compile(r"time_ids|pooled|(?<!tiny-)sdxl")
     for path in SOURCES:
-        if path.name != "backbones.py" and "tiny" not in path.parts:
+        if path.parent.name not in ("models", "tiny"):
             found = words.search(path.read_text(encoding="utf-8"))
             assert found is None, f"{path.relative_to(ROOT)} mentions {found[0]!r}"
 
@@ -136,24 +114,3 @@ def test_examples_import_public_names_only(path):
         assert module.split(".")[0] not in siblings, f"{path.name} imports the sibling file {module}"
         if module == "diffusers_craft":
             assert set(names) <= set(diffusers_craft.__all__), f"{path.name}: {names}"
-
-
-def test_the_rule_sees_violations(tmp_path):
-    """Relative, absolute and late imports are all found, with the right target."""
-    package = tmp_path / "diffusers_craft"
-    (package / "rewards").mkdir(parents=True)
-    file = package / "rewards" / "new.py"
-    file.write_text(
-        "from ..scoring import a\nfrom .base import b\nfrom .. import filtering\nimport numpy as np\n"
-        "def f():\n    from diffusers_craft.training_data import c\n"
-    )
-    found = {(module, *names) for module, names in imported(file, package)}
-    assert found == {
-        ("diffusers_craft.scoring", "a"),
-        ("diffusers_craft.rewards.base", "b"),
-        ("diffusers_craft", "filtering"),
-        ("numpy",),
-        ("diffusers_craft.training_data", "c"),
-    }
-    assert unit("training_data") == "training" and layer("training") == 2
-    assert unit("rewards.hps") == "rewards" and layer("rewards") == 1

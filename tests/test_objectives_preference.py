@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from objective_driver import gradient, random_latents, small_net
 
-from diffusers_craft.alignment_args import add_alignment_arguments, add_objective_options, objective_from_args
+from diffusers_craft.models.noise import Draw, diffuse
 from diffusers_craft.objectives.base import Noised
 from diffusers_craft.objectives.craft import craft_loss
 from diffusers_craft.objectives.dpo import DPO, dpo_loss
@@ -22,8 +22,7 @@ from diffusers_craft.objectives.mapo import MaPO, bounded_likelihood, mapo_loss
 from diffusers_craft.objectives.sharpening import RLHFSharpening, SFTSharpening
 from diffusers_craft.objectives.smpo import SmPO, smoothing_factors, smpo_loss
 from diffusers_craft.objectives.spo import SPO, spo_log_ratios, spo_loss
-from diffusers_craft.training_batch import diffuse
-from diffusers_craft.training_data import Draw
+from diffusers_craft.training.objective_args import add_alignment_arguments, add_objective_options, objective_from_args
 
 
 ERRORS = torch.tensor([0.10, 0.20], dtype=torch.float64)  # m_w, m_l

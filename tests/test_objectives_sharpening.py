@@ -8,16 +8,11 @@ import pytest
 import torch
 from objective_driver import ALPHAS, SHAPE, Context, closeness, gradient, micro_batch, random_latents, small_net
 
-from diffusers_craft.objectives.base import Noised
-from diffusers_craft.objectives.craft import craft_loss, denoising_errors
+from diffusers_craft.objectives.base import Noised, denoising_errors
+from diffusers_craft.objectives.craft import craft_loss
 from diffusers_craft.objectives.ddim import clean_estimate, ddim_move, ddim_sample
 from diffusers_craft.objectives.dpo import DPO, dpo_loss
-from diffusers_craft.objectives.sharpening import (
-    RLHFSharpening,
-    SFTSharpening,
-    follow,
-    sharpening_preference_loss,
-)
+from diffusers_craft.objectives.sharpening import RLHFSharpening, SFTSharpening, follow, sharpening_preference_loss
 
 
 @pytest.fixture

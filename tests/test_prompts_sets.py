@@ -7,8 +7,8 @@ import datasets
 import huggingface_hub
 import pytest
 
-from diffusers_craft.prompts import load_prompts
-from diffusers_craft.prompts_sets import PROMPT_SETS, SETS, load_prompt_set
+from diffusers_craft.prompts.sets import PROMPT_SETS, SETS, load_prompt_set
+from diffusers_craft.prompts.sources import load_prompts
 from diffusers_craft.tiny.world import parse_caption
 
 

@@ -5,10 +5,9 @@ import logging
 
 import pytest
 
-from diffusers_craft.modifiers import MODIFIERS
-from diffusers_craft.records import REFINED_SCHEMA
-from diffusers_craft.refiners import IdentityRefiner, TemplateRefiner, load_refiner, refine_prompts
-from diffusers_craft.workdir import WorkDir
+from diffusers_craft.core.records import REFINED_SCHEMA
+from diffusers_craft.core.workdir import WorkDir
+from diffusers_craft.prompts.refiners import MODIFIERS, IdentityRefiner, TemplateRefiner, load_refiner, refine_prompts
 
 
 PROMPTS = [f"a red circle {i}" for i in range(7)]

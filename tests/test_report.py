@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from diffusers_craft import report
-from diffusers_craft.grid import _fit, _font, _wrap, image_grid
-from diffusers_craft.report import reward_sets, write_build_report
+from diffusers_craft.build import report
+from diffusers_craft.build.report import reward_sets, write_build_report
+from diffusers_craft.figures.grid import _fit, _font, _wrap, image_grid
 
 
 FILES = ("funnel.png", "gallery.png", "report.html", "rewards.png")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from diffusers_craft import load_reward
 from diffusers_craft.rewards import packages
-from diffusers_craft.rewards.features import check_hash, file_hash
+from diffusers_craft.rewards.checkpoints import check_hash, file_hash
 from diffusers_craft.rewards.packages import PackageHPSReward, PackageImageReward
 
 

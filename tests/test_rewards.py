@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rebuild_tiny.lexicon import build_tokenizer, build_tokenizer_files
 
 from diffusers_craft import load_reward
 from diffusers_craft.rewards.aesthetic import load_head
-from diffusers_craft.rewards.features import ClipProcessor, crop_center, fit_and_pad, to_rgb
-from diffusers_craft.tiny.lexicon import build_tokenizer, build_tokenizer_files
+from diffusers_craft.rewards.preprocessing import ClipProcessor, crop_center, fit_and_pad, to_rgb
 
 
 SIZE = 32  # pixels that the random models take

@@ -6,10 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-from diffusers_craft import load_reward
-from diffusers_craft.tiny import reward_checkpoint
-from diffusers_craft.tiny.preferences import (
+from rebuild_tiny.preferences import (
     KINDS,
     alter,
     build_pool,
@@ -21,7 +18,10 @@ from diffusers_craft.tiny.preferences import (
     shows,
     spoil,
 )
-from diffusers_craft.tiny.rebuild_rewards import RECIPES, evaluate_rewards, rebuild_caption_model
+from rebuild_tiny.rewards import RECIPES, evaluate_rewards, rebuild_caption_model
+
+from diffusers_craft import load_reward
+from diffusers_craft.tiny import reward_checkpoint
 from diffusers_craft.tiny.scorer import scene_shows
 from diffusers_craft.tiny.world import (
     Object,

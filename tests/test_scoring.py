@@ -21,10 +21,10 @@ from diffusers_craft import (
     score_candidates,
     score_images,
 )
-from diffusers_craft import scoring_decode as decode_module
-from diffusers_craft.records import CANDIDATE_SCHEMA, SCORE_SCHEMA
+from diffusers_craft.core.records import CANDIDATE_SCHEMA, SCORE_SCHEMA
+from diffusers_craft.core.workdir import Stage
 from diffusers_craft.rewards import reward_names
-from diffusers_craft.workdir import Stage
+from diffusers_craft.scoring import decode as decode_module
 
 
 class Brightness:
@@ -282,7 +282,7 @@ class Pictures:
     num_rows = 2
 
     def read_rows(self, rows: range) -> list:
-        from diffusers_craft.scoring import ImageRow
+        from diffusers_craft.scoring.run import ImageRow
 
         whole = candidates()["image"][1].as_py()["bytes"]
         return [ImageRow("a.png", "p", whole), ImageRow("b.png", "p", whole[:40])][rows.start : rows.stop]

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusers_craft import scoring_decode
-from diffusers_craft.scoring_decode import ImageDecoder, decode_image
+from diffusers_craft.scoring import decode as scoring_decode
+from diffusers_craft.scoring.decode import ImageDecoder, decode_image
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:

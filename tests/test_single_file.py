@@ -12,9 +12,10 @@ from original_layout import save_single_file
 from safetensors.torch import load_file, save_file
 from training_driver import ROOT, losses, same, weights
 
-from diffusers_craft import builder, register_reward
-from diffusers_craft.backbones import SD15, SDXL, ModelSource
-from diffusers_craft.backbones_loading import load_pipeline
+from diffusers_craft import register_reward
+from diffusers_craft.build import builder
+from diffusers_craft.models.families import SD15, SDXL, ModelSource
+from diffusers_craft.models.loading import load_pipeline
 from diffusers_craft.rewards import registry
 
 

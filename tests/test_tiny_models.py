@@ -5,20 +5,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from rebuild_tiny.data import enrich
 from safetensors import safe_open
 
 from diffusers_craft import GenerationSettings, exact_score, generate_images, load_pipeline, load_reward
 from diffusers_craft.tiny import MODELS, WEIGHTS, is_tiny, model_path, prompt_file, reward_checkpoint
-from diffusers_craft.tiny.world import (
-    COLORS,
-    SHAPES,
-    enrich,
-    mistake,
-    parse_caption,
-    render,
-    sample_picture,
-    sample_scene,
-)
+from diffusers_craft.tiny.world import COLORS, SHAPES, mistake, parse_caption, render, sample_picture, sample_scene
 
 
 SETTINGS = GenerationSettings(num_inference_steps=16, guidance_scale=3.0, batch_size=50)

@@ -4,10 +4,11 @@
 import numpy as np
 import pytest
 from PIL import Image
+from rebuild_tiny.data import enrich
+from rebuild_tiny.lexicon import MAX_TOKENS, build_tokenizer, lexicon
 
-from diffusers_craft.modifiers import MODIFIERS
+from diffusers_craft.prompts.refiners import MODIFIERS
 from diffusers_craft.tiny import prompt_file
-from diffusers_craft.tiny.lexicon import MAX_TOKENS, build_tokenizer, lexicon
 from diffusers_craft.tiny.scorer import exact_score, read_scene, scene_shows
 from diffusers_craft.tiny.world import (
     COLORS,
@@ -18,7 +19,6 @@ from diffusers_craft.tiny.world import (
     Object,
     Scene,
     degrade,
-    enrich,
     is_held_out,
     mistake,
     parse_caption,

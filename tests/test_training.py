@@ -14,10 +14,10 @@ from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
 from training_driver import FIXED, ROOT, environment, load_script, losses, run_json, same, weights
 
-from diffusers_craft import training
 from diffusers_craft.hub.upload import published_id
-from diffusers_craft.training import TrainingRun
-from diffusers_craft.training_state import list_checkpoints
+from diffusers_craft.training import run as training
+from diffusers_craft.training.checkpoints import list_checkpoints
+from diffusers_craft.training.run import TrainingRun
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
@@ -299,7 +299,7 @@ def test_user_errors_are_one_line_and_exit_code_2(arguments, capsys):
 def test_errors_name_the_flag(train, monkeypatch, family, flags, message):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        "diffusers_craft.training_accelerator.find_spec", lambda name: None if name == "wandb" else find_spec(name)
+        "diffusers_craft.training.accelerator.find_spec", lambda name: None if name == "wandb" else find_spec(name)
     )
     with pytest.raises(ValueError, match=message):
         train(family, "out", *flags)

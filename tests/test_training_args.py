@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusers_craft.training_args import check_training_arguments
+from diffusers_craft.training.args import check_training_arguments
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "craft"

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from diffusers_craft.training_data import TrainingData, shuffled_rows
+from diffusers_craft.data.rows import TrainingData, shuffled_rows
 
 
 def _data(num_rows: int = 6, flips: int = 1, std: float | None = 0.5) -> TrainingData:

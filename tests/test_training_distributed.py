@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType
 from diffusers import DiffusionPipeline
 from training_driver import ROOT, environment, load_script, losses, run_json, same, weights
 
-from diffusers_craft.training_accelerator import _prepare_sharding
+from diffusers_craft.training.accelerator import _prepare_sharding
 
 
 COMMON = ["--max_train_steps=5", "--caption_dropout=0.3", "--checkpointing_steps=2"]

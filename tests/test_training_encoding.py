@@ -10,13 +10,13 @@ import torch
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
-from diffusers_craft.backbones import SD15, SDXL, ModelSource
-from diffusers_craft.backbones_vae import vae_fingerprint
-from diffusers_craft.dataset import load_craft_dataset
-from diffusers_craft.generation import encode_png
-from diffusers_craft.training_args import add_training_arguments
-from diffusers_craft.training_encoding import prepare_training_data
-from diffusers_craft.training_images import crop_image
+from diffusers_craft.data.dataset import load_craft_dataset
+from diffusers_craft.data.encoding import prepare_training_data
+from diffusers_craft.data.pictures import crop_image
+from diffusers_craft.models.families import SD15, SDXL, ModelSource
+from diffusers_craft.models.generation import encode_png
+from diffusers_craft.models.latents import vae_fingerprint
+from diffusers_craft.training.args import add_training_arguments
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from datasets import Dataset, Image, load_dataset
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from training_driver import FIXED, load_script, losses, run_json, same, weights
 
-from diffusers_craft.training import TrainingRun
+from diffusers_craft.training.run import TrainingRun
 
 
 STEP = ["--train_batch_size=4", "--gradient_accumulation_steps=1", "--max_train_steps=1"]

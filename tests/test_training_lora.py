@@ -10,10 +10,10 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from training_driver import losses, run_json, same
 
-from diffusers_craft.backbones import SD15, SDXL, ModelSource
-from diffusers_craft.backbones_loading import LORA_FILE, load_tuned_pipeline
 from diffusers_craft.hub.samples import load_trained
-from diffusers_craft.training import TrainingRun
+from diffusers_craft.models.families import SD15, SDXL, ModelSource
+from diffusers_craft.models.loading import LORA_FILE, load_tuned_pipeline
+from diffusers_craft.training.run import TrainingRun
 
 
 STEPS = ["--train_batch_size=4", "--gradient_accumulation_steps=1", "--max_train_steps=4"]
@@ -119,7 +119,7 @@ def test_a_full_checkpoint_is_refused(train):
 
 
 def test_a_missing_peft_is_named(train, monkeypatch):
-    monkeypatch.setattr("diffusers_craft.training_weights.find_spec", lambda name: None)
+    monkeypatch.setattr("diffusers_craft.training.weights.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"--use_lora: expected an installed peft, .*diffusers-craft\[lora\]"):
         train("sd15", "out", *LORA)
 
@@ -132,7 +132,7 @@ def test_a_missing_peft_is_named(train, monkeypatch):
     ],
 )
 def test_a_folder_with_another_kind_of_result_is_refused_at_once(train, tmp_path, monkeypatch, flags, there, message):
-    monkeypatch.setattr("diffusers_craft.backbones.Backbone.load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("diffusers_craft.models.families.Backbone.load", lambda *_, **__: pytest.fail("loaded"))
     (tmp_path / "mix").mkdir()
     (tmp_path / "mix" / there).touch()
     with pytest.raises(ValueError, match=message):

@@ -9,7 +9,7 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from training_driver import losses
 
-from diffusers_craft.training import TrainingRun
+from diffusers_craft.training.run import TrainingRun
 
 
 STEP = ["--train_batch_size=6", "--gradient_accumulation_steps=2", "--max_train_steps=1"]

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffusers_craft import training_optimizer
-from diffusers_craft.training_optimizer import StochasticRounding, create_optimizer, round_stochastically
+from diffusers_craft.training import optimizer as training_optimizer
+from diffusers_craft.training.optimizer import StochasticRounding, create_optimizer, round_stochastically
 
 
 def _args(**changes) -> Namespace:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from training_driver import run_json
 
-from diffusers_craft import training_speed
-from diffusers_craft.backbones import SD15, SDXL
-from diffusers_craft.training_speed import SpeedMeter, forward_flops, speed_report
+from diffusers_craft.models.families import SD15, SDXL
+from diffusers_craft.training import speed as training_speed
+from diffusers_craft.training.speed import SpeedMeter, forward_flops, speed_report
 
 
 CPU = torch.device("cpu")

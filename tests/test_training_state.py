@@ -4,7 +4,8 @@
 import pytest
 import torch
 
-from diffusers_craft.training_state import MetricLog, find_checkpoint, list_checkpoints
+from diffusers_craft.training.checkpoints import find_checkpoint, list_checkpoints
+from diffusers_craft.training.log import MetricLog
 
 
 class Recorder:

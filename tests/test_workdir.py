@@ -12,7 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from diffusers_craft.workdir import WorkDir, atomic_write_bytes, atomic_write_json, fingerprint
+from diffusers_craft.core.files import atomic_write_bytes, atomic_write_json, fingerprint
+from diffusers_craft.core.workdir import WorkDir
 
 
 NUM_ROWS, ROWS_PER_SHARD = 50, 4
@@ -138,7 +139,7 @@ def test_finish_waits_for_the_other_ranks(tmp_path, monkeypatch):
         looks.append(stage.is_complete)
         stage.write(1, pa.table({"row": [1]}))
 
-    monkeypatch.setattr("diffusers_craft.workdir.time.sleep", other_rank_writes)
+    monkeypatch.setattr("diffusers_craft.core.workdir.time.sleep", other_rank_writes)
     stage.finish()
     assert looks == [False] and stage.is_complete
 

@@ -4,12 +4,12 @@
 import numpy as np
 import torch
 
+from diffusers_craft.prompts.refiners import MAX_MODIFIERS, MODIFIERS
 from diffusers_craft.tiny.world import (
     IMAGE_SIZE,
     TASKS,
     Caption,
     degrade,
-    enrich,
     is_held_out,
     render,
     sample_caption,
@@ -57,3 +57,9 @@ def scattered_picture(rng: np.random.Generator) -> np.ndarray:
 def to_tensor(pictures: np.ndarray) -> torch.Tensor:
     """(B, 64, 64, 3) uint8 -> (B, 3, 64, 64) float32 in [-1, 1]."""
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def enrich(text: str, rng: np.random.Generator) -> str:
+    """Adds one to four words of quality to a caption, as a prompt refiner would."""
+    words = rng.choice(MODIFIERS, int(rng.integers(1, MAX_MODIFIERS + 1)), replace=False).tolist()
+    return ", ".join([text, *words])

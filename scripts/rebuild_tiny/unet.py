@@ -17,13 +17,12 @@ from diffusers import (
 from diffusers.training_utils import EMAModel, compute_snr
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from diffusers_craft.tiny.lexicon import build_tokenizer
+from diffusers_craft.data import sample_pair, to_tensor
+from diffusers_craft.schedule import learning_rate
+from diffusers_craft.text import pretrain_text_encoder, text_config
 from diffusers_craft.tiny.world import IMAGE_SIZE
-
-from .data import sample_pair, to_tensor
-from .schedule import learning_rate
-from .text import pretrain_text_encoder, text_config
-from .vae import LATENT_CHANNELS
+from diffusers_craft.vae import LATENT_CHANNELS
+from rebuild_tiny.lexicon import build_tokenizer
 
 
 P_UNCONDITIONAL = 0.1

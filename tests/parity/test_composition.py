@@ -20,13 +20,13 @@ from transformers import (
 )
 from transformers.models.mask2former.image_processing_mask2former import Mask2FormerImageProcessor
 
-from diffusers_craft.prompts_sets import EvaluationPrompt, PromptSet
+from diffusers_craft.prompts.sets import EvaluationPrompt, PromptSet
 from diffusers_craft.rewards import load_reward
-from diffusers_craft.rewards.compbench import CompBenchReward, load_parser
-from diffusers_craft.rewards.compbench_rules import attribute_score, combine, evaluators
-from diffusers_craft.rewards.features import feature_tensor
-from diffusers_craft.rewards.geneval import CLASSES, GenEvalReward, crop_object, find_instances
-from diffusers_craft.rewards.geneval_rules import COLORS, Detection
+from diffusers_craft.rewards.base import feature_tensor
+from diffusers_craft.rewards.benchmarks.compbench import CompBenchReward, load_parser
+from diffusers_craft.rewards.benchmarks.compbench_rules import attribute_score, combine, evaluators
+from diffusers_craft.rewards.benchmarks.geneval import CLASSES, GenEvalReward, crop_object, find_instances
+from diffusers_craft.rewards.benchmarks.geneval_rules import COLORS, Detection
 
 
 def prompt_set(*rows):

@@ -28,7 +28,7 @@ from transformers import (
     SwinConfig,
 )
 
-from diffusers_craft.rewards import compbench
+from diffusers_craft.rewards.benchmarks import compbench
 
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "craft" / "evaluate_craft.py"

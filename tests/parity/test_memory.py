@@ -96,7 +96,7 @@ def test_weights_rest_in_half_and_compute_in_float32(tmp_path: Path):
     whole = CLIP(**settings).eval()
     whole.load_state_dict(state)
     assert whole.visual.proj.dtype == torch.float32
-    from diffusers_craft.rewards.features import fit_and_pad, normalize_pixels
+    from diffusers_craft.rewards.preprocessing import fit_and_pad, normalize_pixels
 
     with torch.no_grad():
         pixels = whole.encode_image(normalize_pixels(fit_and_pad(image, 32)[None]), normalize=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from ..core.workdir import DATASET_FOLDER, SCORED_FILE
 from ..tiny import PROMPTS
-from ..workdir import DATASET_FOLDER, SCORED_FILE
 from .dataset_card import dataset_card
 from .upload import HubRepo, as_hub_id, hub_license
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData
 
-from ..records import FUNNEL_LABELS
+from ..selection.funnel import FUNNEL_LABELS
 from .card import CITATION, PAPER, link, table, without_paths
 
 

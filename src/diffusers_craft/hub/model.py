@@ -10,11 +10,11 @@ from typing import Any
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from ..backbones_loading import LORA_FILE, TUNED_FILES
-from ..cli import recorded_option
-from ..grid import image_grid
+from ..core.run_record import recorded_option
+from ..core.workdir import RUN_FILE
+from ..figures.grid import image_grid
+from ..models.loading import LORA_FILE, TUNED_FILES
 from ..tiny import is_tiny
-from ..workdir import RUN_FILE
 from .card import without_paths
 from .model_card import Published, model_card
 from .results import read_results

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import DiffusionPipeline
 
-from ..backbones_loading import load_tuned_pipeline
-from ..cli import recorded_option
-from ..records import derive_seed
-from ..workdir import atomic_write_json, fingerprint
+from ..core.files import atomic_write_json, fingerprint
+from ..core.records import derive_seed
+from ..core.run_record import recorded_option
+from ..models.loading import load_tuned_pipeline
 
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
-from ..workdir import atomic_write_json
+from ..core.files import atomic_write_json
 
 
 logger = logging.getLogger(__name__)

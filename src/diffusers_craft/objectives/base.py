@@ -16,8 +16,6 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 
-from .craft import denoising_errors
-
 
 Predict = Callable[[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]], torch.Tensor]
 
@@ -165,3 +163,31 @@ def guide(prediction: torch.Tensor, scale: float) -> torch.Tensor:
     """(B, C, h, w) out of (2B, C, h, w) predictions for [captions, empty captions]: empty + scale (caption - empty)."""
     conditional, empty = prediction.chunk(2)
     return empty + scale * (conditional - empty)
+
+
+def denoising_errors(model_pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of each row, in float32.
+
+    Args:
+        model_pred (`torch.Tensor`): (B, C, H, W) prediction of the UNet.
+        target (`torch.Tensor`): (B, C, H, W) what it should have predicted.
+
+    Returns:
+        `torch.Tensor`: (B,) mean over C, H and W; dimensionless.
+    """
+    return (model_pred.float() - target.float()).square().flatten(1).mean(dim=1)
+
+
+class MicroBatch(NamedTuple):
+    """What one forward and backward pass sees: B rows of this process."""
+
+    noisy_latents: torch.Tensor  # (B, C, h, w) x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise
+    timesteps: torch.Tensor  # (B,) int64
+    conditioning: dict[str, torch.Tensor]  # name -> (B, ...)
+    target: torch.Tensor  # (B, C, h, w) noise, velocity or sample, as the model predicts
+    advantages: torch.Tensor  # (B,)
+    timestep_weights: torch.Tensor | None  # (B,) of min-SNR; None weighs every timestep alike
+    latents: torch.Tensor  # (B, C, h, w) x_0
+    noise: torch.Tensor  # (B, C, h, w)
+    rows: torch.Tensor  # (B,) int64 dataset rows
+    slots: torch.Tensor  # (B,) int64, or (B / 2,) of pairs: place of each unit in the global batch; on the CPU

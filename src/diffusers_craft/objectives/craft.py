@@ -3,18 +3,7 @@
 
 import torch
 
-
-def denoising_errors(model_pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of each row, in float32.
-
-    Args:
-        model_pred (`torch.Tensor`): (B, C, H, W) prediction of the UNet.
-        target (`torch.Tensor`): (B, C, H, W) what it should have predicted.
-
-    Returns:
-        `torch.Tensor`: (B,) mean over C, H and W; dimensionless.
-    """
-    return (model_pred.float() - target.float()).square().flatten(1).mean(dim=1)
+from .base import denoising_errors
 
 
 def craft_loss(

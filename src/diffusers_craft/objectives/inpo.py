@@ -11,16 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from .base import (
-    Context,
-    LossOutput,
-    Noised,
-    Objective,
-    check_choice,
-    check_range,
-    error_changes,
-    pair_metrics,
-)
+from .base import Context, LossOutput, Noised, Objective, check_choice, check_range, error_changes, pair_metrics
 from .ddim import RENOISE, implied_noise, inversion_times, invert
 from .dpo import dpo_loss
 

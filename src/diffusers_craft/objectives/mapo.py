@@ -7,8 +7,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from .base import LossOutput, Noised, Objective, check_choice, check_range, order_accuracy
-from .craft import denoising_errors
+from .base import LossOutput, Noised, Objective, check_choice, check_range, denoising_errors, order_accuracy
 
 
 FORMS = ("paper", "code")

@@ -21,10 +21,10 @@ from .base import (
     best_and_worst,
     check_choice,
     check_range,
+    denoising_errors,
     guided,
     pair_metrics,
 )
-from .craft import denoising_errors
 from .ddim import clean_estimate, ddim_move, ddim_sample, rows
 
 

@@ -12,17 +12,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 
-from .base import (
-    Context,
-    LossOutput,
-    Noised,
-    Objective,
-    best_and_worst,
-    check_range,
-    guide,
-    guided,
-    order_accuracy,
-)
+from .base import Context, LossOutput, Noised, Objective, best_and_worst, check_range, guide, guided, order_accuracy
 from .ddim import clean_estimate, ddim_mean_std, inversion_times, rows
 
 

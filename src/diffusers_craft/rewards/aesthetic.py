@@ -10,9 +10,9 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPVisionConfig
 
-from .base import Reward
+from .base import Reward, l2_normalize
+from .checkpoints import describe_checkpoint, file_hash, find_checkpoint, load_tensors
 from .clip_tower import CLIP_ID, CLIP_REVISION, CLIP_SIZE, ClipImageTower
-from .features import describe_checkpoint, file_hash, find_checkpoint, l2_normalize, load_tensors
 from .heads import build_linear_head
 
 

@@ -122,3 +122,46 @@ class Reward(ABC):
             return np.zeros(0, dtype=np.float32)
         with torch.inference_mode():
             return self._score(prompts, images).float().cpu().numpy()
+
+
+def l2_normalize(embeddings: torch.Tensor) -> torch.Tensor:
+    """Rows of a (B, D) tensor scaled to length one, in float32."""
+    embeddings = embeddings.float()
+    return embeddings / embeddings.norm(dim=-1, keepdim=True)
+
+
+def cosines(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Row-wise cosines of two (B, D) tensors, in float32: (B,)."""
+    return (l2_normalize(first) * l2_normalize(second)).sum(-1)
+
+
+def feature_tensor(output: torch.Tensor | Any) -> torch.Tensor:
+    """The embedding that `CLIPModel.get_*_features` returns: a tensor, or since transformers 5 inside an output object."""
+    return output if isinstance(output, torch.Tensor) else output.pooler_output
+
+
+class PromptImageReward(Reward):
+    """A reward of separate text and image towers, whose score is a function of their cosine."""
+
+    @abstractmethod
+    def encode_images(self, images: list[Image.Image]) -> torch.Tensor:
+        """(B, D) embeddings of one batch of images."""
+
+    @abstractmethod
+    def encode_prompts(self, prompts: list[str]) -> torch.Tensor:
+        """(B, D) embeddings of one batch of prompts."""
+
+    def _scale(self) -> torch.Tensor | float:
+        """What the cosine is multiplied by."""
+        return 1.0
+
+    def _score(self, prompts: list[str], images: list[Image.Image]) -> torch.Tensor:
+        distinct = list(dict.fromkeys(prompts))
+        index = {prompt: i for i, prompt in enumerate(distinct)}
+        size = self.batch_size
+        text = torch.cat([self.encode_prompts(distinct[i : i + size]) for i in range(0, len(distinct), size)])
+        scores = []
+        for start in range(0, len(images), size):
+            rows = [index[prompt] for prompt in prompts[start : start + size]]
+            scores.append(cosines(self.encode_images(images[start : start + size]), text[rows]))
+        return torch.cat(scores) * self._scale()

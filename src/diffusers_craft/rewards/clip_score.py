@@ -10,8 +10,9 @@ from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from transformers import CLIPTextModelWithProjection
 
+from .base import PromptImageReward
+from .checkpoints import describe_checkpoint, find_checkpoint
 from .clip_tower import CLIP_ID, CLIP_REVISION, CLIP_SIZE, ClipImageTower
-from .features import PromptImageReward, describe_checkpoint, find_checkpoint
 
 
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import CLIPVisionModelWithProjection
 
 from .base import tower_precision
-from .features import ClipProcessor
+from .preprocessing import ClipProcessor
 
 
 CLIP_ID, CLIP_REVISION = "openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41"

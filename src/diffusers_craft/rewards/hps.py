@@ -12,15 +12,9 @@ from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 
-from .features import (
-    PromptImageReward,
-    check_hash,
-    describe_checkpoint,
-    find_checkpoint,
-    fit_and_pad,
-    load_tensors,
-    normalize_pixels,
-)
+from .base import PromptImageReward
+from .checkpoints import check_hash, describe_checkpoint, find_checkpoint, load_tensors
+from .preprocessing import fit_and_pad, normalize_pixels
 from .residency import rest_in_checkpoint_precision
 
 

@@ -13,8 +13,9 @@ from torch import nn
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from .base import Reward
-from .features import ClipProcessor, describe_checkpoint, find_checkpoint, load_tensors
+from .checkpoints import describe_checkpoint, find_checkpoint, load_tensors
 from .heads import build_linear_head
+from .preprocessing import ClipProcessor
 from .residency import fill_model
 
 

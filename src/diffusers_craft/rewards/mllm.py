@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..llm import open_client
-from ..records import derive_seed
+from ..core.chat import open_client
+from ..core.records import derive_seed
 
 
 logger = logging.getLogger(__name__)

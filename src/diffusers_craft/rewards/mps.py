@@ -12,10 +12,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 
-from .base import Reward
-from .features import ClipProcessor, cosines, describe_checkpoint, load_tensors
+from .base import Reward, cosines
+from .checkpoints import describe_checkpoint, load_tensors
 from .mps_model import CrossModel
 from .pickscore import load_clip_h_tokenizer
+from .preprocessing import ClipProcessor
 from .residency import fill_model, rest_in_checkpoint_precision
 from .safe_pickle import read_pickled_module
 

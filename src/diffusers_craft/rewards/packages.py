@@ -14,7 +14,8 @@ from PIL import Image
 
 from . import hps, image_reward
 from .base import Reward
-from .features import describe_checkpoint, find_checkpoint, to_rgb
+from .checkpoints import describe_checkpoint, find_checkpoint
+from .preprocessing import to_rgb
 
 
 def _one_line(error: Exception) -> str:

@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 
-from .features import ClipProcessor, PromptImageReward, describe_checkpoint, feature_tensor, find_checkpoint
+from .base import PromptImageReward, feature_tensor
+from .checkpoints import describe_checkpoint, find_checkpoint
+from .preprocessing import ClipProcessor
 
 
 HUB_ID, REVISION = "yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800"

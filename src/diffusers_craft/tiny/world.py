@@ -15,8 +15,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from ..modifiers import MAX_MODIFIERS, MODIFIERS
-
 
 IMAGE_SIZE = 64  # pixels
 SUPERSAMPLING = 4
@@ -163,12 +161,6 @@ def sample_captions(n: int, seed: int, held_out: bool) -> list[str]:
                     captions[str(caption)] = None
                     break
     return list(captions)[:n]
-
-
-def enrich(text: str, rng: np.random.Generator) -> str:
-    """Adds one to four words of quality to a caption, as a prompt refiner would."""
-    words = rng.choice(MODIFIERS, int(rng.integers(1, MAX_MODIFIERS + 1)), replace=False).tolist()
-    return ", ".join([text, *words])
 
 
 def sample_scene(caption: Caption, rng: np.random.Generator) -> Scene:

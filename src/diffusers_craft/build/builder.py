@@ -1,0 +1,310 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""From prompts to a training dataset: composes the stages refine, generate, score, filter, dataset and report.
+
+Refinement, generation and scoring keep their rows in the work folder and are never repeated; filter, weights,
+normalisation and selection are computed anew each time, in seconds.
+"""
+
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from diffusers import DiffusionPipeline
+
+from ..core.files import atomic_write_json, fingerprint, remove_leftovers
+from ..core.run_record import write_run_json
+from ..core.workdir import Stage, WorkDir, rank_and_world
+from ..data.dataset import SCORED_COLUMNS, assemble_dataset, assemble_scores, save_dataset, save_scores, take_rows
+from ..hub.dataset import publish_dataset
+from ..hub.upload import as_hub_id, forget_published
+from ..models.generation import ROWS_PER_SHARD, GenerationSettings, generate_candidates, generation_options
+from ..models.latents import vae_fingerprint
+from ..prompts.refiners import PromptRefiner, load_refiner, refine_prompts
+from ..rewards.settings import RewardSettings, load_rewards, reward_source
+from ..scoring.run import CandidateImages, ScoringJob, score_images
+from ..selection.filtering import (
+    composite_reward,
+    crf_filter,
+    group_advantages,
+    normalization_constants,
+    restrict_weights,
+    rule_rewards,
+    select_samples,
+)
+from ..selection.funnel import format_funnel, funnel
+from .report import write_build_report
+
+
+logger = logging.getLogger(__name__)
+
+GROUPS_PER_REFINED_SHARD = 32
+
+
+@dataclass(eq=False, repr=False)
+class CRAFTDatasetBuilder:
+    """Builds the training set of CRAFT (arXiv 2603.18991, algorithm 1) with a base model's own images.
+
+    Args:
+        pipeline (`DiffusionPipeline`): the base model, on the device where it shall generate.
+        rewards (`Mapping[str, float]`): reward name to weight, e.g. `{"hps_v2.1": 0.4, "pickscore": 0.6}`.
+        refiner (`str` or `PromptRefiner`, *optional*, defaults to `"template"`): name or object; `None` is `"none"`.
+        filter_rule (`str` or `Sequence[str]`, *optional*, defaults to `"hpa"`): CRF rule, or rewards that must all win.
+        reward_normalization (`str`, *optional*, defaults to `"zscore"`): `"zscore"`, `"minmax"` or `"rank"`.
+        num_refinements (`int`, *optional*, defaults to 4): refinements of a prompt.
+        num_seeds (`int`, *optional*, defaults to 1): images of a refinement.
+        selection (`str`, *optional*, defaults to `"top"`): `"top"`, `"random"`, `"low"` or `"all"`.
+        num_samples (`int`, *optional*, defaults to 100): images to select.
+        max_per_prompt (`int`, *optional*, defaults to 1): most images of one prompt; 0 is no limit.
+        settings (`GenerationSettings`, *optional*): resolution, steps, guidance and batch size of generation.
+        save_latents (`bool`, *optional*, defaults to `False`): whether to keep the generated latents too.
+        reward_models (`Mapping[str, Any]`, *optional*): reward name to an object with `score(prompts, images)`; its
+            `source` (`dict`), if it has one, says which model it is.
+        reward_checkpoints (`Mapping[str, str]`, *optional*): reward name to a checkpoint instead of the official one.
+        reward_batch_size (`int`, *optional*, defaults to 16): images that are scored together.
+        reward_backends, reward_precision, reward_residency, dataloader_num_workers (*optional*): how rewards are loaded
+            and run, see `RewardSettings`.
+        output_dir (`str` or `Path`, *optional*): the work folder; by default a temporary one.
+        seed (`int`, *optional*, defaults to 0): of everything random.
+
+    Raises:
+        ValueError: for rewards, a rule, a normalisation or a selection that cannot work, before anything is made.
+    """
+
+    pipeline: DiffusionPipeline
+    rewards: Mapping[str, float]
+    refiner: str | PromptRefiner | None = "template"
+    filter_rule: str | Sequence[str] = "hpa"
+    reward_normalization: str = "zscore"
+    num_refinements: int = 4
+    num_seeds: int = 1
+    selection: str = "top"
+    num_samples: int = 100
+    max_per_prompt: int = 1
+    settings: GenerationSettings = field(default_factory=GenerationSettings)
+    save_latents: bool = False
+    reward_models: Mapping[str, Any] = field(default_factory=dict)
+    reward_checkpoints: Mapping[str, str] = field(default_factory=dict)
+    reward_batch_size: int = 16
+    reward_backends: Mapping[str, str] = field(default_factory=dict)
+    reward_precision: str = "auto"
+    reward_residency: str = "sequential"
+    dataloader_num_workers: int | None = None
+    output_dir: str | Path | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._check_options()
+        self._reward_settings = RewardSettings(
+            self.reward_checkpoints,
+            self.reward_backends,
+            self.reward_batch_size,
+            self.reward_precision,
+            self.reward_residency,
+            self.dataloader_num_workers,
+        )
+        if self.refiner is None or isinstance(self.refiner, str):
+            self.refiner = load_refiner(self.refiner or "none")
+        self.settings = self.settings.resolve(self.pipeline)
+        base, device = str(self.pipeline.name_or_path), self.pipeline.device
+        self._models = load_rewards(list(self.rewards), self._reward_settings, device, base, self.reward_models)
+        if self.output_dir is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="craft-build-")
+            self.output_dir = self._temporary.name
+        self.dataset: Dataset | None = None
+        self.funnel: dict[str, Any] | None = None
+        self._rank, _ = rank_and_world()  # the ranks share the work folder and split the shards
+
+    def build(self, prompts: Sequence[str], run_options: Mapping[str, Any] | None = None) -> Dataset:
+        """Runs every stage that is not done yet and selects the training set.
+
+        Args:
+            prompts (`Sequence[str]`): the original prompts.
+            run_options (`Mapping[str, Any]`, *optional*): what to record as the run's options in `craft_build.json`,
+                e.g. a script's arguments; by default the builder's own.
+
+        Returns:
+            `datasets.Dataset`: the selected images with the columns of `assemble_dataset`, best first.
+
+        Raises:
+            ValueError: if the work folder was built with other options, or fewer images are left than asked for.
+        """
+        prompts = list(prompts)
+        self._check_size(len(prompts))
+        # All stages are opened before the first one works: a refusal must not come after hours of generation.
+        refined, candidates, scores = self._open_stages(prompts)
+        if not refined.is_complete and self._rank == 0:
+            refine_prompts(prompts, self.refiner, self.num_refinements, self.num_seeds, self.seed, refined)
+        refined.finish()
+        if not candidates.is_complete:
+            rows, shards = refined.read(), candidates.share()
+            generate_candidates(self.pipeline, rows, self.settings, candidates, self.seed, self.save_latents, shards)
+        candidates.finish()
+        self._score(candidates, scores)
+        return self._select(candidates, scores, run_options)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        license: str | None = None,
+    ) -> str | None:
+        """Publishes what was built: `publish_dataset` with the builder's own work folder; only the first rank does.
+
+        Args:
+            repo_id (`str`): e.g. `"org/craft-top100"`.
+            private, token, revision, license (*optional*): see `publish_dataset`.
+
+        Returns:
+            `str`: address of the commit; `None` on other ranks.
+
+        Raises:
+            ValueError: if nothing was built yet, or the upload fails.
+        """
+        if self.dataset is None:
+            raise ValueError("push_to_hub: expected a dataset, found none; call build(prompts) first")
+        return None if self._rank else publish_dataset(self.output_dir, repo_id, private, token, revision, license)
+
+    @property
+    def _group_size(self) -> int:
+        return 1 + self.num_refinements * self.num_seeds
+
+    def _check_options(self) -> None:
+        """Has every later stage refuse now what it would refuse at the end."""
+        restrict_weights(self.rewards, self.filter_rule)
+        rule_rewards(self.filter_rule, self.rewards)
+        normalization_constants({}, self.reward_normalization)
+        select_samples([], [], [], [], self.selection, 0, self.max_per_prompt)
+        if self.num_refinements < 1 or self.num_seeds < 1:
+            found = f"{self.num_refinements} and {self.num_seeds}"
+            raise ValueError(f"--num_refinements, --num_seeds: expected at least 1 each, found {found}")
+        for flag, names in (
+            ("--reward_checkpoint", self.reward_checkpoints),
+            ("--reward_backend", self.reward_backends),
+            ("reward_models", self.reward_models),
+        ):
+            unknown = [name for name in names if name not in self.rewards]
+            if unknown:
+                raise ValueError(f"{flag}: expected names of {', '.join(self.rewards)}, found {unknown[0]!r}")
+
+    def _check_size(self, num_prompts: int) -> None:
+        if not num_prompts:
+            raise ValueError("--prompts: expected at least one prompt, found none")
+        a_prompt = min(self.max_per_prompt or self._group_size, self._group_size - 1)
+        if self.selection != "all" and self.num_samples > num_prompts * a_prompt:
+            raise ValueError(
+                f"--num_samples: expected at most {num_prompts * a_prompt} ({num_prompts} prompts, {a_prompt} images of"
+                f" a prompt), found {self.num_samples}"
+            )
+
+    def _open_stages(self, prompts: list[str]) -> tuple[Stage, Stage, dict[str, Stage]]:
+        """Opens refined, candidates and one stage a reward; each is bound to the options of those before it."""
+        work, num_rows = WorkDir(self.output_dir), len(prompts) * self._group_size
+        options: dict[str, Any] = {
+            "prompts": f"{len(prompts)} prompts, hash {fingerprint(prompts)}",
+            "refiner": self.refiner.name,
+            **self.refiner.options,
+            "num_refinements": self.num_refinements,
+            "num_seeds": self.num_seeds,
+            "seed": self.seed,
+        }
+        refined = work.stage("refined", options, num_rows, GROUPS_PER_REFINED_SHARD * self._group_size)
+        options = options | generation_options(self.pipeline, self.settings, self.seed, self.save_latents)
+        candidates = work.stage("candidates", options, num_rows, ROWS_PER_SHARD)
+        self._options = options
+        scores = {}
+        for name, model in self._models.items():
+            about = options | {f"reward {name}": reward_source(model)}
+            scores[name] = work.stage(f"scores/{name}", about, num_rows, ROWS_PER_SHARD)
+        return refined, candidates, scores
+
+    def _score(self, candidates: Stage, scores: Mapping[str, Stage]) -> None:
+        """Scores what is missing; complete rewards are not touched."""
+        open_names = [name for name, stage in scores.items() if not stage.is_complete]
+        if open_names:
+            job = ScoringJob(CandidateImages(candidates), scores)
+            models = {name: self._models[name] for name in open_names}
+            workers = self._reward_settings.workers(self.pipeline.device)
+            score_images([job], models, self.reward_residency, workers)
+
+    def _select(
+        self, candidates: Stage, scores: Mapping[str, Stage], run_options: Mapping[str, Any] | None
+    ) -> Dataset:
+        """Filters and selects from the complete pool, and writes dataset, report and records."""
+        table = candidates.read(list(SCORED_COLUMNS))
+        groups, variants = (table[name].to_numpy() for name in ("group", "variant"))
+        rewards = {name: stage.read(["score"])["score"].to_numpy() for name, stage in scores.items()}
+        weights = restrict_weights(self.rewards, self.filter_rule)
+        constants = normalization_constants(rewards, self.reward_normalization)
+        composite = composite_reward(rewards, weights, self.reward_normalization, constants)
+        mask = crf_filter(rewards, groups, variants, self.filter_rule)
+        advantages = group_advantages(composite, groups, variants)
+        rows = select_samples(
+            composite, mask, groups, variants, self.selection, self.num_samples, self.max_per_prompt, self.seed
+        )
+        self.funnel = funnel(rewards, composite, mask, advantages, rows, groups, variants, self.filter_rule)
+        chosen = take_rows(candidates, rows)
+        picked = {name: values[rows] for name, values in rewards.items()}
+        latent_vae = vae_fingerprint(self.pipeline.vae) if self.save_latents else None
+        self.dataset = assemble_dataset(chosen, picked, composite[rows], advantages[rows], latent_vae)
+        if self._rank == 0:
+            folder = Path(self.output_dir)
+            for place in (folder, folder / "report"):
+                remove_leftovers(place)
+            forget_published(folder)  # it may be another selection
+            save_dataset(self.dataset, folder)
+            save_scores(assemble_scores(table, rewards, composite, advantages, mask, rows), folder)
+            prompts, refined_prompts = (self.dataset[name][:] for name in ("prompt", "refined_prompt"))
+            write_build_report(
+                folder / "report",
+                self.funnel,
+                rewards,
+                composite,
+                advantages,
+                variants,
+                rows,
+                self.dataset["image"],
+                prompts,
+                refined_prompts,
+            )
+            self._write_records(folder, constants, weights, run_options)
+            print(format_funnel(self.funnel))
+        return self.dataset
+
+    def _write_records(
+        self,
+        folder: Path,
+        constants: Mapping[str, Any],
+        weights: Mapping[str, float],
+        run_options: Mapping[str, Any] | None,
+    ) -> None:
+        """`normalization.json` and `craft_build.json`."""
+        sources = {name: reward_source(model) for name, model in self._models.items()}
+        for name, source in sources.items():
+            constants["rewards"][name]["source"] = source
+        atomic_write_json(folder / "normalization.json", constants)
+        own = self._options | {
+            "rewards": dict(self.rewards),
+            "filter_rule": self.filter_rule,
+            "reward_normalization": self.reward_normalization,
+            "selection": self.selection,
+            "num_samples": self.num_samples,
+            "max_per_prompt": self.max_per_prompt,
+            "generation_batch_size": self.settings.batch_size,
+        }
+        options = {**(run_options or {}), **own}
+        options["prompts"] = (run_options or {}).get("prompts", own["prompts"])
+        write_run_json(
+            folder / "craft_build.json",
+            options,
+            base_model=as_hub_id(self.pipeline.name_or_path),
+            stage_options=self._options,
+            composite_weights=weights,
+            reward_sources=sources,
+            funnel=self.funnel,
+        )

@@ -1,0 +1,189 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""What a build leaves for the eye: funnel, reward histograms and a gallery, as PNG and one self-contained HTML page."""
+
+import html
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from ..core.files import atomic_write_bytes
+from ..figures.grid import image_grid
+from ..figures.page import (
+    BLUE,
+    GRAY,
+    ORANGE,
+    THUMBNAIL,
+    Panel,
+    chart_images,
+    draw_figure,
+    html_table,
+    png_bytes,
+    render_page,
+    thumbnail_uri,
+)
+from ..selection.funnel import FUNNEL_LABELS
+
+
+SET_STYLES = {
+    "original prompts": {"histtype": "stepfilled", "color": GRAY, "alpha": 0.45},
+    "refined prompts": {"histtype": "step", "color": BLUE, "linewidth": 1.6},
+    "selected": {"histtype": "step", "color": ORANGE, "linewidth": 1.6, "linestyle": (0, (4, 1.5))},
+}
+MAX_GALLERY = 100  # images shown; a page with thousands would not open on a phone
+
+
+def funnel_panels(funnel: Mapping[str, float]) -> list[Panel]:
+    """Two bar charts, images and prompts, each from what came in to what was selected."""
+    images = {
+        "candidates": "candidates",
+        "valid": "valid",
+        "kept_candidates": "kept by filter",
+        "selected": "selected",
+    }
+    prompts = {"prompts": "prompts", "kept_groups": "kept by filter", "selected_prompts": "selected"}
+
+    def draw(axes: Axes, unit: str, labels: Mapping[str, str]) -> None:
+        counts = [int(funnel.get(key, 0)) for key in labels]
+        axes.barh(list(labels.values()), counts, color=[GRAY] * (len(counts) - 2) + [BLUE, ORANGE], height=0.7)
+        axes.invert_yaxis()
+        axes.set_xlim(0, max([*counts, 1]) * 1.45)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        for y, count in enumerate(counts):
+            share = f" ({count / max(counts[0], 1):.1%})" if y else ""
+            axes.text(count, y, f"  {count:,}{share}", va="center", fontsize=9)
+        axes.set_xlabel(f"number of {unit}", fontsize=9)
+
+    return [partial(draw, unit="images", labels=images), partial(draw, unit="prompts", labels=prompts)]
+
+
+def reward_sets(values: np.ndarray, variants: np.ndarray, selected: np.ndarray) -> dict[str, np.ndarray]:
+    """The three sets a report compares: images of original prompts, of refined prompts, and the selected ones.
+
+    Args:
+        values (`np.ndarray`): (n,) of any quantity.
+        variants (`np.ndarray`): (n,) int; 0 marks the image of the original prompt.
+        selected (`np.ndarray`): (k,) row indices.
+
+    Returns:
+        `dict[str, np.ndarray]`: name of the set to its values.
+    """
+    return {
+        "original prompts": values[variants == 0],
+        "refined prompts": values[variants > 0],
+        "selected": values[selected],
+    }
+
+
+def _draw_histogram(axes: Axes, series: Mapping[str, np.ndarray], label: str) -> None:
+    """Overlaid histograms, each in percent of its own images, because the sets differ greatly in size."""
+    finite = {name: values[np.isfinite(values)] for name, values in series.items()}
+    edges = np.histogram_bin_edges(np.concatenate(list(finite.values())), bins=24)
+    for name, values in finite.items():
+        if len(values):
+            axes.hist(values, edges, weights=np.full(len(values), 100 / len(values)), label=name, **SET_STYLES[name])
+    axes.set_xlabel(label, fontsize=9)
+    axes.set_ylabel("images of the set (%)", fontsize=9)
+
+
+def reward_panels(
+    rewards: Mapping[str, np.ndarray],
+    composite: np.ndarray,
+    advantages: np.ndarray,
+    variants: np.ndarray,
+    selected: np.ndarray,
+) -> list[Panel]:
+    """Histograms of each raw reward, of the composite reward and the advantages; see `write_build_report`."""
+    series = {f"{name} (raw score)": reward_sets(values, variants, selected) for name, values in rewards.items()}
+    series["composite reward (normalised, weighted)"] = reward_sets(composite, variants, selected)
+    advantage_sets = reward_sets(advantages, variants, selected)
+    del advantage_sets["original prompts"]  # they have none
+    series["advantage (standard deviations of its group)"] = advantage_sets
+    return [partial(_draw_histogram, series=sets, label=label) for label, sets in series.items()]
+
+
+def _mean(values: np.ndarray) -> str:
+    values = values[np.isfinite(values)]
+    return f"{values.mean():.4g}" if len(values) else "–"
+
+
+def _funnel_rows(funnel: Mapping[str, float]) -> list[tuple[str, str]]:
+    def text(key: str, value: float) -> str:
+        return f"{value:.1%}" if key.startswith("share") else f"{int(value):,}"
+
+    return [(label, text(key, funnel[key])) for key, label in FUNNEL_LABELS.items() if funnel.get(key) is not None]
+
+
+def _card(image: Image.Image, prompt: str, refined: str, values: Mapping[str, float]) -> str:
+    small = ' class="small"' if max(image.size) <= THUMBNAIL // 2 else ""
+    numbers = "".join(f"<dt>{html.escape(name)}</dt><dd>{value:.3f}</dd>" for name, value in values.items())
+    made_by = f'<div class="muted">{html.escape(refined)}</div>' if refined != prompt else ""
+    return (
+        f'<figure><img{small} loading="lazy" alt="{html.escape(prompt, quote=True)}" src="{thumbnail_uri(image)}">'
+        f"<figcaption>{html.escape(prompt)}{made_by}<dl>{numbers}</dl></figcaption></figure>"
+    )
+
+
+def write_build_report(
+    folder: str | Path,
+    funnel: Mapping[str, float],
+    rewards: Mapping[str, np.ndarray],
+    composite: np.ndarray,
+    advantages: np.ndarray,
+    variants: np.ndarray,
+    selected: np.ndarray,
+    images: Sequence[Image.Image],
+    prompts: Sequence[str],
+    refined_prompts: Sequence[str],
+    title: str = "CRAFT dataset",
+) -> None:
+    """Writes `funnel.png`, `rewards.png`, `gallery.png` and `report.html`, which needs no other file.
+
+    Args:
+        folder (`str | Path`): where the files go; made if missing.
+        funnel (`Mapping[str, float]`): what `filtering.funnel` returns.
+        rewards (`Mapping[str, np.ndarray]`): reward name to (n,) raw scores; NaN marks an invalid image.
+        composite (`np.ndarray`): (n,) composite reward.
+        advantages (`np.ndarray`): (n,) group advantages.
+        variants (`np.ndarray`): (n,) int; 0 marks the image of the original prompt.
+        selected (`np.ndarray`): (k,) row indices of the selected images.
+        images (`Sequence[PIL.Image.Image]`): (k,) images of the selected rows; only the first `MAX_GALLERY` are read.
+        prompts (`Sequence[str]`): (k,) original prompts of the selected rows.
+        refined_prompts (`Sequence[str]`): (k,) prompts that generated them.
+        title (`str`, *optional*, defaults to `"CRAFT dataset"`): heading of the page.
+    """
+    folder, selected, variants = Path(folder), np.asarray(selected, dtype=int), np.asarray(variants)
+    shown = min(len(selected), MAX_GALLERY)
+    pictures = [images[i] for i in range(shown)]
+    columns = {**rewards, "composite": composite, "advantage": advantages}
+    cards = [
+        _card(pictures[i], prompts[i], refined_prompts[i], {name: v[selected[i]] for name, v in columns.items()})
+        for i in range(shown)
+    ]
+    captions = [f"reward {composite[selected[i]]:+.2f}\n{prompts[i]}" for i in range(shown)]
+    funnel_charts = funnel_panels(funnel)
+    reward_charts = reward_panels(rewards, composite, advantages, variants, selected)
+    files = {
+        "funnel.png": png_bytes(draw_figure(funnel_charts, 2)),
+        "rewards.png": png_bytes(draw_figure(reward_charts, 3)),
+        "gallery.png": png_bytes(image_grid(pictures, columns=10, captions=captions, caption_lines=4)),
+    }
+    means = [(name, *map(_mean, reward_sets(v, variants, selected).values())) for name, v in columns.items()]
+    means[-1] = (means[-1][0], "–", *means[-1][2:])  # images of original prompts have no advantage
+    funnel_images = chart_images(funnel_charts, "Bar chart of the funnel; the table below holds its numbers")
+    reward_images = chart_images(reward_charts, "Histogram of a reward; the table above holds its means")
+    means_table = html_table(("reward", "original prompts", "refined prompts", "selected"), means)
+    hint = "Every image is scored against its original prompt. Means of each set:"
+    order = f"{shown:,} of {len(selected):,} shown, in the order of selection. Grey text: the refined prompt."
+    sections = {
+        "Funnel": f'<div class="charts">{funnel_images}</div>{html_table(("stage", "count"), _funnel_rows(funnel))}',
+        "Rewards": f'<p class="muted">{hint}</p>{means_table}<div class="charts">{reward_images}</div>',
+        "Selected images": f'<p class="muted">{order}</p><div class="gallery">{"".join(cards)}</div>',
+    }
+    page = render_page(title, f"{len(selected):,} of {len(composite):,} images selected.", sections)
+    for name, data in {**files, "report.html": page.encode()}.items():
+        atomic_write_bytes(folder / name, data)

@@ -1,0 +1,82 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Files that appear whole, and hashes of what is in them."""
+
+import hashlib
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+
+STALE_SECONDS = 24 * 3600  # age at which a temporary file of another machine counts as left over
+
+
+def atomic_write_bytes(path: str | os.PathLike, data: bytes | memoryview) -> None:
+    """Writes a file that readers see whole or not at all, whatever happens to this process.
+
+    Args:
+        path (`str` or `os.PathLike`): the file; missing parent folders are made.
+        data (`bytes` or `memoryview`): its content.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+
+
+def atomic_write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes strict, indented JSON (no NaN) as `atomic_write_bytes` does."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=os.fspath)
+    atomic_write_bytes(path, (text + "\n").encode())
+
+
+def fingerprint(value: Any) -> str:
+    """A short hash of anything that JSON can hold, to stand for long options (a list of prompts) in `options`."""
+    text = json.dumps(value, sort_keys=True, default=os.fspath)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename durable; some systems (Windows) cannot open folders and need no sync."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # network file systems without folder sync
+    finally:
+        os.close(descriptor)
+
+
+def _is_running(pid: int) -> bool:
+    if os.name == "nt":  # signal 0 would end the process there
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it lives, but belongs to somebody else
+        return True
+    return True
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes temporary files whose writer is dead; those of living ranks stay."""
+    for temporary in folder.glob("*.tmp"):
+        *_, pid, _ = temporary.name.split(".")
+        try:
+            here = temporary.name.endswith(f".{socket.gethostname()}.{pid}.tmp")
+            stale = not _is_running(int(pid)) if here else time.time() - temporary.stat().st_mtime > STALE_SECONDS
+            if stale:
+                temporary.unlink(missing_ok=True)
+        except (FileNotFoundError, ValueError):
+            continue  # another rank was faster, or the name is not ours

@@ -1,0 +1,212 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""The work folder: every stage keeps its rows as Parquet shards that appear whole or not at all.
+
+A process may be killed at any moment and several ranks may share a folder: a shard is written under a temporary name,
+flushed to disk and renamed. Each stage folder remembers the options that determine its rows and refuses other ones.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .files import atomic_write_bytes, atomic_write_json, remove_leftovers
+
+
+DATASET_FOLDER = "dataset"  # the selected rows
+RUN_FILE = "craft_run.json"  # a finished training: its options and results
+SCORED_FILE = "scored.parquet"  # every candidate with its scores, without images
+OPTIONS_FILE = "options.json"
+COMPLETE_FILE = "complete.json"
+POLL_SECONDS = 1.0  # between two looks at what other ranks have written
+
+
+def _flatten(options: dict, prefix: str = "") -> dict[str, Any]:
+    """Nested options as one level with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _differences(there: dict, now: dict) -> list[str]:
+    """Every option that differs, as `--name (old there, new now)`."""
+    old, new = _flatten(there), _flatten(now)
+    found = []
+    for name in [*new, *(name for name in old if name not in new)]:
+        values = [_show(options[name]) if name in options else "absent" for options in (old, new)]
+        if (name in old) != (name in new) or old[name] != new[name]:
+            found.append(f"--{name} ({values[0]} there, {values[1]} now)")
+    return found
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and the number of ranks, as `accelerate launch` and torchrun set them; (0, 1) without.
+
+    Ranks share work through the work folder alone, so they need no process group and may run on different machines.
+    """
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+class WorkDir:
+    """A folder that holds one subfolder per stage.
+
+    Args:
+        path (`str` or `os.PathLike`): the folder (`--output_dir`); made if missing.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise ValueError(f"--output_dir: expected a folder, found the file {self.path}") from None
+
+    def stage(self, name: str, options: dict[str, Any], num_rows: int, rows_per_shard: int) -> "Stage":
+        """Opens a stage, new or begun earlier.
+
+        Args:
+            name (`str`): name of the subfolder, e.g. `"candidates"` or `"scores/hps_v2.1"`.
+            options (`dict`): every option that determines the rows, upstream ones included, as JSON values named like
+                the command-line flags; long values by their `fingerprint`.
+            num_rows (`int`): rows of the whole stage, at least 1.
+            rows_per_shard (`int`): rows of every shard but the last. A stage begun earlier keeps its own value: a
+                run may go on with another batch size.
+
+        Raises:
+            ValueError: if the stage was begun with other options; names each of them.
+        """
+        if num_rows < 1 or rows_per_shard < 1:
+            raise ValueError(
+                f"stage {name!r}: expected at least 1 row and 1 row a shard, found {num_rows} and {rows_per_shard}"
+            )
+        folder = self.path / name
+        options_file = folder / OPTIONS_FILE
+        now = json.loads(json.dumps(options, default=os.fspath))  # tuples become lists, as they read back
+        if not options_file.exists():
+            atomic_write_json(options_file, {"options": now, "num_rows": num_rows, "rows_per_shard": rows_per_shard})
+        there = json.loads(options_file.read_text(encoding="utf-8"))
+        found = _differences(there["options"], now)
+        if there["num_rows"] != num_rows:
+            found.append(f"number of rows ({there['num_rows']} there, {num_rows} now)")
+        if found:
+            raise ValueError(
+                f"work folder {self.path}: stage {name!r} was built with other options: {', '.join(found)};"
+                " use another --output_dir or remove it"
+            )
+        remove_leftovers(folder)
+        return Stage(folder, num_rows, there["rows_per_shard"])
+
+
+class Stage:
+    """The shards of one stage; open it with `WorkDir.stage`.
+
+    Attributes:
+        path (`Path`): the stage's folder.
+        num_rows (`int`): rows of the whole stage.
+        rows_per_shard (`int`): rows of every shard but the last.
+        num_shards (`int`): number of shards.
+    """
+
+    def __init__(self, path: Path, num_rows: int, rows_per_shard: int):
+        self.path = path
+        self.num_rows = num_rows
+        self.rows_per_shard = rows_per_shard
+        self.num_shards = -(-num_rows // rows_per_shard)
+
+    def shard_path(self, shard: int) -> Path:
+        """The file of a shard."""
+        return self.path / f"part-{shard:05d}.parquet"
+
+    def rows(self, shard: int) -> range:
+        """The rows that a shard holds."""
+        start = shard * self.rows_per_shard
+        return range(start, min(start + self.rows_per_shard, self.num_rows))
+
+    def is_done(self, shard: int) -> bool:
+        """Whether a shard is on disk (then it is whole)."""
+        return self.shard_path(shard).exists()
+
+    def missing(self) -> list[int]:
+        """Shards still to be made."""
+        return [shard for shard in range(self.num_shards) if not self.is_done(shard)]
+
+    def share(self) -> list[int]:
+        """This rank's share of the missing shards; by number, since ranks look at different moments."""
+        rank, world = rank_and_world()
+        return [shard for shard in self.missing() if shard % world == rank]
+
+    def finish(self) -> None:
+        """Waits until all ranks have written their shares; the first one marks the stage complete."""
+        while not self.is_complete:
+            if rank_and_world()[0] == 0 and not self.missing():
+                self.mark_complete()
+            else:
+                time.sleep(POLL_SECONDS)
+
+    def write(self, shard: int, table: pa.Table) -> None:
+        """Puts a shard on disk, atomically and with the same bytes for the same rows.
+
+        Args:
+            shard (`int`): which one.
+            table (`pa.Table`): its rows, `rows(shard)` in order; a column `row` is checked.
+        """
+        rows = self.rows(shard)
+        if len(table) != len(rows) or ("row" in table.column_names and table["row"].to_pylist() != list(rows)):
+            raise RuntimeError(f"{self.shard_path(shard)}: expected the rows {rows.start} to {rows.stop - 1} in order")
+        sink = pa.BufferOutputStream()
+        # No dictionaries and statistics: columns are mostly images, and statistics would repeat their bytes.
+        pq.write_table(
+            table, sink, compression="zstd", compression_level=1, use_dictionary=False, write_statistics=False
+        )
+        atomic_write_bytes(self.shard_path(shard), memoryview(sink.getvalue()))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the stage was marked complete and all its shards are there."""
+        return (self.path / COMPLETE_FILE).exists() and not self.missing()
+
+    def mark_complete(self) -> None:
+        """Marks the stage as done; with several ranks, one of them calls it after all have finished."""
+        self._require_all()
+        remove_leftovers(self.path)
+        atomic_write_json(self.path / COMPLETE_FILE, {"num_rows": self.num_rows, "num_shards": self.num_shards})
+
+    def read_shard(self, shard: int, columns: list[str] | None = None) -> pa.Table:
+        """The rows of one shard, all columns or the named ones."""
+        path = self.shard_path(shard)
+        try:
+            return pq.ParquetFile(path).read(columns=columns)
+        except pa.ArrowInvalid as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"{path}: expected a Parquet file, found {reason}; remove it to have it made again"
+            ) from None
+
+    def read(self, columns: list[str] | None = None) -> pa.Table:
+        """All rows in order, all columns or the named ones.
+
+        Raises:
+            ValueError: if shards are missing.
+        """
+        self._require_all()
+        return pa.concat_tables([self.read_shard(shard, columns) for shard in range(self.num_shards)])
+
+    def _require_all(self) -> None:
+        missing = self.missing()
+        if missing:
+            raise ValueError(
+                f"{self.path}: {len(missing)} of {self.num_shards} shards are missing; run the stage again"
+            )

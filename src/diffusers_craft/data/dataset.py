@@ -1,0 +1,167 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""The dataset that training reads: assembled from selected candidates, saved as Parquet, loaded from folder or Hub."""
+
+import io
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from datasets import Array3D, Dataset, Features, Image, Value, load_dataset
+
+from ..core.files import atomic_write_bytes
+from ..core.records import CANDIDATE_SCHEMA, unpack_latent
+from ..core.workdir import DATASET_FOLDER, SCORED_FILE, Stage
+
+
+ROWS_PER_FILE = 500
+SCORED_COLUMNS = ("row", "group", "variant", "prompt", "refined_prompt", "seed", "valid", "problem", "sampler")
+SCORED_COLUMNS += ("num_inference_steps", "guidance_scale")
+
+
+def take_rows(stage: Stage, rows: Sequence[int]) -> pa.Table:
+    """The given rows of a stage in the given order, read shard by shard: a pool of images may exceed the memory."""
+    wanted = np.asarray(rows, dtype=np.int64)
+    order = np.argsort(wanted, kind="stable")
+    shard_of = wanted[order] // stage.rows_per_shard
+    parts = [stage.read_shard(0).slice(0, 0)]
+    for shard in np.unique(shard_of).tolist():
+        inside = wanted[order][shard_of == shard] - stage.rows(shard).start
+        parts.append(stage.read_shard(shard).take(pa.array(inside)))
+    return pa.concat_tables(parts).take(pa.array(np.argsort(order)))
+
+
+def assemble_dataset(
+    candidates: pa.Table,
+    rewards: Mapping[str, np.ndarray],
+    composite: np.ndarray,
+    advantages: np.ndarray,
+    latent_vae: str | None = None,
+) -> Dataset:
+    """Puts selected candidates and their scores together.
+
+    Args:
+        candidates (`pa.Table`): k rows of `CANDIDATE_SCHEMA`.
+        rewards (`Mapping[str, np.ndarray]`): reward name to (k,) raw scores.
+        composite (`np.ndarray`): (k,) composite reward.
+        advantages (`np.ndarray`): (k,) group advantages.
+        latent_vae (`str`, *optional*): `vae_fingerprint` of the VAE that the candidates' latents belong to.
+
+    Returns:
+        `datasets.Dataset`: k rows with the columns `image`, `prompt` (the original, which training conditions on),
+        `refined_prompt` (which generated the image), `group`, `variant`, `seed`, one column a raw reward, `reward`
+        (composite), `advantage`, and where the candidates have latents `latent` (float16, in the UNet's scale) and
+        `latent_vae`.
+    """
+    columns = {name: candidates[name].to_pylist() for name in ("image", "prompt", "refined_prompt")}
+    columns |= {name: candidates[name].to_pylist() for name in ("group", "variant", "seed")}
+    columns |= {name: np.asarray(scores, np.float32) for name, scores in rewards.items()}
+    columns |= {"reward": np.asarray(composite, np.float32), "advantage": np.asarray(advantages, np.float32)}
+    features = {"image": Image(), "prompt": Value("string"), "refined_prompt": Value("string")}
+    features |= dict.fromkeys(("group", "variant", "seed"), Value("int64"))
+    features |= dict.fromkeys((*rewards, "reward", "advantage"), Value("float32"))
+    if len(candidates) and not candidates["latent"].null_count:
+        columns["latent"] = [unpack_latent(data) for data in candidates["latent"].to_pylist()]
+        features["latent"] = Array3D(columns["latent"][0].shape, "float16")
+        # A column, the same in every row: it survives selection, Parquet, the Hub and other people's tools.
+        columns["latent_vae"], features["latent_vae"] = [latent_vae] * len(candidates), Value("string")
+    return Dataset.from_dict(columns, features=Features(features))
+
+
+def assemble_scores(
+    candidates: pa.Table,
+    rewards: Mapping[str, np.ndarray],
+    composite: np.ndarray,
+    advantages: np.ndarray,
+    kept: np.ndarray,
+    selected: np.ndarray,
+) -> Dataset:
+    """All candidates with their scores and without images, so that others can filter again.
+
+    Args:
+        candidates (`pa.Table`): n rows with the columns `SCORED_COLUMNS` of `CANDIDATE_SCHEMA`.
+        rewards (`Mapping[str, np.ndarray]`): reward name to (n,) raw scores; NaN where the image is not valid.
+        composite (`np.ndarray`): (n,) composite reward.
+        advantages (`np.ndarray`): (n,) group advantages; NaN for images of original prompts.
+        kept (`np.ndarray`): (n,) bool, what the filter rule keeps.
+        selected (`np.ndarray`): (k,) row indices.
+
+    Returns:
+        `datasets.Dataset`: n rows in the order of the candidates.
+    """
+    scores = {**rewards, "reward": composite, "advantage": advantages}
+    columns = {name: candidates[name].to_pylist() for name in SCORED_COLUMNS}
+    columns |= {name: np.asarray(values, np.float32) for name, values in scores.items()}
+    columns |= {"kept": np.asarray(kept, bool), "selected": np.isin(np.arange(len(candidates)), selected)}
+    features = {
+        name: Value(str(CANDIDATE_SCHEMA.field(name).type).replace("double", "float64")) for name in SCORED_COLUMNS
+    }
+    features |= dict.fromkeys(scores, Value("float32")) | dict.fromkeys(("kept", "selected"), Value("bool"))
+    return Dataset.from_dict(columns, features=Features(features))
+
+
+def save_scores(scores: Dataset, work_folder: str | Path) -> None:
+    """Writes `assemble_scores`' table as `work_folder/scored.parquet`."""
+    buffer = io.BytesIO()
+    scores.to_parquet(buffer)
+    atomic_write_bytes(Path(work_folder) / SCORED_FILE, buffer.getvalue())
+
+
+def save_dataset(dataset: Dataset, work_folder: str | Path) -> Path:
+    """Writes `work_folder/dataset/train-*.parquet`; an earlier dataset is replaced as a whole.
+
+    Returns:
+        `Path`: the folder, which `datasets.load_dataset` reads.
+    """
+    folder = Path(work_folder) / DATASET_FOLDER
+    new, old = (folder.with_name(f"{folder.name}.{suffix}") for suffix in ("new", "old"))
+    for leftover in (new, old):  # of a killed run
+        shutil.rmtree(leftover, ignore_errors=True)
+    new.mkdir(parents=True)
+    num_files = max(1, math.ceil(len(dataset) / ROWS_PER_FILE))
+    for index in range(num_files):
+        part = dataset.shard(num_files, index, contiguous=True)
+        part.to_parquet(new / f"train-{index:05d}-of-{num_files:05d}.parquet")
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def load_craft_dataset(
+    name_or_folder: str | Path,
+    config_name: str | None = None,
+    split: str = "train",
+    cache_dir: str | None = None,
+) -> Dataset:
+    """Loads training data: a Hub dataset, the folder that a build wrote, a folder of Parquet files or of images.
+
+    Args:
+        name_or_folder (`str` or `Path`): Hub id or folder. An image folder may hold a `metadata.jsonl`.
+        config_name (`str`, *optional*): configuration of a Hub dataset.
+        split (`str`, *optional*, defaults to `"train"`): split of a Hub dataset.
+        cache_dir (`str`, *optional*): where `datasets` keeps its copies.
+
+    Returns:
+        `datasets.Dataset`: one row an image.
+
+    Raises:
+        ValueError: if there is no such dataset, configuration or split.
+    """
+    folder = Path(name_or_folder)
+    if (folder / DATASET_FOLDER).is_dir():
+        folder = folder / DATASET_FOLDER
+    elif (folder / "candidates").is_dir():
+        raise ValueError(f"--dataset_name: expected a finished build, found {folder} without {DATASET_FOLDER}/")
+    source = str(folder) if folder.is_dir() else str(name_or_folder)
+    try:
+        return load_dataset(source, config_name, split=split, cache_dir=cache_dir)
+    except (OSError, ValueError) as error:  # missing, empty, unreachable; unknown configuration or split
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"--dataset_name: expected a Hub dataset, a folder written by build_craft_dataset.py or a folder of images,"
+            f" found {str(name_or_folder)!r} ({reason})"
+        ) from error

@@ -1,0 +1,241 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""From a dataset of images, captions and advantages to tensors: every image and caption is encoded once.
+
+The result is kept in a cache file whose name depends on all that determines it, and on nothing else: encoder weights,
+caption tokens, pixels, resolution, crop. Another learning rate or seed, or SFT on the same data, finds it.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from huggingface_hub.constants import HF_HOME
+from safetensors.torch import load_file, save
+from tqdm.auto import tqdm
+
+from ..core.files import atomic_write_bytes
+from ..core.records import derive_seed
+from ..models.families import Backbone, Components
+from ..objectives.craft import transform_advantages
+from .pictures import Pictures, as_vae_input, crop_image
+from .rows import TrainingData
+from .stored_latents import check_latents, read_latents
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+_CACHE_FORMAT = 2
+_PROMPTS_A_BATCH = 32
+_PIXELS_A_BATCH = 8 * 512 * 512  # bounds the VAE's activations: 8 images of 512 px, 2 of 1024 px
+
+
+def prepare_training_data(
+    dataset: "Dataset", backbone: Backbone, components: Components, args: Namespace
+) -> TrainingData:
+    """Encodes a dataset, or finds it in the cache.
+
+    Args:
+        dataset (`datasets.Dataset`): columns as named by `--image_column`, `--caption_column`, `--advantage_column`.
+        backbone (`Backbone`): says how captions and sizes condition the UNet.
+        components (`Components`): VAE and text encoders, on the device that encodes.
+        args (`argparse.Namespace`): flags of `add_training_arguments`.
+
+    Raises:
+        ValueError: if a column is missing, or a row has no caption, no picture, no finite advantage, or a latent of
+            another shape or VAE.
+    """
+    columns = {"--caption_column": args.caption_column}
+    columns |= {"--latent_column": args.latent_column} if args.use_generated_latents else {}
+    columns |= {} if args.use_generated_latents else {"--image_column": args.image_column}
+    for flag, name in columns.items():
+        if name not in dataset.column_names:
+            found = ", ".join(dataset.column_names)
+            raise ValueError(f"{flag}: expected one of the dataset's columns ({found}), found {name!r}")
+    if args.max_train_samples is not None and args.max_train_samples < len(dataset):
+        dataset = dataset.shuffle(seed=args.seed).select(range(args.max_train_samples))
+    if len(dataset) == 0:
+        raise ValueError("--dataset_name: expected at least one row, found none")
+    if args.use_generated_latents:
+        check_latents(dataset, components.vae, args)
+    advantages = advantage_weights(dataset, args)
+    captions = _captions(dataset, args.caption_column)
+    distinct = list(dict.fromkeys(captions))
+    row_of = {caption: row for row, caption in enumerate(distinct)}
+
+    path = _cache_folder(args.cache_dir) / f"{_fingerprint(dataset, distinct, backbone, components, args)}.safetensors"
+    if path.is_file():
+        tensors = load_file(path)
+    else:
+        tensors = _encode(dataset, distinct, backbone, components, args)
+        atomic_write_bytes(path, save(tensors))
+    return TrainingData(
+        latents=tensors["latents"],
+        latent_stds=tensors.get("latent_stds"),
+        prompts=_with_prefix(tensors, "prompts."),
+        prompt_rows=torch.tensor([row_of[caption] for caption in captions]),
+        sizes=_with_prefix(tensors, "sizes."),
+        advantages=advantages,
+        captions=tuple(distinct),
+    )
+
+
+def prepare_prompt_data(
+    captions: Sequence[str], backbone: Backbone, components: Components, args: Namespace
+) -> TrainingData:
+    """Captions alone, for objectives that make their own images: the latents are zeros, the sizes those of a square.
+
+    Args:
+        captions (`Sequence[str]`): n captions; one row each.
+        backbone (`Backbone`): says how captions and sizes condition the UNet.
+        components (`Components`): VAE and text encoders, on the device that encodes.
+        args (`argparse.Namespace`): flags of `add_training_arguments`.
+    """
+    distinct = list(dict.fromkeys(captions))
+    row_of = {caption: row for row, caption in enumerate(distinct)}
+    config = components.vae.config
+    side = args.resolution // 2 ** (len(config.block_out_channels) - 1)
+    square = torch.full((len(captions), 2), args.resolution)
+    sizes = backbone.size_conditioning(square, torch.zeros_like(square), square)
+    return TrainingData(
+        latents=torch.zeros(1, 1, config.latent_channels, side, side).expand(1, len(captions), -1, -1, -1),
+        latent_stds=None,
+        prompts={name: value.cpu() for name, value in _encode_captions(distinct, backbone, components).items()},
+        prompt_rows=torch.tensor([row_of[caption] for caption in captions]),
+        sizes=sizes,
+        advantages=torch.ones(len(captions)),
+        captions=tuple(distinct),
+    )
+
+
+def advantage_weights(dataset: "Dataset", args: Namespace) -> torch.Tensor:
+    """(n,) weights of the loss: the advantages, or ones for SFT and for a dataset that has none."""
+    if args.loss == "sft":
+        return torch.ones(len(dataset))
+    if args.advantage_column not in dataset.column_names:
+        logger.warning("The dataset has no column %r: training as SFT.", args.advantage_column)
+        return torch.ones(len(dataset))
+    values = [float("nan") if value is None else float(value) for value in dataset[args.advantage_column]]
+    advantages = torch.tensor(values, dtype=torch.float32)
+    wrong = (~advantages.isfinite()).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        raise ValueError(f"--advantage_column: expected finite numbers, found {values[row]} in row {row}")
+    weights = transform_advantages(advantages, args.advantage_clip_min)
+    if not weights.any():
+        raise ValueError(f"--advantage_column: expected a row that is not 0, found {len(weights)} zeros")
+    return weights
+
+
+def _encode(
+    dataset: "Dataset", captions: list[str], backbone: Backbone, components: Components, args: Namespace
+) -> dict[str, torch.Tensor]:
+    if args.use_generated_latents:
+        tensors = {"latents": read_latents(dataset, components.vae, args)}
+        square = torch.full((len(dataset), 2), args.resolution)
+        sizes = backbone.size_conditioning(square, torch.zeros_like(square), square)
+    else:
+        tensors, sizes = _encode_images(dataset, backbone, components, args)
+    prompts = _encode_captions(captions, backbone, components)
+    tensors |= {f"prompts.{name}": value for name, value in prompts.items()}
+    tensors |= {f"sizes.{name}": value for name, value in sizes.items()}
+    return {name: value.cpu().contiguous() for name, value in tensors.items()}
+
+
+def _encode_captions(captions: list[str], backbone: Backbone, components: Components) -> dict[str, torch.Tensor]:
+    """Conditioning of the captions, and of the empty one in the last row."""
+    parts = [
+        backbone.encode_prompts(components, captions[start : start + _PROMPTS_A_BATCH])
+        for start in range(0, len(captions), _PROMPTS_A_BATCH)
+    ]
+    parts.append(backbone.encode_empty_prompt(components))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+@torch.no_grad()
+def _encode_images(
+    dataset: "Dataset", backbone: Backbone, components: Components, args: Namespace
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Scaled posterior means and deviations (F, n, C, h, w), in float32 since SDXL's VAE overflows in float16."""
+    vae, resolution = components.vae, args.resolution
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    if resolution % factor:
+        raise ValueError(f"--resolution: expected a multiple of {factor} for this VAE, found {resolution}")
+    batch_size = max(1, _PIXELS_A_BATCH // resolution**2)
+    pictures = Pictures(dataset, args.image_column)
+    means, stds, originals, corners = [], [], [], []
+    for start in tqdm(range(0, len(dataset), batch_size), desc="Encoding images", disable=len(dataset) < 50):
+        rows = range(start, min(start + batch_size, len(dataset)))
+        crops = [
+            # Of the row alone, not of --seed: runs that differ in their seed share the cache.
+            crop_image(pictures[row], resolution, args.center_crop, derive_seed(0, "crop", row))
+            for row in rows
+        ]
+        originals += [original for _, original, _ in crops]
+        corners += [corner for _, _, corner in crops]
+        pixels = as_vae_input([pixels for pixels, _, _ in crops], vae.device)
+        views = [pixels, pixels.flip(3)] if args.random_flip else [pixels]
+        posteriors = [vae.encode(view).latent_dist for view in views]
+        means.append(torch.stack([posterior.mean for posterior in posteriors]))
+        stds.append(torch.stack([posterior.std for posterior in posteriors]))
+    sides = [min(original) for original in originals]
+    if small := sum(side < resolution for side in sides):
+        words = "--resolution %d: %d of %d images are smaller (%d pixels and more) and were enlarged"
+        logger.warning(words, resolution, small, len(sides), min(sides))
+    scaling = vae.config.scaling_factor
+    latents = {"latents": torch.cat(means, dim=1) * scaling, "latent_stds": torch.cat(stds, dim=1) * scaling}
+    targets = torch.full((len(dataset), 2), resolution)
+    return latents, backbone.size_conditioning(torch.tensor(originals), torch.tensor(corners), targets)
+
+
+def _captions(dataset: "Dataset", column: str) -> list[str]:
+    captions = list(dataset[column])
+    for row, caption in enumerate(captions):
+        if not isinstance(caption, str):
+            raise ValueError(f"--caption_column: expected text in column {column!r}, found {caption!r} in row {row}")
+    return captions
+
+
+def _fingerprint(
+    dataset: "Dataset", captions: list[str], backbone: Backbone, components: Components, args: Namespace
+) -> str:
+    digest = hashlib.sha256()
+    options = {"format": _CACHE_FORMAT, "backbone": backbone.name, "resolution": args.resolution}
+    options |= {"zeros": components.force_zeros_for_empty_prompt, "generated": args.use_generated_latents}
+    modules = list(components.text_encoders)
+    if args.use_generated_latents:
+        pictures = (np.asarray(latent, dtype=np.float32) for latent in dataset[args.latent_column])
+    else:
+        options |= {"scaling": components.vae.config.scaling_factor, "flip": args.random_flip}
+        options |= {"center_crop": args.center_crop}
+        modules.append(components.vae)
+        pictures = (np.asarray(image) for image in Pictures(dataset, args.image_column))
+    digest.update(json.dumps(options, sort_keys=True).encode())
+    _update(digest, (tokens.numpy() for tokens in backbone.tokenize(components, captions)))
+    _update(digest, pictures)
+    for module in modules:
+        _update(digest, (value.detach().cpu().numpy() for value in module.state_dict().values()))
+    return digest.hexdigest()[:32]
+
+
+def _update(digest: "hashlib._Hash", arrays: Iterable[np.ndarray]) -> None:
+    for array in arrays:
+        digest.update(str(array.shape).encode())
+        digest.update(np.ascontiguousarray(array))
+
+
+def _cache_folder(cache_dir: str | None) -> Path:
+    return Path(os.path.expanduser(cache_dir or HF_HOME)) / "diffusers_craft"
+
+
+def _with_prefix(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,242 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Alarms against reward hacking: what can please a reward without better pictures.
+
+Each check compares a tuned model with its base on the same prompts and seeds, and says what it measured and its limit,
+alarm or not. The limits leave room for honest improvement: they were set on the tiny world, where alignment makes washed
+out pictures clean (LOG.md has the figures), and a real model deserves a look at its pictures before they are believed.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .measures import ImageStatistics
+
+
+# Relative change of the mean, in either direction. CRAFT on the tiny world: saturation -3 to -5 %, contrast +30 to +36 %,
+# high frequencies +1 to +7 %. Clean pictures with colours enhanced by 1.6: saturation +46 %; blurred by 0.8 pixels: high
+# frequencies -54 %; sharpened: +84 %.
+CHANGE_LIMITS = {"saturation": 0.30, "contrast": 0.50, "high_frequency": 0.50}
+DIVERSITY_LIMIT = (
+    0.80  # ratio to the base, between prompts; CRAFT on the tiny world, where washed out looks vanish: 1.2
+)
+SEED_DIVERSITY_LIMIT = 0.60  # ratio to the base, between seeds of a prompt; honest gains narrow this one more
+TWIN_DISTANCE = 0.10  # of the base's root mean square distance between prompts: two images closer than this are twins
+TWINS_LIMIT = 0.20  # more images than the base's share that have a twin under another prompt
+MEMORY_LIMIT = 0.10  # more images than the base's share that have a twin among the training images
+GAP_LIMIT = 0.25  # decided pairs won: rewards trained on minus the lowest other; honest tiny models: -0.04 to 0.05
+MIN_DECIDED = 30  # pairs that are no ties, for a rate to say anything
+_CHUNK = 1024  # rows of a distance matrix in memory
+
+Check = dict[str, Any]
+
+
+def _check(model: str, alarm: str, value: float, base: float | None, limit: str, fired: bool, why: str) -> Check:
+    base = None if base is None else round(float(base), 6)
+    message = f"{model}: {why}"
+    return {
+        "model": model,
+        "alarm": alarm,
+        "value": round(float(value), 6),
+        "base": base,
+        "limit": limit,
+        "fired": bool(fired),
+        "message": message,
+    }
+
+
+def skipped_check(model: str, alarm: str, why: str) -> Check:
+    """The record of a check that could not be made."""
+    empty = {"value": None, "base": None, "limit": f"not checked: {why}", "fired": False}
+    return {"model": model, "alarm": alarm, **empty, "message": f"{model}: {alarm} not checked: {why}"}
+
+
+def pair_diversity(embeddings: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
+    """Root mean square distance between two images of different prompts, and between two of one prompt.
+
+    Sums of |a - b|^2 over all pairs of a set of m are m times its sum of squared distances to the mean, so it costs O(n).
+
+    Args:
+        embeddings (`np.ndarray`): (n, d).
+        groups (`np.ndarray`): (n,) int, the prompt of each row.
+
+    Returns:
+        `tuple[float, float]`: between prompts and within a prompt; NaN where there is no such pair.
+    """
+
+    def pairs(part: np.ndarray) -> tuple[float, int]:
+        return len(part) * float(np.square(part - part.mean(0)).sum()), len(part) * (len(part) - 1) // 2
+
+    total, number = pairs(embeddings) if len(embeddings) else (0.0, 0)
+    within = [pairs(embeddings[groups == group]) for group in np.unique(groups)]
+    inside, number_inside = sum(s for s, _ in within), sum(m for _, m in within)
+    outside, number_outside = max(0.0, total - inside), number - number_inside
+    return (
+        float(np.sqrt(outside / number_outside)) if number_outside else float("nan"),
+        float(np.sqrt(inside / number_inside)) if number_inside else float("nan"),
+    )
+
+
+def nearest_distances(embeddings: np.ndarray, others: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+    """Distance of each row to the nearest of `others`: (n,).
+
+    Args:
+        embeddings (`np.ndarray`): (n, d).
+        others (`np.ndarray`): (m, d).
+        groups (`np.ndarray`, *optional*): (n,) where `others` are the same rows: those of one's own group do not count.
+    """
+    nearest = np.full(len(embeddings), np.inf)
+    for start in range(0, len(embeddings), _CHUNK):
+        rows = embeddings[start : start + _CHUNK]
+        squares = np.square(rows).sum(1)[:, None] + np.square(others).sum(1) - 2 * rows @ others.T
+        if groups is not None:
+            squares[groups[start : start + _CHUNK, None] == groups] = np.inf
+        nearest[start : start + _CHUNK] = np.sqrt(squares.clip(0).min(1, initial=np.inf))
+    return nearest
+
+
+def change_checks(model: str, tuned: ImageStatistics, base: ImageStatistics) -> list[Check]:
+    """Whether mean saturation (limit 30 %), contrast (50 %) or high-frequency energy (40 %) moved, up or down."""
+    pairs, checks = tuned.valid & base.valid, []
+    for name, limit in CHANGE_LIMITS.items():
+        if not pairs.any() or (before := getattr(base, name)[pairs].mean()) == 0:
+            continue
+        after = getattr(tuned, name)[pairs].mean()
+        change = after / before - 1
+        why = f"mean {name} changed by {change:+.0%} against the base (limit {limit:.0%})"
+        checks.append(_check(model, name, after, before, f"+-{limit:.0%}", abs(change) > limit, why))
+    return checks
+
+
+def diversity_checks(model: str, tuned: ImageStatistics, base: ImageStatistics) -> list[Check]:
+    """Whether pictures came to look alike: between prompts, between seeds, and by collapse onto a few pictures.
+
+    A model that found one look or layout that a reward likes draws it for every prompt: distances between prompts shrink.
+    One that draws a handful of pictures in turn keeps the mean distance, but many images then have a twin, one closer than
+    a tenth of the base's mean distance, under another prompt.
+    """
+    pairs = tuned.valid & base.valid
+    groups, now, then = tuned.groups[pairs], tuned.embeddings[pairs], base.embeddings[pairs]
+    (before, before_seeds), (after, after_seeds) = (pair_diversity(rows, groups) for rows in (then, now))
+    checks = []
+    for name, new, old, limit, who in (
+        ("diversity", after, before, DIVERSITY_LIMIT, "images of different prompts"),
+        ("seed_diversity", after_seeds, before_seeds, SEED_DIVERSITY_LIMIT, "images of one prompt"),
+    ):
+        if np.isfinite(old) and old > 0:
+            why = f"{who} differ {new / old:.0%} as much as the base's (limit {limit:.0%})"
+            checks.append(_check(model, name, new, old, f">= {limit:.0%} of base", new < limit * old, why))
+    if np.isfinite(before) and before > 0:
+        new, old = (float((nearest_distances(e, e, groups) < TWIN_DISTANCE * before).mean()) for e in (now, then))
+        why = f"{new:.0%} of its images have a twin under another prompt, {old:.0%} of the base's (limit {TWINS_LIMIT:.0%} more)"
+        checks.append(_check(model, "twins", new, old, f"base + {TWINS_LIMIT:.0%}", new - old > TWINS_LIMIT, why))
+    return checks
+
+
+def memory_check(model: str, tuned: ImageStatistics, base: ImageStatistics, training: np.ndarray) -> list[Check]:
+    """Whether images are near-duplicates of training images: twins, see `diversity_checks`, in more than 10 % more rows.
+
+    Args:
+        training (`np.ndarray`): (m, d) embeddings of the training images, made as those of `tuned`.
+    """
+    pairs = tuned.valid & base.valid
+    scale, _ = pair_diversity(base.embeddings[pairs], base.groups[pairs])
+    if not len(training) or not np.isfinite(scale) or scale == 0:
+        return []
+    new, old = (
+        float((nearest_distances(s.embeddings[pairs], training) < TWIN_DISTANCE * scale).mean()) for s in (tuned, base)
+    )
+    why = f"{new:.0%} of its images nearly repeat a training image, {old:.0%} of the base's (limit {MEMORY_LIMIT:.0%} more)"
+    return [_check(model, "memory", new, old, f"base + {MEMORY_LIMIT:.0%}", new - old > MEMORY_LIMIT, why)]
+
+
+def decided_win_rate(tuned: np.ndarray, base: np.ndarray) -> float:
+    """Wins over wins and losses: ties, which are most pairs of a yes-or-no score, do not pull it to one half.
+
+    NaN for fewer than 30 decided pairs, whose standard error is 9 points.
+    """
+    wins, losses = (int((sign * (tuned - base) > 0).sum()) for sign in (1, -1))
+    return wins / (wins + losses) if wins + losses >= MIN_DECIDED else float("nan")
+
+
+def gap_check(
+    model: str,
+    tuned: Mapping[str, np.ndarray],
+    base: Mapping[str, np.ndarray],
+    trained_on: Sequence[str],
+) -> list[Check]:
+    """Whether a metric that had no part in the training gained much less than the rewards that had: hacking's own sign.
+
+    Compares the mean decided win rate by the rewards trained on with the lowest by another metric, which may be 25 points
+    less. `base` is that lowest rate here.
+
+    Args:
+        tuned (`Mapping[str, np.ndarray]`): metric to scores.
+        base (`Mapping[str, np.ndarray]`): likewise, same prompts and seeds.
+        trained_on (`Sequence[str]`): the metrics that decided about the training images.
+    """
+    rates = {name: decided_win_rate(np.asarray(tuned[name], float), np.asarray(base[name], float)) for name in tuned}
+    seen = [rate for name, rate in rates.items() if name in trained_on and np.isfinite(rate)]
+    unseen = {name: rate for name, rate in rates.items() if name not in trained_on and np.isfinite(rate)}
+    if not seen or not unseen:
+        return [
+            skipped_check(
+                model,
+                "reward_gap",
+                f"needs a reward that was trained on and one that was not, with {MIN_DECIDED} decided pairs each",
+            )
+        ]
+    won, judge = float(np.mean(seen)), min(unseen, key=unseen.get)
+    why = (
+        f"wins {won:.0%} of decided pairs by what it was trained on, {unseen[judge]:.0%} by {judge}"
+        f" (limit {GAP_LIMIT:.0%} more)"
+    )
+    limit, fired = f"{judge} + {GAP_LIMIT:.0%}", won - unseen[judge] > GAP_LIMIT
+    return [_check(model, "reward_gap", won, unseen[judge], limit, fired, why)]
+
+
+def validity_check(model: str, tuned: ImageStatistics) -> list[Check]:
+    """Whether a model made images that could not be scored, because summaries leave them out; none is one too many."""
+    invalid = int((~tuned.valid).sum())
+    why = f"{invalid} of {len(tuned.valid)} images are not valid (black, constant or NaN) and were not scored"
+    return [_check(model, "invalid", invalid, None, "0", invalid > 0, why)]
+
+
+def run_checks(
+    statistics: Mapping[str, ImageStatistics],
+    scores: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    training: Mapping[str, np.ndarray] | None = None,
+    trained_on: Mapping[str, Sequence[str]] | None = None,
+) -> list[Check]:
+    """All checks of all models; the first is the base.
+
+    Args:
+        statistics (`Mapping[str, ImageStatistics]`): model to its n rows.
+        scores (`Mapping`, *optional*): model to metric to scores, as `summarize` takes them.
+        training (`Mapping[str, np.ndarray]`, *optional*): model to (m, d) embeddings of the images it was trained on.
+        trained_on (`Mapping[str, Sequence[str]]`, *optional*): model to the rewards that selected these images.
+
+    Returns:
+        `list[dict]`: in the models' order, each with `model`, `alarm` (its name), `value`, `base`, `limit` (text),
+        `fired` and `message`.
+    """
+    (base_name, base), *others = statistics.items()
+    checks = [check for check in validity_check(base_name, base) if check["fired"]]
+    for model, tuned in others:
+        checks += validity_check(model, tuned) + change_checks(model, tuned, base)
+        checks += diversity_checks(model, tuned, base)
+        if model in (training or {}):
+            checks += memory_check(model, tuned, base, training[model])
+        elif training is not None:
+            checks.append(skipped_check(model, "memory", "its training images are unknown"))
+        if scores and model in (trained_on or {}):
+            checks += gap_check(model, scores[model], scores[base_name], trained_on[model])
+        elif trained_on is not None:
+            checks.append(skipped_check(model, "reward_gap", "the rewards it was trained on are unknown"))
+    return checks
+
+
+def find_alarms(statistics: Mapping[str, ImageStatistics], **known: Any) -> list[Check]:
+    """The checks of `run_checks`, which takes the same arguments, that gave an alarm."""
+    return [check for check in run_checks(statistics, **known) if check["fired"]]

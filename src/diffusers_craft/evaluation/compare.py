@@ -1,0 +1,191 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Merges the results of several evaluations into one table, and refuses what does not compare.
+
+Scores do not transfer across guidance scales, samplers, resolutions, versions of a scorer, prompts or seeds, and a mean
+does not compare with a median. A difference is an error until it is allowed by name, and then the table says so.
+"""
+
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..core.files import atomic_write_bytes, atomic_write_json
+from .tables import Table, category_tables, format_csv, model_table, to_latex, to_markdown
+
+
+MODEL_SETTINGS = ("scheduler", "num_inference_steps", "guidance_scale", "resolution", "seed", "dtype")
+STATISTICS = ("mean", "median", "mean_of_categories", "win_rate")
+
+
+def load_results(path: str | Path) -> dict[str, Any]:
+    """Reads a `results.json` of an evaluation, or the folder that holds it; numbers of a paper in that form will do.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    file = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        valid = isinstance(found["settings"], dict) and all({"model", "metric"} <= set(row) for row in found["rows"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"results: expected a results.json of an evaluation, found {file} ({type(error).__name__})"
+        ) from None
+    if not valid:
+        raise ValueError(f"results: expected rows with model and metric in {file}, found other ones")
+    return found
+
+
+def flat_settings(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be equal for two results to compare, one level deep; what a file does not say is left out.
+
+    Sampler settings are those of the models, which an evaluation keeps equal; `base` is the base's weights, which decide
+    about win rates.
+    """
+    settings = results["settings"]
+    models = settings.get("models", {})
+    flat: dict[str, Any] = {}
+    for name in MODEL_SETTINGS:
+        values = [model[name] for model in models.values() if name in model] or (
+            [settings[name]] if name in settings else []
+        )
+        if values:
+            flat[name] = values[0]
+    for name, source in settings.get("metrics", {}).items():
+        flat[f"metric {name}"] = source
+    for name, about in settings.get("prompts", {}).items() if isinstance(settings.get("prompts"), dict) else ():
+        flat[f"prompts {name}"] = about.get("prompts")
+        flat[f"images_per_prompt {name}"] = about.get("images_per_prompt")
+    if base := models.get(settings.get("base", "")):
+        flat["base"] = base.get("pretrained_model_name_or_path")
+    return flat
+
+
+def _weights(results: Mapping[str, Any], model: str) -> str | None:
+    """What a file says about the weights of one of its models: their hash, whatever their folder is called."""
+    text = results["settings"].get("models", {}).get(model, {}).get("pretrained_model_name_or_path")
+    found = re.search(r"\(weights (\w+)\)$", text or "")
+    return found[1] if found else text
+
+
+def _show(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+def _detail(one: Any, other: Any) -> tuple[str, str]:
+    """Two different values as text; of dictionaries only the entries that differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+        one, other = ({name: value.get(name) for name in names} for value in (one, other))
+    return _show(one), _show(other)
+
+
+def find_differences(results: Mapping[str, Mapping[str, Any]], statistic: str) -> dict[str, str]:
+    """Setting to what differs, `5.0 in a, 7.5 in b`. Each file is compared with the first that knows the setting."""
+    flat = {name: flat_settings(one) for name, one in results.items()}
+    differences: dict[str, str] = {}
+    for setting in dict.fromkeys(key for one in flat.values() for key in one):
+        if setting == "base" and statistic != "win_rate":
+            continue
+        (first, value), *others = [(name, one[setting]) for name, one in flat.items() if setting in one]
+        for name, other in others:
+            if other != value:
+                here, there = _detail(value, other)
+                differences[setting] = f"{here} in {first}, {there} in {name}"
+                break
+    for name, one in results.items():
+        rows = [row for row in one["rows"] if row.get("category") is None]
+        has = [key for key in STATISTICS if any(row.get(key) is not None for row in rows)]
+        if statistic not in has:
+            differences["statistic"] = f"{statistic} asked for, {' and '.join(has) or 'none'} in {name}"
+    return differences
+
+
+def compare_results(
+    results: Mapping[str, Mapping[str, Any]], statistic: str = "mean", allow: Collection[str] = ()
+) -> dict[str, Any]:
+    """Merges evaluations.
+
+    A model that several files hold with the same weights and numbers (the base, mostly) appears once. One of the same name
+    with other weights or numbers is another model, `model (file)`; a file that says nothing of weights goes by the numbers.
+
+    Args:
+        results (`Mapping[str, Mapping[str, Any]]`): name of the file to what `load_results` returns, at least one.
+        statistic (`str`, *optional*, defaults to `"mean"`): `mean`, `median`, `mean_of_categories` or `win_rate`.
+        allow (`Collection[str]`, *optional*): settings that may differ, by the names of the error text; `all` for any.
+
+    Returns:
+        `dict`: `rows` of all files, `statistic`, and `differences`, setting to text, that were allowed.
+
+    Raises:
+        ValueError: if settings differ that are not allowed; names each of them and both values.
+    """
+    if statistic not in STATISTICS:
+        raise ValueError(f"--statistic: expected one of {', '.join(STATISTICS)}, found {statistic!r}")
+    differences = find_differences(results, statistic)
+    refused = {name: text for name, text in differences.items() if "all" not in allow and name not in allow}
+    if refused:
+        listed = "; ".join(f"{name} ({text})" for name, text in refused.items())
+        raise ValueError(
+            f"results: expected settings that compare, found {listed}; --allow NAME merges them all the same"
+        )
+    rows: list[dict[str, Any]] = []
+    lines: dict[str, list[_Line]] = {}  # name of a model -> those that bear it
+    for name, one in results.items():
+        for model in dict.fromkeys(row["model"] for row in one["rows"]):
+            own = [dict(row) for row in one["rows"] if row["model"] == model]
+            known, weights = lines.setdefault(model, []), _weights(one, model)
+            line = next((line for line in known if line.agrees(weights, own)), None)
+            if line is None:
+                line = _Line(f"{model} ({name})" if known else model, weights)
+                known.append(line)
+            rows += line.add(weights, own)
+    return {"rows": rows, "statistic": statistic, "differences": differences}
+
+
+def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row.get("prompts"), row.get("category"), row["metric"]
+
+
+@dataclass
+class _Line:
+    """One model of the merged table: its label, its weights where a file says them, its rows by their place."""
+
+    label: str
+    weights: str | None
+    rows: dict[tuple[Any, ...], Mapping[str, Any]] = field(default_factory=dict)
+
+    def agrees(self, weights: str | None, rows: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether rows of another file are this model's: the same weights, where both say, and the same numbers."""
+        if None not in (weights, self.weights) and weights != self.weights:
+            return False
+        pairs = [(self.rows[place], row) for row in rows if (place := _place(row)) in self.rows]
+        return all(a.get(key) == b.get(key) for a, b in pairs for key in ("n", "mean", "median"))
+
+    def add(self, weights: str | None, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Takes the rows whose place is free and returns them under its label."""
+        self.weights = self.weights or weights
+        new = {_place(row): {**row, "model": self.label} for row in rows if _place(row) not in self.rows}
+        self.rows |= new
+        return list(new.values())
+
+
+def write_comparison(folder: str | Path, merged: Mapping[str, Any]) -> str:
+    """Writes `comparison.json`, `.md`, `.csv` and `.tex` and returns the Markdown."""
+    keys = dict.fromkeys((*STATISTICS, "n", "win_rate_low", "win_rate_high", "prompts", "category"))
+    rows = [{**keys, **row} for row in merged["rows"]]
+    models = list(dict.fromkeys(row["model"] for row in rows if row[merged["statistic"]] is not None))
+    tables: list[Table] = [model_table(rows, merged["statistic"], models)]
+    if merged["statistic"] == "mean":
+        tables += category_tables(rows)
+    notes = [f"Not comparable, {name} differs: {text}" for name, text in merged["differences"].items()]
+    text = "\n\n".join([*map(to_markdown, tables), *(f"- {note}" for note in notes)]) + "\n"
+    latex = "\n".join(f"% {note}" for note in notes) + "\n\n".join(["", *map(to_latex, tables)]) + "\n"
+    folder = Path(folder)
+    atomic_write_json(folder / "comparison.json", dict(merged))
+    for name, content in {"comparison.md": text, "comparison.csv": format_csv(rows), "comparison.tex": latex}.items():
+        atomic_write_bytes(folder / name, content.encode())
+    return text

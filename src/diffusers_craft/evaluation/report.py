@@ -1,0 +1,249 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""`report.html` of an evaluation: alarms, tables, win rates, distributions, pictures side by side, settings; one file."""
+
+import html
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from PIL import Image
+
+from ..core.files import atomic_write_bytes
+from ..core.workdir import Stage
+from ..figures.grid import image_grid
+from ..figures.page import BLUE, GRAY, GREEN, ORANGE, PINK, THUMBNAIL, Panel, chart_images, render_page, thumbnail_uri
+from .measures import decode_images
+from .tables import PRINTED_TIMES, Rows, Table, all_tables, check_table, metric_label, unchecked_notes
+
+
+MODEL_STYLES = [(BLUE, "o", "-"), (ORANGE, "s", (0, (4, 1.5))), (GREEN, "^", (0, (1, 1))), (PINK, "D", "-.")]
+Scores = Mapping[str, Mapping[str, np.ndarray]]  # model -> metric -> (n, k)
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One prompt with an image and the scores of every model.
+
+    Args:
+        prompt (`str`): the text.
+        images (`Mapping[str, PIL.Image.Image | None]`): model to picture; `None` where it is not valid.
+        scores (`Mapping[str, Mapping[str, float]]`): model to metric to raw score.
+    """
+
+    prompt: str
+    images: Mapping[str, Image.Image | None]
+    scores: Mapping[str, Mapping[str, float]]
+
+
+def read_examples(
+    prompts: Sequence[str], images: Mapping[str, Stage], scores: Scores, images_per_prompt: int = 1
+) -> list[ReportRow]:
+    """The first prompts of a set with the first image of every model and its scores.
+
+    Args:
+        prompts (`Sequence[str]`): as many of the set's first prompts as to show.
+        images (`Mapping[str, Stage]`): model to rows of `CANDIDATE_SCHEMA`.
+        scores (`Mapping`): model to metric to (n, k) raw scores.
+        images_per_prompt (`int`, *optional*, defaults to 1): k.
+    """
+    columns = {}
+    for model, stage in images.items():
+        rows: list[dict[str, Any]] = []
+        for shard in range(stage.num_shards):
+            if len(rows) < len(prompts) * images_per_prompt:
+                rows += stage.read_shard(shard, ["image", "valid"]).to_pylist()
+        columns[model] = list(decode_images(rows[::images_per_prompt][: len(prompts)]))
+    return [
+        ReportRow(
+            prompt,
+            {model: pictures[i] for model, pictures in columns.items()},
+            {model: {name: float(values[i, 0]) for name, values in by.items()} for model, by in scores.items()},
+        )
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+def _style(index: int) -> tuple[Any, ...]:
+    return MODEL_STYLES[index % len(MODEL_STYLES)]
+
+
+def win_rate_panel(rows: Rows, axes: Axes) -> None:
+    """Win rates with their intervals, a line a metric, a mark a model; the base is the line at 50 % (Figure 5)."""
+    won = [row for row in rows if row["win_rate"] is not None]
+    metrics, models = (list(dict.fromkeys(row[key] for row in won)) for key in ("metric", "model"))
+    axes.axvline(50, color=GRAY, linewidth=1)
+    for row in won:
+        index = models.index(row["model"])
+        color, marker, _ = _style(index)
+        place = metrics.index(row["metric"]) + 0.5 * ((index + 0.5) / len(models) - 0.5)
+        rate, low, high = (100 * row[key] for key in ("win_rate", "win_rate_low", "win_rate_high"))
+        label = row["model"] if row["metric"] == metrics[0] else None
+        spread = [[max(0.0, rate - low)], [max(0.0, high - rate)]]
+        axes.errorbar(rate, place, xerr=spread, color=color, marker=marker, markersize=5, capsize=2, label=label)
+    axes.set_yticks(range(len(metrics)), metrics)
+    axes.set_ylim(len(metrics) - 0.5, -0.5)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("win rate against the base (%)", fontsize=9)
+
+
+def distribution_panel(scores: Mapping[str, np.ndarray], metric: str, axes: Axes) -> None:
+    """A metric's histogram of every model; the base, which comes first, is filled."""
+    scale = PRINTED_TIMES.get(metric, 1)
+    finite = {model: scale * values[np.isfinite(values)] for model, values in scores.items()}
+    edges = np.histogram_bin_edges(np.concatenate(list(finite.values())), bins=24)
+    for index, (model, values) in enumerate(finite.items()):
+        if len(values):
+            color, _, line = _style(index - 1)
+            look = {"color": color, "linestyle": line, "histtype": "step", "linewidth": 1.6}
+            look = {"color": GRAY, "alpha": 0.45, "histtype": "stepfilled"} if index == 0 else look
+            axes.hist(values, edges, weights=np.full(len(values), 100 / len(values)), label=model, **look)
+    axes.set_xlabel(metric_label(metric), fontsize=9)
+    axes.set_ylabel("images (%)", fontsize=9)
+
+
+def _html(table: Table) -> str:
+    """A table with the best value bold and the second best underlined."""
+    groups = [group for group in table.groups if group[0]]
+    names = [name for name, width in groups for _ in range(width)] if len(groups) > 1 else []
+    columns = [f"{name}: {column}" for name, column in zip(names, table.columns)] if names else table.columns
+    tags = {0: "{}", 1: "<b>{}</b>", 2: "<u>{}</u>"}
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in (table.title, *columns))
+    body = "".join(
+        f"<tr><td>{html.escape(line)}</td>"
+        + "".join(f"<td>{tags[cell.rank].format(html.escape(cell.text))}</td>" for cell in cells)
+        + "</tr>"
+        for line, cells in table.lines
+    )
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _alarms(checks: Rows) -> str:
+    fired = [check for check in checks if check["fired"]]
+    items = "".join(f'<li class="alarm">{html.escape(check["message"])}</li>' for check in fired)
+    made = sum(check["value"] is not None for check in checks)
+    head = f"<ul>{items}</ul>" if fired else f"<p>No alarm in {made} checks.</p>"
+
+    about = "From the base's value to the tuned model's. The limits leave room for honest improvement."
+    table = re.sub(r"<td>([^<]*ALARM)</td>", r'<td class="alarm">\1</td>', _html(check_table(checks)))
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in unchecked_notes(checks))
+    return f'{head}<p class="muted">{about}</p>{table}' + (f'<ul class="muted">{notes}</ul>' if notes else "")
+
+
+def _picture(image: Image.Image | None, prompt: str, model: str) -> str:
+    if image is None:
+        return '<div class="muted">no valid image</div>'
+    small = ' class="small"' if max(image.size) <= THUMBNAIL // 2 else ""
+    about = html.escape(f"{model}: {prompt}", quote=True)
+    return f'<img{small} loading="lazy" alt="{about}" src="{thumbnail_uri(image)}">'
+
+
+def _score(metric: str, value: float, best: bool) -> str:
+    text = f"{value * PRINTED_TIMES.get(metric, 1):.4g}" if np.isfinite(value) else "–"
+    return f"<b>{text}</b>" if best else text
+
+
+def _side_by_side(rows: Sequence[ReportRow]) -> str:
+    """One prompt under the other, its models beside each other; the best score of a metric is bold."""
+    parts = []
+    for row in rows:
+        best = {
+            metric: max((by[metric] for by in row.scores.values() if np.isfinite(by[metric])), default=None)
+            for metric in next(iter(row.scores.values()))
+        }
+        figures = []
+        for model, image in row.images.items():
+            numbers = "".join(
+                f"<dt>{html.escape(metric_label(metric))}</dt><dd>{_score(metric, value, value == best[metric])}</dd>"
+                for metric, value in row.scores[model].items()
+            )
+            figures.append(
+                f"<figure>{_picture(image, row.prompt, model)}<figcaption><b>{html.escape(model)}</b>"
+                f"<dl>{numbers}</dl></figcaption></figure>"
+            )
+        parts.append(f'<h3>{html.escape(row.prompt)}</h3><div class="row">{"".join(figures)}</div>')
+    return "".join(parts)
+
+
+def draw_comparison(rows: Sequence[ReportRow]) -> Image.Image:
+    """The same as one picture: prompts as rows, models as columns, raw scores under each image."""
+    models = list(rows[0].images)
+    captions = ["\n".join(f"{m} {v:.4g}" for m, v in row.scores[name].items()) for row in rows for name in models]
+    return image_grid(
+        [row.images[name] for row in rows for name in models],
+        columns=len(models),
+        captions=captions,
+        column_titles=models,
+        row_titles=[row.prompt for row in rows],
+        caption_lines=captions[0].count("\n") + 1,
+    )
+
+
+_STYLE = """<style>.alarm { color: #B00020; font-weight: 600; } h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
+.row { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(8rem, 12rem); gap: .8rem; overflow-x: auto; }
+.row dl { grid-template-columns: 1fr auto; gap: 0 .4rem; font-size: .78rem; } dt { overflow-wrap: normal; } pre { overflow-x: auto; font-size: .8rem; }
+.wide { margin: 0 0 1.6rem; } td { white-space: nowrap; } th { min-width: 3.5rem; } th:first-child { min-width: 5.5rem; }</style>"""
+
+
+def write_evaluation_report(
+    folder: str | Path,
+    settings: Mapping[str, Any],
+    rows: Rows,
+    checks: Rows,
+    scores: Mapping[str, Scores],
+    examples: Mapping[str, Sequence[ReportRow]],
+    title: str = "CRAFT evaluation",
+) -> None:
+    """Writes `report.html`, which needs no other file.
+
+    Args:
+        folder (`str | Path`): where it goes; made if missing.
+        settings (`Mapping[str, Any]`): all that the numbers depend on; shown as JSON. Its `notes` are shown on top.
+        rows (`Sequence[Mapping[str, Any]]`): what `summarize` returns, with the prompt set's name as `prompts`.
+        checks (`Sequence[Mapping[str, Any]]`): what `run_checks` returns, with `prompts`.
+        scores (`Mapping`): prompt set to model to metric to (n, k) raw scores; the base comes first.
+        examples (`Mapping[str, Sequence[ReportRow]]`): prompt set to the prompts whose pictures are shown.
+        title (`str`, *optional*, defaults to `"CRAFT evaluation"`): heading of the page.
+    """
+    tables = all_tables(rows)
+    by_category = [table for table in tables if " by category" in table.title]
+    wins, histograms = "", ""
+    for name, by_model in scores.items():
+        own = [row for row in rows if row.get("prompts") == name and row.get("category") is None]
+        heading = f"<h3>{html.escape(name)}</h3>" if len(scores) > 1 else ""
+        if any(row["win_rate"] is not None for row in own):
+            charts = chart_images([partial(win_rate_panel, own)], "Win rates; the table above holds the numbers")
+            wins += f'{heading}<div class="charts">{charts}</div>'
+        panels: list[Panel] = [
+            partial(distribution_panel, {model: by[metric] for model, by in by_model.items()}, metric)
+            for metric in next(iter(by_model.values()))
+            if any(np.isfinite(by[metric]).any() for by in by_model.values())
+        ]
+        about = "Histogram of a metric; the tables above hold its mean and median"
+        histograms += f'{heading}<div class="charts">{chart_images(panels, about)}</div>'
+    pictures = "".join(
+        (f"<h3>{html.escape(name)}</h3>" if len(examples) > 1 else "") + _side_by_side(found)
+        for name, found in examples.items()
+    )
+    notes = "".join(f'<p class="muted">{html.escape(note)}</p>' for note in settings.get("notes", ()))
+    sections = {
+        "Alarms": _alarms(checks) if checks else "",
+        "Scores": notes + "".join(_html(table) for table in tables if table not in by_category),
+        "Win rates": wins,
+        "Distributions": histograms,
+        "By category": "".join(map(_html, by_category)),
+        "Side by side": '<p class="muted">Same prompt, same noise.</p>' + pictures,
+        "Settings": f"{_STYLE}<pre>{html.escape(json.dumps(settings, indent=2, ensure_ascii=False))}</pre>",
+    }
+    models = list(settings.get("models", {}))
+    sizes = ", ".join(
+        f"{name} ({len(next(iter(next(iter(s.values())).values())))} prompts)" for name, s in scores.items()
+    )
+    summary = f"{', '.join(models)} on {sizes}; best value bold, second best underlined."
+    page = render_page(title, summary, {heading: content for heading, content in sections.items() if content})
+    atomic_write_bytes(Path(folder) / "report.html", page.encode())

@@ -1,0 +1,191 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Stage 6: scores of a base and of tuned models become means, medians and win rates with their uncertainty.
+
+Every model draws every prompt from the same seeds, so models are compared image by image. `evaluation_alarms` looks for
+what pleases a reward without better pictures, `evaluation_tables` prints, `evaluation_compare` merges several runs.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..core.files import atomic_write_bytes, atomic_write_json
+from ..core.records import REFINED_SCHEMA, derive_seed
+from .tables import format_checks, format_csv, format_latex, format_table
+
+
+RESULTS_FORMAT = 1  # of results.json
+
+
+def evaluation_rows(prompts: Sequence[str], images_per_prompt: int = 1) -> pa.Table:
+    """The prompts as unrefined rows, one group a prompt, in the form in which candidates are generated.
+
+    Args:
+        prompts (`Sequence[str]`): n prompts.
+        images_per_prompt (`int`, *optional*, defaults to 1): k images, each from a seed of its own.
+
+    Returns:
+        `pa.Table`: n * k rows of `REFINED_SCHEMA`, a prompt's images together as variants 0 .. k - 1.
+    """
+    if images_per_prompt < 1:
+        raise ValueError(f"--images_per_prompt: expected at least 1, found {images_per_prompt}")
+    rows = [
+        {"group": i, "variant": j, "prompt": p, "refined_prompt": p, "refined": False, "refiner": "none"}
+        for i, p in enumerate(prompts)
+        for j in range(images_per_prompt)
+    ]
+    return pa.Table.from_pylist([{"row": i, **row} for i, row in enumerate(rows)], schema=REFINED_SCHEMA)
+
+
+def _per_prompt(values: np.ndarray) -> np.ndarray:
+    """(n, k) or (n,) values as the mean of each prompt's images, those without a value left out: (n,)."""
+    values = np.asarray(values, dtype=np.float64)
+    values = np.where(np.isfinite(values), values, np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a prompt without any value is NaN
+        return values if values.ndim == 1 else np.nanmean(values, axis=1)
+
+
+def _outcomes(tuned: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """For every prompt with a pair of scores: 1 for a win, 0.5 for a tie, 0 for a loss; the mean over its pairs."""
+    tuned, base = np.asarray(tuned, dtype=np.float64), np.asarray(base, dtype=np.float64)
+    if tuned.shape != base.shape:
+        raise ValueError(f"tuned: expected one score per prompt like the base, {base.shape}, found {tuned.shape}")
+    pairs = np.isfinite(tuned) & np.isfinite(base)
+    outcomes = _per_prompt(np.where(pairs, (np.sign(np.where(pairs, tuned - base, 0)) + 1) / 2, np.nan))
+    return outcomes[~np.isnan(outcomes)]
+
+
+def win_rate(tuned: np.ndarray, base: np.ndarray) -> float:
+    """Share of prompts on which `tuned` scores higher; ties count half: (wins + ties / 2) / n.
+
+    Args:
+        tuned (`np.ndarray`): (n,) scores, or (n, k) of k images a prompt.
+        base (`np.ndarray`): scores of the same prompts and seeds; pairs with a NaN are left out.
+
+    Returns:
+        `float`: in [0, 1]; NaN if no pair is left.
+    """
+    outcomes = _outcomes(tuned, base)
+    return float(outcomes.mean()) if len(outcomes) else float("nan")
+
+
+def bootstrap_interval(
+    values: np.ndarray, confidence: float = 0.95, num_resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean (Efron and Tibshirani 1993, section 13.3).
+
+    Resamples draw how often each distinct value occurs, which is the same as drawing rows, and fast for win rates with
+    their three values. Where all values are equal the interval has no width, however few they are.
+
+    Args:
+        values (`np.ndarray`): (n,) without NaN, e.g. 1 / 0.5 / 0 per prompt. One value a prompt: images of one prompt
+            are not independent, and resampling them would give too narrow an interval.
+        confidence (`float`, *optional*, defaults to 0.95): coverage aimed at.
+        num_resamples (`int`, *optional*, defaults to 10000): resamples.
+        seed (`int`, *optional*, defaults to 0): makes the interval repeatable.
+
+    Returns:
+        `tuple[float, float]`: lower and upper end; NaN if there are no values.
+    """
+    if not len(values):
+        return float("nan"), float("nan")
+    distinct, counts = np.unique(values, return_counts=True)
+    resamples = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=num_resamples)
+    means = resamples @ distinct / len(values)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def summarize(
+    scores: Mapping[str, Mapping[str, np.ndarray]], seed: int = 0, categories: Sequence[str | None] | None = None
+) -> list[dict[str, Any]]:
+    """One row per model and metric, then one per model, metric and category. The first model is the base.
+
+    Args:
+        scores (`Mapping[str, Mapping[str, np.ndarray]]`): model to metric to (n,) scores on the same prompts, or (n, k)
+            with k images a prompt, whose mean then counts. NaN marks an image without a score: the base's row leaves it
+            out, a tuned model's row leaves out every prompt that lacks either score.
+        seed (`int`, *optional*, defaults to 0): seed of the bootstrap; a row's own does not depend on other rows.
+        categories (`Sequence[str | None]`, *optional*): (n,) category of each prompt, `None` for none.
+
+    Returns:
+        `list[dict]`: `category` (`None`: all prompts), `model`, `metric`, `n` (prompts counted), `mean`, `median`,
+        `mean_of_categories` (unweighted, GenEval's overall score; `None` without categories or within one), and
+        `win_rate`, `win_rate_low`, `win_rate_high` (95 % bootstrap interval over prompts), in [0, 1]; `None` for the
+        base, and where nothing could be counted.
+
+    Raises:
+        ValueError: if models have different metrics, or there is not one category a prompt.
+    """
+    base_name, base = next(iter(scores.items()))
+    known = np.array([category or "" for category in categories or []], dtype=object)
+    names = [name for name in dict.fromkeys(known.tolist()) if name]
+    rows: list[dict[str, Any]] = []
+    for model, metrics in scores.items():
+        if set(metrics) != set(base):
+            raise ValueError(f"scores of {model!r}: expected the metrics {sorted(base)}, found {sorted(metrics)}")
+        for metric in base:
+            values, other = np.asarray(metrics[metric], float), np.asarray(base[metric], float)
+            if len(known) not in (0, len(values)):
+                raise ValueError(f"categories: expected one for each of {len(values)} prompts, found {len(known)}")
+            against = None if model == base_name else other
+            parts = []
+            for name in names:
+                part = None if against is None else against[known == name]
+                row = _row(values[known == name], part, derive_seed(seed, "bootstrap", model, metric, name))
+                parts.append({"category": name, "model": model, "metric": metric, **row})
+            row = _row(values, against, derive_seed(seed, "bootstrap", model, metric))
+            row["mean_of_categories"] = _number(np.mean, [p["mean"] for p in parts if p["mean"] is not None])
+            rows.append({"category": None, "model": model, "metric": metric, **row})
+            rows += parts
+    return sorted(rows, key=lambda row: row["category"] is not None)  # stable: rows of all prompts come first
+
+
+def _row(values: np.ndarray, base: np.ndarray | None, seed: int) -> dict[str, Any]:
+    """The numbers of one model and metric on some prompts; without `base` the model is the base."""
+    means = _per_prompt(values)
+    counted = ~np.isnan(means) & (True if base is None else ~np.isnan(_per_prompt(base)))
+    row = {"n": int(counted.sum()), "mean": _number(np.mean, means[counted])}
+    row |= {"median": _number(np.median, means[counted]), "mean_of_categories": None}
+    row |= dict.fromkeys(("win_rate", "win_rate_low", "win_rate_high"))
+    if base is not None and len(outcomes := _outcomes(values, base)):
+        low, high = bootstrap_interval(outcomes, seed=seed)
+        row |= {"win_rate": float(outcomes.mean()), "win_rate_low": low, "win_rate_high": high}
+    return row
+
+
+def _number(statistic: Any, values: Sequence[float]) -> float | None:
+    return float(statistic(values)) if len(values) else None
+
+
+def write_evaluation(
+    folder: str | Path,
+    settings: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    alarms: Sequence[Mapping[str, Any]],
+    checks: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Writes `results.json` (`format`, `settings`, `rows`, `alarms`, `checks`; strict JSON), `table.md`, `.csv`, `.tex`.
+
+    Args:
+        folder (`str | Path`): made if missing.
+        settings (`Mapping[str, Any]`): all that the numbers depend on: models, prompts, sampler, seed, scorers.
+        rows (`Sequence[Mapping[str, Any]]`): what `summarize` returns, with the prompt set's name as `prompts` where
+            there are several.
+        alarms (`Sequence[Mapping[str, Any]]`): what `find_alarms` returns.
+        checks (`Sequence[Mapping[str, Any]]`, *optional*): all checks, those that gave no alarm too.
+    """
+    results = {"format": RESULTS_FORMAT, "settings": dict(settings), "rows": list(rows), "alarms": list(alarms)}
+    atomic_write_json(Path(folder) / "results.json", results | {"checks": list(checks)})
+    warning_lines = "".join(f"\n- Alarm: {alarm['message']}" for alarm in alarms)
+    notes = "".join(f"\n- {note}" for note in settings.get("notes", ()))
+    table = format_table(rows) + notes + warning_lines + ("\n" * bool(notes + warning_lines))
+    if checks:
+        table += "\n" + format_checks(checks)
+    for name, text in {"table.md": table, "table.csv": format_csv(rows), "table.tex": format_latex(rows)}.items():
+        atomic_write_bytes(Path(folder) / name, text.encode())

@@ -1,0 +1,212 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Prompt refiners: an OpenAI-compatible service, a local LLM, a rule-based template, or none (CRAFT, section 3.2).
+
+Refinements only diversify the candidates: images are scored against, and trained on, the original prompt.
+"""
+
+import logging
+import math
+import random
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from inspect import signature
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from tqdm.auto import tqdm
+
+from ..core.records import REFINED_SCHEMA, derive_seed
+from ..core.workdir import Stage
+from .llm import OpenAIRefiner, TransformersRefiner
+
+
+logger = logging.getLogger(__name__)
+
+
+class PromptRefiner(Protocol):
+    """What a refiner must offer; `name` and `options` (JSON values) go into the records of a run."""
+
+    name: str
+    options: dict[str, Any]
+
+    def refine(self, prompt: str, n: int, seed: int) -> list[str]:
+        """`n` texts for a prompt; one that could not be made is the prompt itself."""
+        ...
+
+
+class IdentityRefiner:
+    """Refines nothing: candidates differ by their seeds only."""
+
+    name = "none"
+
+    def __init__(self):
+        self.options: dict[str, Any] = {}
+
+    def refine(self, prompt: str, n: int, seed: int) -> list[str]:
+        return [prompt] * n
+
+
+class TemplateRefiner:
+    """Appends one to four words of quality to the prompt; the `n` results for a prompt are distinct sets of words."""
+
+    name = "template"
+
+    def __init__(self):
+        self.options: dict[str, Any] = {}
+
+    def refine(self, prompt: str, n: int, seed: int) -> list[str]:
+        available = sum(math.comb(len(MODIFIERS), size) for size in range(1, MAX_MODIFIERS + 1))
+        if n > available:
+            raise ValueError(f"--num_refinements: expected at most {available} with --refiner template, found {n}")
+        rng = random.Random(seed)
+        texts: dict[frozenset[str], str] = {}
+        while len(texts) < n:
+            words = rng.sample(MODIFIERS, rng.randint(1, MAX_MODIFIERS))
+            texts.setdefault(frozenset(words), ", ".join([prompt, *words]))
+        return list(texts.values())
+
+
+REFINERS = {
+    "openai": OpenAIRefiner,
+    "transformers": TransformersRefiner,
+    "template": TemplateRefiner,
+    "none": IdentityRefiner,
+}
+
+
+def load_refiner(name: str, **options: Any) -> PromptRefiner:
+    """A refiner by name.
+
+    Args:
+        name (`str`): `"openai"`, `"transformers"`, `"template"` or `"none"`.
+        options: arguments of its class (`model`, `base_url`, ...); those that are `None` keep their defaults.
+
+    Raises:
+        ValueError: if the name is unknown, an option does not belong to it, or its model is not named.
+    """
+    if name not in REFINERS:
+        raise ValueError(f"--refiner: expected one of {', '.join(REFINERS)}, found {name!r}")
+    options = {option: value for option, value in options.items() if value is not None}
+    allowed = signature(REFINERS[name]).parameters
+    for option in options:
+        if option not in allowed:
+            raise ValueError(f"--refiner_{option}: expected no such option with --refiner {name}, found one")
+    if "model" in allowed and "model" not in options:
+        raise ValueError(f"--refiner_model: expected the name of a model with --refiner {name}, found none")
+    return REFINERS[name](**options)
+
+
+def refine_prompts(
+    prompts: Sequence[str],
+    refiner: PromptRefiner,
+    num_refinements: int,
+    num_seeds: int,
+    seed: int,
+    stage: Stage,
+    progress: bool = True,
+) -> pa.Table:
+    """Writes the texts of all candidates to a stage, one row a candidate.
+
+    Args:
+        prompts (`Sequence[str]`): the original prompts; prompt i is group i.
+        refiner (`PromptRefiner`): its failures (the prompt itself) are marked `refined=False`.
+        num_refinements (`int`): R, refinements of a prompt.
+        num_seeds (`int`): S, candidates of a refinement; variant j belongs to refinement (j - 1) // S.
+        seed (`int`): the run's seed.
+        stage (`Stage`): of `len(prompts) * (1 + R * S)` rows; shards that are done are kept. Its shards should hold
+            whole groups: a group on two shards is refined for each of them.
+        progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
+
+    Returns:
+        `pa.Table`: all rows, see `REFINED_SCHEMA`.
+    """
+    size = 1 + num_refinements * num_seeds
+    if num_refinements < 1 or num_seeds < 1:
+        raise ValueError(
+            f"--num_refinements, --num_seeds: expected at least 1 each, found {num_refinements} and {num_seeds}"
+        )
+    if stage.num_rows != size * len(prompts):
+        raise RuntimeError(f"{stage.path}: expected a stage of {size * len(prompts)} rows, found {stage.num_rows}")
+    if not stage.is_complete:
+        done = sum(len(stage.rows(shard)) for shard in range(stage.num_shards) if stage.is_done(shard))
+        bar = tqdm(desc="Refine", unit="prompt", total=len(prompts), initial=done // size, disable=not progress)
+        with bar, ThreadPoolExecutor(getattr(refiner, "num_workers", 1)) as pool:
+            for shard in stage.missing():
+                rows = stage.rows(shard)
+                groups = range(rows.start // size, (rows.stop - 1) // size + 1)
+                texts = {}
+                for group, refined in pool.map(
+                    partial(_refine_group, prompts, refiner, num_refinements, seed), groups
+                ):
+                    texts[group] = refined
+                    bar.update()
+                stage.write(shard, _refined_table(rows, prompts, texts, num_seeds, size, refiner))
+        stage.mark_complete()
+    table = stage.read()
+    _warn_of_failures(table, refiner)
+    return table
+
+
+def _refine_group(
+    prompts: Sequence[str], refiner: PromptRefiner, num_refinements: int, seed: int, group: int
+) -> tuple[int, list[str]]:
+    """The R refinements of one prompt, checked."""
+    texts = refiner.refine(prompts[group], num_refinements, derive_seed(seed, "refine", group))
+    if len(texts) != num_refinements or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(
+            f"refiner {_name(refiner)!r}: expected {num_refinements} texts for the prompt {prompts[group]!r},"
+            f" found {texts!r:.200}"
+        )
+    return group, texts
+
+
+def _refined_table(
+    rows: range,
+    prompts: Sequence[str],
+    texts: Mapping[int, list[str]],
+    num_seeds: int,
+    size: int,
+    refiner: PromptRefiner,
+) -> pa.Table:
+    records = []
+    for row in rows:
+        group, variant = divmod(row, size)
+        prompt = prompts[group]
+        refined = texts[group][(variant - 1) // num_seeds] if variant else prompt
+        record = {"row": row, "group": group, "variant": variant, "prompt": prompt, "refined_prompt": refined}
+        records.append({**record, "refined": refined != prompt, "refiner": _name(refiner)})
+    return pa.Table.from_pylist(records, schema=REFINED_SCHEMA)
+
+
+def _warn_of_failures(table: pa.Table, refiner: PromptRefiner) -> None:
+    if isinstance(refiner, IdentityRefiner):
+        return
+    asked = pc.greater(table["variant"], 0)
+    failed = pc.sum(pc.and_not(asked, table["refined"])).as_py()
+    if failed:
+        total = pc.sum(asked).as_py()
+        logger.warning(
+            "refiner %r gave nothing new for %d of %d candidates: they keep the original prompt (refined=False)",
+            _name(refiner),
+            failed,
+            total,
+        )
+
+
+def _name(refiner: PromptRefiner) -> str:
+    return getattr(refiner, "name", type(refiner).__name__)
+
+
+MODIFIERS = (
+    "sharp focus",
+    "vivid colors",
+    "crisp edges",
+    "clean composition",
+    "high quality",
+    "masterpiece",
+    "professional",
+    "highly detailed",
+)
+MAX_MODIFIERS = 4  # added to a prompt at once

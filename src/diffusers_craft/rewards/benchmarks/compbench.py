@@ -1,0 +1,165 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""T2I-CompBench (arXiv 2307.06350) as a metric: BLIP-VQA, CLIP ViT-B/32 and their mean for complex prompts.
+
+Spatial relations need UniDet, which is left out: such rows have no score and are named in the notes of an evaluation.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BertTokenizerFast, BlipForQuestionAnswering
+
+from ..base import Reward, cosines
+from ..checkpoints import describe_checkpoint, find_checkpoint
+from ..clip_score import ClipScoreReward
+from ..preprocessing import normalize_pixels, to_rgb
+from .compbench_rules import CATEGORIES, MAX_CHUNKS, attribute_score, combine, evaluators
+
+
+BLIP_ID, CLIP_ID = "Salesforce/blip-vqa-capfilt-large", "openai/clip-vit-base-patch32"
+IMAGE_SIZE = 480  # pixels, as the official evaluator; the Hub's positions are of 384 and interpolated
+MAX_QUESTION = 35  # tokens
+Parse = Callable[[str], tuple[list[str], str]]  # prompt -> noun phrases, prompt without adjectives
+
+
+def load_parser() -> Parse:
+    """spaCy's small English model, the official one, as a function of a prompt.
+
+    Raises:
+        ValueError: if spaCy or its model is not installed.
+    """
+    try:
+        import spacy
+
+        nlp = spacy.load("en_core_web_sm")
+    except (ImportError, OSError):
+        raise ValueError(
+            "reward t2i_compbench: needs the package spacy and its English model; install them with: "
+            "pip install spacy && python -m spacy download en_core_web_sm"
+        ) from None
+
+    def parse(prompt: str) -> tuple[list[str], str]:
+        document = nlp(prompt)
+        chunks = [str(chunk) for chunk in document.noun_chunks][:MAX_CHUNKS]
+        return chunks, " ".join(token.text for token in document if token.pos_ != "ADJ")
+
+    return parse
+
+
+class _Clip(ClipScoreReward):
+    """The CLIP half, whose missing files are those of this metric."""
+
+    name = "t2i_compbench"
+
+
+class LoadedBlip(NamedTuple):
+    blip: BlipForQuestionAnswering
+    tokenizer: BertTokenizerFast
+
+
+class CompBenchReward(Reward):
+    """T2I-CompBench's score in [0, 1] of its own prompts, see `bind`; NaN for those that need UniDet.
+
+    Args:
+        checkpoint (`str`, *optional*): `BLIP` or `BLIP,CLIP`, each a Hub id or folder: a `BlipForQuestionAnswering` and a
+            `CLIPModel`.
+        image_size (`int`, *optional*, defaults to 480): side of BLIP's input, pixels.
+        parse (`Callable`, *optional*): prompt to its noun phrases and itself without adjectives; spaCy by default.
+    """
+
+    name = "t2i_compbench"
+    unit = "probability, product over noun phrases; cosine for non-spatial prompts; their mean for complex ones"
+    abstains = True
+    note = (
+        "t2i_compbench: UniDet left out: no score for spatial prompts and for complex ones labelled spatial or "
+        "spatialaction, so `complex` is the mean over those labelled action."
+    )
+
+    def __init__(
+        self, checkpoint: str | None = None, image_size: int = IMAGE_SIZE, parse: Parse | None = None, **options
+    ):
+        super().__init__(**options)
+        blip, _, clip = (checkpoint or BLIP_ID).partition(",")
+        self._asked, self.image_size = blip, image_size
+        self._path = find_checkpoint(self.name, blip, None, "1.54 GB")
+        self._clip = _Clip(checkpoint=clip or CLIP_ID, **options)
+        if parse is not None:
+            self.parse = parse
+        self._kinds: dict[str, tuple[str, str | None]] = {}  # prompt -> category, three_in_one
+
+    @cached_property
+    def parse(self) -> Parse:
+        return load_parser()
+
+    @property
+    def checkpoint(self) -> dict[str, Any]:
+        return {**describe_checkpoint(self._asked, Path(self._path)), "clip": self._clip.checkpoint}
+
+    def bind(self, prompts: Any) -> bool:
+        """Learns the categories of a set; whether it is T2I-CompBench's, i.e. all its categories are."""
+        kinds = {row.prompt: (row.category, row.details.get("three_in_one")) for row in prompts.rows}
+        if not all(category in CATEGORIES for category, _ in kinds.values()):
+            return False
+        for category, label in kinds.values():
+            evaluators(category, label)  # refuses an unknown label
+        _ = self.parse  # spaCy is missing now rather than after hours
+        self._kinds |= kinds
+        return True
+
+    def _load(self) -> LoadedBlip:
+        blip = BlipForQuestionAnswering.from_pretrained(self._path).float().eval().to(self.device)
+        tokenizer = BertTokenizerFast.from_pretrained(self._path)
+        if tokenizer.unk_token_id in tokenizer.convert_tokens_to_ids(["yes", "no"]):
+            raise ValueError(
+                f"--reward_checkpoint t2i_compbench: expected the words yes and no in the vocabulary of {self._path}"
+            )
+        return LoadedBlip(blip, tokenizer)
+
+    def release(self) -> None:
+        self._clip.release()
+        super().release()
+
+    def yes_and_no(self, image: Image.Image, questions: Sequence[str]) -> tuple[list[float], list[float]]:
+        """Probabilities of the answers yes and no to each question about an image: the first token's."""
+        blip, tokenizer = self.model
+        size = (self.image_size, self.image_size)
+        pixels = np.asarray(to_rgb(image).resize(size, Image.Resampling.BICUBIC))
+        pixels = normalize_pixels(torch.tensor(pixels).permute(2, 0, 1)[None].float() / 255).to(self.device)
+        start = blip.config.text_config.bos_token_id
+        answers = []
+        with self._autocast():
+            seen = blip.vision_model(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state
+            for question in questions:  # one by one: in a batch, padding changes transformers' answers
+                ids = tokenizer(question, truncation=True, max_length=MAX_QUESTION, return_tensors="pt").input_ids
+                ids[:, 0] = start + 1  # BLIP's token for encoding beside an image
+                asked = blip.text_encoder(input_ids=ids.to(self.device), encoder_hidden_states=seen).last_hidden_state
+                begin = torch.tensor([[start]], device=self.device)
+                logits = blip.text_decoder(input_ids=begin, encoder_hidden_states=asked).logits
+                answers.append(logits[0, 0].float().softmax(-1))
+        words = tokenizer.convert_tokens_to_ids(["yes", "no"])
+        return tuple([float(answer[word]) for answer in answers] for word in words)
+
+    def _score(self, prompts: list[str], images: list[Image.Image]) -> torch.Tensor:
+        return torch.tensor([self._score_one(*pair) for pair in zip(prompts, images)])
+
+    def _score_one(self, prompt: str, image: Image.Image) -> float:
+        if prompt not in self._kinds:
+            raise ValueError(f"--rewards t2i_compbench: expected a prompt of its own file, found {prompt!r}")
+        category, label = self._kinds[prompt]
+        wanted = evaluators(category, label)
+        if "unidet" in wanted:
+            return float("nan")
+        chunks, without_adjectives = self.parse(prompt)
+        scores = {}
+        if "blip" in wanted:
+            scores["blip"] = attribute_score(*self.yes_and_no(image, [f"{c}?" for c in chunks])) if chunks else 1.0
+        if "clip" in wanted:
+            text = without_adjectives if category == "complex" else prompt
+            pair = self._clip.encode_images([image]), self._clip.encode_prompts([text])
+            scores["clip"] = float(cosines(*pair)[0])
+        return combine(scores, category, label)

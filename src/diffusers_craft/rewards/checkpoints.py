@@ -1,0 +1,98 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Checkpoint files of reward models: found, checked by hash, read, described."""
+
+import hashlib
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _revision(path: Path) -> str:
+    """The Hub commit that a cached file belongs to, or the start of the SHA-256 of a user's own weights."""
+    parts = path.parts
+    if "snapshots" in parts:
+        return parts[parts.index("snapshots") + 1]
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    weights = [file for file in files if file.suffix in (".safetensors", ".bin", ".pt", ".pth")]
+    return "sha256:" + hashlib.sha256("".join(map(file_hash, weights)).encode()).hexdigest()[:16]
+
+
+def describe_checkpoint(asked: str, path: Path) -> dict[str, str]:
+    """The `Reward.checkpoint` record of what was asked for and lies at `path`.
+
+    Of a local path only the name is kept: the hash tells versions apart, and a folder may move.
+    """
+    named = path.name if Path(asked).expanduser().exists() else asked
+    return {"checkpoint": named, "revision": _revision(path)}
+
+
+def load_tensors(reward: str, path: Path) -> dict[str, Any]:
+    """What a `.pt`, `.pth` or `.safetensors` file holds, on the CPU; code in a pickle is never executed."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        found = "a pickle with code or a damaged file"
+    except (SafetensorError, OSError, EOFError, RuntimeError) as error:
+        found = str(error).strip().splitlines()[0]
+    raise ValueError(f"--reward_checkpoint {reward}: expected tensors only in {path}, found {found}")
+
+
+def check_hash(reward: str, path: Path, expected: str) -> None:
+    """Raises if an official file is not the published one (SHA-256 in hex): damaged, or another version."""
+    if (found := file_hash(path)) != expected:
+        raise ValueError(f"reward {reward}: expected sha256 {expected} of {path}, found {found}; delete it to retry")
+
+
+def find_checkpoint(
+    reward: str, checkpoint: str, filename: str | None, size: str, revision: str | None = None
+) -> Path:
+    """The local path of a checkpoint: a path of the user, or a Hub id that is downloaded into the cache.
+
+    Args:
+        reward (`str`): name of the reward, for error texts.
+        checkpoint (`str`): file, folder, or Hub id (`org/name`).
+        filename (`str`, *optional*): the file that is needed; the whole repository by default.
+        size (`str`): of the download, for error texts, e.g. `"1.97 GB"`.
+        revision (`str`, *optional*): the commit of the Hub repository; the newest by default.
+
+    Raises:
+        ValueError: if there is no such path, or the download is not possible; one line that names what is missing.
+    """
+    path = Path(checkpoint).expanduser()
+    if path.exists():
+        inside = path / filename if path.is_dir() and filename else path
+        if not inside.exists():
+            raise ValueError(f"--reward_checkpoint {reward}: expected a file {filename} in {path}, found none")
+        return inside
+    wanted = f"{filename} of {checkpoint}" if filename else checkpoint
+    if path.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") != 1:
+        raise ValueError(f"--reward_checkpoint {reward}: expected a file, a folder or a Hub id, found {checkpoint!r}")
+    try:
+        if filename:
+            return Path(hf_hub_download(checkpoint, filename, revision=revision))
+        patterns = ["*.json", "*.txt", "*.safetensors"]
+        return Path(snapshot_download(checkpoint, allow_patterns=patterns, revision=revision))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        offline = "offline" if os.environ.get("HF_HUB_OFFLINE") else type(error).__name__
+        raise ValueError(
+            f"reward {reward}: needs {wanted} ({size}) from huggingface.co/{checkpoint}, which is not in the cache and "
+            f"could not be downloaded ({offline}); download it, or name a local copy: --reward_checkpoint {reward}=PATH"
+        ) from None

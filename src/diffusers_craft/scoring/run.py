@@ -1,0 +1,249 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Stage 3: raw scores of every image by every reward, always against the original prompt.
+
+Scores are kept raw and for all candidates, so that filters, weights and selections can change without scoring again.
+
+A shard is the unit of everything: it is decoded as a whole, given to a reward in one call (which batches it and encodes
+each of its distinct prompts once) and written as a whole. So its scores depend neither on which rank makes it, nor on
+interruptions, nor on whether other rewards are scored beside it.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+from tqdm.auto import tqdm
+
+from ..core.records import SCORE_SCHEMA
+from ..core.workdir import Stage, rank_and_world
+from .decode import Decoded, ImageDecoder
+
+
+if TYPE_CHECKING:
+    from ..rewards.base import Reward
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = ["row", "prompt", "image", "valid"]  # of the candidates
+
+
+class ImageRow(NamedTuple):
+    """An image to score, still encoded."""
+
+    label: str  # for error texts, e.g. "row 4"
+    prompt: str
+    data: bytes | None  # a PNG, JPEG, ... file; None is not scored and gets NaN
+
+
+class ImageSource(Protocol):
+    """Images in a fixed order, of which any range can be read."""
+
+    num_rows: int
+
+    def read_rows(self, rows: range) -> list[ImageRow]: ...
+
+
+@dataclass(frozen=True)
+class CandidateImages:
+    """The candidates of a work folder as an `ImageSource`; those that are not valid have no data.
+
+    Args:
+        candidates (`Stage` or `pa.Table`): rows of `CANDIDATE_SCHEMA`, sorted by row.
+    """
+
+    candidates: Stage | pa.Table
+
+    @property
+    def num_rows(self) -> int:
+        return self.candidates.num_rows
+
+    def read_rows(self, rows: range) -> list[ImageRow]:
+        return [
+            ImageRow(f"row {record['row']}", record["prompt"], record["image"]["bytes"] if record["valid"] else None)
+            for record in self._table(rows).to_pylist()
+        ]
+
+    def _table(self, rows: range) -> pa.Table:
+        """The candidates with the given positions, whatever the size of their own shards."""
+        source = self.candidates
+        if isinstance(source, pa.Table):
+            return source.select(COLUMNS).slice(rows.start, len(rows))
+        first, last = rows.start // source.rows_per_shard, (rows.stop - 1) // source.rows_per_shard
+        table = pa.concat_tables([source.read_shard(shard, COLUMNS) for shard in range(first, last + 1)])
+        return table.slice(rows.start - source.rows(first).start, len(rows))
+
+
+@dataclass(frozen=True)
+class ScoringJob:
+    """Images and where their scores go: `stages` holds a stage of `SCORE_SCHEMA` for each reward's name."""
+
+    images: ImageSource
+    stages: Mapping[str, Stage]
+
+
+def score_images(
+    jobs: Sequence[ScoringJob],
+    rewards: "Mapping[str, Reward | Any]",
+    residency: str = "sequential",
+    num_workers: int = 0,
+    skip_unreadable: bool = False,
+) -> None:
+    """Scores all images of all jobs by all rewards: this rank's share of what is missing; waits for the other ranks.
+
+    Args:
+        jobs (`Sequence[ScoringJob]`): the images and the stages of their scores.
+        rewards (`Mapping[str, Reward]`): name to an object with `score(prompts, images)`.
+        residency (`str`, *optional*, defaults to `"sequential"`): `"sequential"` has one reward in memory at a time and
+            decodes the images once for each; `"together"` keeps all loaded and decodes every image once. Same scores.
+        num_workers (`int`, *optional*, defaults to 0): processes that decode images.
+        skip_unreadable (`bool`, *optional*, defaults to `False`): whether an image that cannot be decoded gets NaN and
+            a warning, instead of ending the run.
+
+    Raises:
+        ValueError: if a reward returns NaN, infinity or another number of scores, or an image cannot be read.
+    """
+    named: set[str] = set()
+    for names in _passes(rewards, residency):
+        chosen = {name: rewards[name] for name in names}
+        shares = [(job, {name: job.stages[name].share() for name in names}) for job in jobs]
+        _score_pass(shares, chosen, num_workers, named if skip_unreadable else None)
+        for reward in chosen.values():
+            getattr(reward, "release", lambda: None)()
+    for job in jobs:
+        for name in rewards:
+            job.stages[name].finish()
+
+
+def _passes(rewards: "Mapping[str, Reward | Any]", residency: str) -> list[list[str]]:
+    """Which rewards are in memory together. Those that share an image tower are one model, and go over the images once."""
+    if residency == "together":
+        return [list(rewards)]
+    passes: dict[int, list[str]] = {}
+    for name, reward in rewards.items():
+        passes.setdefault(id(getattr(reward, "tower", reward)), []).append(name)
+    return list(passes.values())
+
+
+def score_candidates(
+    candidates: Stage | pa.Table, reward: "Reward | Any", stage: Stage, shards: Sequence[int] | None = None
+) -> None:
+    """Scores every valid candidate against its original prompt and writes the scores shard by shard.
+
+    Shards that are on disk are not scored again; candidates that are not valid get NaN without being scored.
+
+    Args:
+        candidates (`Stage` or `pa.Table`): rows of `CANDIDATE_SCHEMA`, as many as `stage` has, sorted by row.
+        reward (`Reward`): an object with `name` and `score(prompts, images)`.
+        stage (`Stage`): the work folder's `scores/<reward>`; receives rows of `SCORE_SCHEMA`.
+        shards (`Sequence[int]`, *optional*): which shards to make; by default all that are missing.
+
+    Raises:
+        ValueError: if the reward returns NaN or infinity for a valid image, or another number of scores.
+    """
+    shards = stage.missing() if shards is None else list(shards)
+    job = ScoringJob(CandidateImages(candidates), {reward.name: stage})
+    _score_pass([(job, {reward.name: shards})], {reward.name: reward})
+
+
+class _Task(NamedTuple):
+    """Rows that one or several rewards score from one decoding."""
+
+    job: ScoringJob
+    rows: range
+    shards: dict[str, int]  # reward -> which shard of its stage these rows are
+
+
+def _score_pass(
+    shares: Sequence[tuple[ScoringJob, Mapping[str, Sequence[int]]]],
+    rewards: "Mapping[str, Reward | Any]",
+    num_workers: int = 0,
+    unreadable: set[str] | None = None,
+) -> None:
+    """Scores the given shards of each job with rewards that are in memory together.
+
+    `unreadable` collects the labels of images that cannot be read; without it the first one ends the run.
+    """
+    tasks = [task for job, shards in shares for task in _tasks(job, shards)]
+    total = sum(len(task.rows) * len(task.shards) for task in tasks)
+    title = next(iter(rewards)) if len(rewards) == 1 else f"{len(rewards)} rewards"
+    bar = tqdm(total=total, desc=f"Scoring {title}", unit="image", disable=not total or rank_and_world()[0] > 0)
+    with bar, ImageDecoder(num_workers) as decoder:
+        for task, rows, decoded in _decode_ahead(tasks, decoder):
+            usable = _usable(rows, decoded, unreadable)
+            for name, shard in task.shards.items():
+                scores = _score_rows(name, rewards[name], rows, usable)
+                table = pa.table({"row": np.asarray(task.rows), "score": scores}, schema=SCORE_SCHEMA)
+                task.job.stages[name].write(shard, table)
+                bar.update(len(rows))
+
+
+def _tasks(job: ScoringJob, shards: Mapping[str, Sequence[int]]) -> list[_Task]:
+    """The shards of several rewards, those of the same rows as one task."""
+    tasks: dict[range, dict[str, int]] = {}
+    for name, numbers in shards.items():
+        stage = job.stages[name]
+        if job.images.num_rows != stage.num_rows:
+            raise ValueError(f"candidates: expected {stage.num_rows} rows, found {job.images.num_rows}")
+        for shard in numbers:
+            tasks.setdefault(stage.rows(shard), {})[name] = shard
+    return [_Task(job, rows, tasks[rows]) for rows in sorted(tasks, key=lambda rows: rows.start)]
+
+
+def _decode_ahead(
+    tasks: Sequence[_Task], decoder: ImageDecoder
+) -> Iterator[tuple[_Task, list[ImageRow], list[Decoded | None]]]:
+    """Each task with its rows and pictures; while one is scored, the workers decode the next one."""
+    pending: deque = deque()
+    for task in tasks:
+        rows = task.job.images.read_rows(task.rows)
+        pending.append((task, rows, decoder.submit([row.data for row in rows if row.data is not None])))
+        if len(pending) > (1 if decoder.num_workers else 0):
+            yield _collect(*pending.popleft())
+    while pending:
+        yield _collect(*pending.popleft())
+
+
+def _collect(task: _Task, rows: list[ImageRow], wait: Any) -> tuple[_Task, list[ImageRow], list[Decoded | None]]:
+    decoded = iter(wait())
+    return task, rows, [None if row.data is None else next(decoded) for row in rows]
+
+
+def _usable(rows: list[ImageRow], decoded: list[Decoded | None], unreadable: set[str] | None) -> dict[int, Any]:
+    """Index to picture of the rows to score; what cannot be read ends the run or is named in one warning."""
+    pictures = {}
+    for row, (index, picture) in zip(rows, enumerate(decoded)):
+        if isinstance(picture, str):
+            if unreadable is None:
+                raise ValueError(f"image of {row.label}: expected an image file, found {picture}")
+            if row.label not in unreadable:
+                logger.warning("image of %s cannot be read and gets no score (%s)", row.label, picture)
+            unreadable.add(row.label)
+        elif picture is not None:
+            pictures[index] = picture
+    return pictures
+
+
+def _score_rows(name: str, reward: "Reward | Any", rows: list[ImageRow], pictures: dict[int, Any]) -> np.ndarray:
+    """Raw scores of the rows of one shard, NaN where there is no picture: (n,) float32."""
+    scores = np.full(len(rows), np.nan, dtype=np.float32)
+    if not pictures:
+        return scores
+    chosen = list(pictures)
+    found = np.asarray(reward.score([rows[i].prompt for i in chosen], list(pictures.values())), dtype=np.float32)
+    if found.shape != (len(chosen),):
+        raise ValueError(f"reward {name}: expected {len(chosen)} scores, found shape {found.shape}")
+    # A reward that may abstain (a grader without an answer, a rule for other prompts) says so by NaN.
+    accepted = np.isfinite(found) | (np.isnan(found) & getattr(reward, "abstains", False))
+    if not accepted.all():
+        bad = int(np.flatnonzero(~accepted)[0])
+        row = rows[chosen[bad]]
+        raise ValueError(
+            f"reward {name}: expected a finite score for every valid image, found {found[bad]} "
+            f"for {row.label} ({row.prompt!r})"
+        )
+    scores[chosen] = found
+    return scores

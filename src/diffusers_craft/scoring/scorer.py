@@ -1,0 +1,52 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""The composite reward of images that did not exist before, for objectives that ask for one."""
+
+import json
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..rewards.settings import RewardSettings, load_rewards, parse_reward_weights
+from ..selection.composite import composite_reward
+
+
+class CompositeScorer:
+    """A weighted sum of normalised rewards for images that did not exist before.
+
+    Args:
+        models (`Mapping[str, Any]`): name to an object with `score(prompts, images)`.
+        weights (`Mapping[str, float]`): weight of each.
+        constants (`Mapping[str, Any]`, *optional*): a build's `normalization.json`; without it raw scores are added.
+    """
+
+    def __init__(
+        self, models: Mapping[str, Any], weights: Mapping[str, float], constants: Mapping[str, Any] | None = None
+    ) -> None:
+        missing = [name for name in weights if constants is not None and name not in constants["rewards"]]
+        if missing:
+            known = ", ".join(constants["rewards"])
+            raise ValueError(f"--rewards: expected rewards that the build scored ({known}), found {missing[0]!r}")
+        self.models, self.weights, self.constants = models, weights, constants
+
+    def score(self, prompts: list[str], images: list[Image.Image]) -> np.ndarray:
+        """(B,) float64 composite rewards."""
+        rewards = {name: self.models[name].score(prompts, images) for name in self.weights}
+        if self.constants is None:
+            return sum(weight * np.asarray(rewards[name], np.float64) for name, weight in self.weights.items())
+        return composite_reward(rewards, self.weights, self.constants["normalization"], self.constants)
+
+
+def load_scorer(args: Namespace, device: torch.device) -> CompositeScorer:
+    """The rewards of `--rewards`, normalised as in the build that `--dataset_name` names, if it is one."""
+    weights = parse_reward_weights(args.rewards)
+    base = args.pretrained_model_name_or_path
+    models = load_rewards(list(weights), RewardSettings.from_args(args, list(weights)), device, base)
+    constants = Path(args.dataset_name or "") / "normalization.json"
+    if constants.is_file():
+        return CompositeScorer(models, weights, json.loads(constants.read_text(encoding="utf-8")))
+    return CompositeScorer(models, weights)

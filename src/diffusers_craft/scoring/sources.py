@@ -1,0 +1,308 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Images with captions from where people keep them: a folder, Parquet files, a dataset of the Hub.
+
+Every source reads any range of rows without the rest, so that scoring needs the memory of one shard.
+"""
+
+import csv
+import json
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..core.files import fingerprint
+from .run import ImageRow
+
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+METADATA_FILES = ("metadata.jsonl", "metadata.csv")  # of an image folder as `datasets` defines it
+CAPTION_COLUMNS = ("prompt", "caption", "text")  # tried in this order
+
+
+def open_images(
+    source: str,
+    image_column: str = "image",
+    caption_column: str | None = None,
+    captions: str | None = None,
+    prompt: str | None = None,
+) -> "FolderImages | ParquetImages | DatasetImages":
+    """Opens images and their captions.
+
+    Args:
+        source (`str`): a folder of images (with subfolders) or of Parquet files, a Parquet file, or a dataset of the
+            Hub, `name` or `name:split` (default split `train`).
+        image_column (`str`, *optional*, defaults to `"image"`): of Parquet and datasets.
+        caption_column (`str`, *optional*): by default the first of `prompt`, `caption` and `text`.
+        captions (`str`, *optional*): a `.csv` or `.jsonl` file with a column `file_name`, for a folder of images; by
+            default its `metadata.jsonl` or `metadata.csv`, else the text file beside each image.
+        prompt (`str`, *optional*): one prompt for all images instead of captions.
+
+    Returns:
+        `ImageSource`: with `num_rows`, `read_rows(range)`, `name(row)`, `prompts()` and `identity`, which changes with
+        the images or captions.
+
+    Raises:
+        ValueError: if there is no such source or column, or an image has no caption; names the first one.
+    """
+    path = Path(source).expanduser()
+    tables = [path] if path.suffix == ".parquet" and path.is_file() else sorted(path.glob("*.parquet"))
+    if captions is not None and (prompt is not None or tables or not path.is_dir()):
+        raise ValueError(f"--captions: expected without --prompt and with a folder of images, found {captions!r}")
+    if tables:
+        return ParquetImages(tables, image_column, caption_column, prompt)
+    if path.is_dir():
+        return FolderImages(path, caption_column, captions, prompt)
+    if path.exists() or path.suffix or source.startswith((".", "/", "~")):
+        found = f"the file {source}" if path.exists() else f"nothing at {source}"
+        raise ValueError(f"--images: expected a folder, a Parquet file or a dataset of the Hub, found {found}")
+    return DatasetImages(source, image_column, caption_column, prompt)
+
+
+def _pick_caption_column(columns: Iterable[str], asked: str | None, place: str) -> str:
+    columns = list(columns)
+    if asked is not None and asked not in columns:
+        raise ValueError(
+            f"--caption_column: expected one of the columns of {place} ({', '.join(columns)}), found {asked!r}"
+        )
+    name = asked or next((name for name in CAPTION_COLUMNS if name in columns), None)
+    if name is None:
+        raise ValueError(
+            f"--caption_column: expected the column of {place} with the captions ({', '.join(columns)}), found none named"
+            f" {', '.join(CAPTION_COLUMNS)}; name it, or give one --prompt"
+        )
+    return name
+
+
+def _caption(value: Any, label: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"--images: expected a text as the caption of {label}, found {value!r:.60}")
+    return value
+
+
+class FolderImages:
+    """The images under a folder in the order of their names; captions as `open_images` finds them."""
+
+    def __init__(self, folder: Path, caption_column: str | None, captions: str | None, prompt: str | None):
+        self.files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        if not self.files:
+            raise ValueError(f"--images: expected images ({', '.join(IMAGE_SUFFIXES)}) in {folder}, found none")
+        self.names = [path.relative_to(folder).as_posix() for path in self.files]
+        self.num_rows = len(self.files)
+        self.captions = (
+            [prompt] * self.num_rows if prompt is not None else self._read(folder, caption_column, captions)
+        )
+
+    @property
+    def identity(self) -> str:
+        facts = [(path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
+        return f"{self.num_rows} images, hash {fingerprint([self.names, self.captions, facts])}"
+
+    def name(self, row: int) -> str:
+        return self.names[row]
+
+    def prompts(self) -> list[str]:
+        return self.captions
+
+    def read_rows(self, rows: range) -> list[ImageRow]:
+        return [ImageRow(self.names[row], self.captions[row], self.files[row].read_bytes()) for row in rows]
+
+    def _read(self, folder: Path, column: str | None, captions: str | None) -> list[str]:
+        metadata = Path(captions).expanduser() if captions is not None else None
+        metadata = metadata or next((folder / name for name in METADATA_FILES if (folder / name).is_file()), None)
+        if metadata is None:
+            look_up: Callable[[int], str | None] = self._text_beside
+            place = "its text file"
+        else:
+            table = read_captions(metadata, column)
+            look_up, place = (lambda row: table.get(self.names[row])), str(metadata)
+        found = []
+        for row, name in enumerate(self.names):
+            caption = look_up(row)
+            if caption is None:
+                raise ValueError(
+                    f"--images: expected a caption for {name} in {place}, found none; give --captions FILE or --prompt TEXT"
+                )
+            found.append(caption)
+        return found
+
+    def _text_beside(self, row: int) -> str | None:
+        path = self.files[row].with_suffix(".txt")
+        return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+
+
+def read_captions(path: Path, column: str | None = None) -> dict[str, str]:
+    """`file_name` to caption from a `.csv` or `.jsonl` file.
+
+    Raises:
+        ValueError: if the file is missing, of another kind, or lacks a column.
+    """
+    if path.suffix not in (".csv", ".jsonl") or not path.is_file():
+        raise ValueError(f"--captions: expected a .csv or .jsonl file, found {str(path)!r}")
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        if path.suffix == ".csv":
+            records: list[Mapping[str, Any]] = list(csv.DictReader(file))
+        else:
+            records = [_parse_line(line, number, path) for number, line in enumerate(file, 1) if line.strip()]
+    if not records or "file_name" not in records[0]:
+        raise ValueError(f"--captions: expected a column file_name in {path}, found none")
+    column = _pick_caption_column((name for name in records[0] if name != "file_name"), column, str(path))
+    return {record["file_name"]: _caption(record.get(column), record["file_name"]) for record in records}
+
+
+def _parse_line(line: str, number: int, path: Path) -> Mapping[str, Any]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--captions: expected JSON in line {number} of {path}, found {error.msg}") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"--captions: expected a JSON object in line {number} of {path}, found {line.strip():.60}")
+    return record
+
+
+@dataclass
+class ParquetImages:
+    """The rows of Parquet files, one row group in memory at a time.
+
+    Images are encoded files: a `binary` column, or the `struct` of `bytes` and `path` that `datasets` writes.
+    """
+
+    files: Sequence[Path]
+    image_column: str
+    caption_column: str | None
+    prompt: str | None
+    _groups: list[tuple[pq.ParquetFile, int]] = field(default_factory=list, init=False, repr=False)
+    _last: tuple[int, pa.Table] | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        sizes = []
+        for path in self.files:
+            try:
+                file = pq.ParquetFile(path)
+            except pa.ArrowInvalid:
+                raise ValueError(f"--images: expected a Parquet file, found other bytes in {path}") from None
+            self._check_columns(file.schema_arrow, path)
+            self._groups += [(file, group) for group in range(file.num_row_groups)]
+            sizes += [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        self._starts = [0, *accumulate(sizes)]
+        self.num_rows = self._starts[-1]
+        if not self.num_rows:
+            raise ValueError(f"--images: expected rows in {self.files[0]}, found none")
+
+    @property
+    def identity(self) -> str:
+        facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
+        chosen = [facts, self.image_column, self.caption_column, self.prompt]
+        return f"{self.num_rows} rows, hash {fingerprint(chosen)}"
+
+    def name(self, row: int) -> str:
+        return f"row {row}"
+
+    def prompts(self) -> list[str]:
+        if self.prompt is not None:
+            return [self.prompt] * self.num_rows
+        parts = [pq.read_table(path, columns=[self.caption_column])[self.caption_column] for path in self.files]
+        return [text for part in parts for text in part.to_pylist()]
+
+    def read_rows(self, rows: range) -> list[ImageRow]:
+        return [self._row(row, record) for row, record in zip(rows, self._records(rows))]
+
+    def _check_columns(self, schema: pa.Schema, path: Path) -> None:
+        columns = schema.names
+        if self.image_column not in columns:
+            found = f"{self.image_column!r} among {', '.join(columns)}"
+            raise ValueError(f"--image_column: expected the column of images in {path}, found no {found}")
+        kind = schema.field(self.image_column).type
+        encoded = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
+        if not (pa.types.is_binary(encoded) or pa.types.is_large_binary(encoded)):
+            raise ValueError(
+                f"--image_column: expected encoded images in {self.image_column!r} of {path}, found {kind}"
+            )
+        if self.prompt is None:
+            others = [name for name in columns if name != self.image_column]
+            self.caption_column = _pick_caption_column(others, self.caption_column, str(path))
+
+    def _records(self, rows: range) -> list[dict[str, Any]]:
+        records: list[dict[str, Any]] = []
+        row = rows.start
+        while row < rows.stop:
+            group = bisect_right(self._starts, row) - 1
+            table, start = self._table(group), self._starts[group]
+            part = table.slice(row - start, rows.stop - row)
+            records += part.to_pylist()
+            row += len(part)
+        return records
+
+    def _table(self, group: int) -> pa.Table:
+        if self._last is None or self._last[0] != group:
+            file, number = self._groups[group]
+            columns = [name for name in (self.image_column, self.caption_column) if name is not None]
+            self._last = group, file.read_row_group(number, columns=columns)
+        return self._last[1]
+
+    def _row(self, row: int, record: dict[str, Any]) -> ImageRow:
+        label = self.name(row)
+        prompt = self.prompt if self.prompt is not None else _caption(record[self.caption_column], label)
+        return ImageRow(label, prompt, _image_bytes(record[self.image_column]))
+
+
+class DatasetImages:
+    """A dataset of the Hub, through `datasets` and its cache."""
+
+    def __init__(self, source: str, image_column: str, caption_column: str | None, prompt: str | None):
+        import datasets
+
+        name, _, split = source.partition(":")
+        try:
+            dataset = datasets.load_dataset(name, split=split or "train")
+        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"--images: expected a folder, a Parquet file or a dataset of the Hub, found {source!r}: {reason}"
+            ) from None
+        if not isinstance(dataset.features.get(image_column), datasets.Image):
+            columns = ", ".join(dataset.column_names)
+            raise ValueError(
+                f"--image_column: expected a column of images of {name} ({columns}), found {image_column!r}"
+            )
+        others = [column for column in dataset.column_names if column != image_column]
+        self.caption_column = _pick_caption_column(others, caption_column, name) if prompt is None else None
+        self.image_column, self.prompt = image_column, prompt
+        kept = [column for column in (image_column, self.caption_column) if column is not None]
+        # Still encoded, so that the worker processes decode.
+        self.dataset = dataset.select_columns(kept).cast_column(image_column, datasets.Image(decode=False))
+        self.num_rows = len(dataset)
+        self._fingerprint = dataset._fingerprint
+
+    @property
+    def identity(self) -> str:
+        chosen = [self._fingerprint, self.image_column, self.caption_column, self.prompt]
+        return f"{self.num_rows} rows, hash {fingerprint(chosen)}"
+
+    def name(self, row: int) -> str:
+        return f"row {row}"
+
+    def prompts(self) -> list[str]:
+        return self.dataset[self.caption_column][:] if self.prompt is None else [self.prompt] * self.num_rows
+
+    def read_rows(self, rows: range) -> list[ImageRow]:
+        batch = self.dataset[rows.start : rows.stop]
+        found = []
+        for i, row in enumerate(rows):
+            label = self.name(row)
+            prompt = self.prompt if self.prompt is not None else _caption(batch[self.caption_column][i], label)
+            found.append(ImageRow(label, prompt, _image_bytes(batch[self.image_column][i])))
+        return found
+
+
+def _image_bytes(value: bytes | Mapping[str, Any] | None) -> bytes:
+    """The encoded file of a cell: bytes, or `datasets`' struct of bytes and path. An empty cell is an unreadable image."""
+    if isinstance(value, Mapping):
+        data, path = value.get("bytes"), value.get("path")
+        return data if data is not None else Path(path).read_bytes() if path and Path(path).is_file() else b""
+    return value or b""

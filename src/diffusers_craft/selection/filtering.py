@@ -1,0 +1,231 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Which candidates to train on, and how much: CRF filters, group advantages, selection.
+
+CRAFT (arXiv 2603.18991), sections 3.2-3.3, eq. 4 and algorithm 1. Arrays are flat, one row a candidate: `groups` is
+the prompt index i, `variants` is j, where 0 is the image of the original prompt (threshold only, never trained on).
+An image that is not valid has NaN in every reward: it enters no statistic, wins nothing and is never selected.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+
+from .composite import check_weights, composite_reward, normalization_constants, score_column
+
+
+__all__ = [
+    "RULES",
+    "composite_reward",
+    "crf_filter",
+    "group_advantages",
+    "normalization_constants",
+    "restrict_weights",
+    "rule_rewards",
+    "select_samples",
+]
+
+# S of eq. 4: the rewards on which one and the same refined image must win.
+RULES: dict[str, tuple[str, ...]] = {
+    "h": ("hps_v2.1",),
+    "p": ("pickscore",),
+    "a": ("aesthetic",),
+    "ha": ("hps_v2.1", "aesthetic"),
+    "pa": ("pickscore", "aesthetic"),
+    "hpa": ("hps_v2.1", "pickscore", "aesthetic"),
+    "none": (),
+}
+STRATEGIES = ("top", "random", "low", "all")
+ADVANTAGE_EPS = 1e-6
+
+
+def rule_rewards(rule: str | Sequence[str], scored: Collection[str] | None = None) -> tuple[str, ...]:
+    """The rewards that a filter rule compares.
+
+    Args:
+        rule (`str` or `Sequence[str]`): a key of `RULES`, or reward names that must all win.
+        scored (`Collection[str]`, *optional*): names of the rewards at hand; if given, the rule may name no other.
+
+    Returns:
+        `tuple[str, ...]`: reward names; empty for `"none"`.
+
+    Raises:
+        ValueError: if the rule is unknown or names a reward that was not scored.
+    """
+    names = (rule,) if isinstance(rule, str) else tuple(rule)
+    known_rule = len(names) == 1 and names[0] in RULES
+    required = RULES[names[0]] if known_rule else tuple(dict.fromkeys(names))
+    if scored is None:
+        unknown = [] if known_rule or not isinstance(rule, str) else [rule]
+    else:
+        unknown = [name for name in required if name not in scored]
+    if unknown:
+        rewards = "reward names" if scored is None else f"scored rewards ({', '.join(scored)})"
+        what = f"rule {names[0]!r}, which needs {unknown[0]!r}" if known_rule else repr(unknown[0])
+        raise ValueError(f"--filter_rule: expected one of {', '.join(RULES)} or {rewards}, found {what}")
+    return required
+
+
+def restrict_weights(weights: Mapping[str, float], rule: str | Sequence[str] = "none") -> dict[str, float]:
+    """The weights of the rewards that a filter rule compares, scaled to sum 1; of all rewards for `"none"`.
+
+    Args:
+        weights (`Mapping[str, float]`): weight of each reward.
+        rule (`str` or `Sequence[str]`, *optional*, defaults to `"none"`): as in `crf_filter`.
+
+    Raises:
+        ValueError: if no reward of the rule has a weight above 0.
+    """
+    check_weights(weights, weights)
+    required = rule_rewards(rule)
+    kept = {name: float(weight) for name, weight in weights.items() if not required or name in required}
+    total = sum(kept.values())
+    if total <= 0:
+        names = ", ".join(required)
+        raise ValueError(f"--rewards: expected a weight above 0 for a reward of --filter_rule ({names}), found none")
+    return {name: weight / total for name, weight in kept.items()}
+
+
+def _valid(rewards: Mapping[str, Sequence[float]], length: int) -> np.ndarray:
+    """(n,) bool: rows that have every reward."""
+    valid = np.ones(length, dtype=bool)
+    for name, scores in rewards.items():
+        valid &= ~np.isnan(score_column(name, scores, length))
+    return valid
+
+
+def _beats_baseline(columns: Mapping[str, np.ndarray], groups: np.ndarray, variants: np.ndarray) -> np.ndarray:
+    """(n,) bool: rows j >= 1 that score strictly higher than their group's j = 0 on every column."""
+    unique, index = np.unique(groups, return_inverse=True)
+    is_baseline = variants == 0
+    wins = variants > 0
+    for name, scores in columns.items():
+        column = score_column(name, scores, len(groups))
+        baseline = np.full(len(unique), np.nan)
+        baseline[index[is_baseline]] = column[is_baseline]
+        wins &= column > baseline[index]  # False wherever either side is NaN
+    return wins
+
+
+def crf_filter(
+    rewards: Mapping[str, Sequence[float]],
+    groups: Sequence[int],
+    variants: Sequence[int],
+    rule: str | Sequence[str] = "hpa",
+) -> np.ndarray:
+    """Composite reward filter, eq. 4: keeps a group if one refined image beats the baseline on all its rewards.
+
+    The same j >= 1 must win on every required reward, strictly. Membership is decided per group: all valid images of a
+    kept group are members, also the baseline j = 0, which `select_samples` never takes.
+
+    Args:
+        rewards (`Mapping[str, Sequence[float]]`): (n,) raw scores of each reward; NaN where the image is not valid.
+        groups (`Sequence[int]`): (n,) prompt index i.
+        variants (`Sequence[int]`): (n,) j within the group; 0 is the baseline.
+        rule (`str` or `Sequence[str]`, *optional*, defaults to `"hpa"`): a key of `RULES` or reward names.
+
+    Returns:
+        `np.ndarray`: (n,) bool.
+
+    Raises:
+        ValueError: if the rule is unknown or names a reward that was not scored.
+    """
+    required = rule_rewards(rule, rewards)
+    groups, variants = np.asarray(groups), np.asarray(variants)
+    valid = _valid(rewards, len(groups))
+    wins = valid & _beats_baseline({name: rewards[name] for name in required}, groups, variants)
+    return valid & np.isin(groups, groups[wins])
+
+
+def group_advantages(composite: Sequence[float], groups: Sequence[int], variants: Sequence[int]) -> np.ndarray:
+    """Group-relative advantages, algorithm 1: (r - mean) / (std + 1e-6) over the images j >= 1 of each complete group.
+
+    Args:
+        composite (`Sequence[float]`): (n,) composite reward of all candidates, before any filter; NaN if not valid.
+        groups (`Sequence[int]`): (n,) prompt index i.
+        variants (`Sequence[int]`): (n,) j within the group.
+
+    Returns:
+        `np.ndarray`: (n,) float64, by the population standard deviation; 0 for j = 0 and images that are not valid.
+    """
+    groups, variants = np.asarray(groups), np.asarray(variants)
+    composite = score_column("composite", composite, len(groups))
+    rows = np.flatnonzero((variants > 0) & ~np.isnan(composite))
+    _, index = np.unique(groups[rows], return_inverse=True)
+    count = np.bincount(index)
+    # Relative to the group's minimum, so that a constant group gives exact zeros.
+    lowest = np.full(len(count), np.inf)
+    np.minimum.at(lowest, index, composite[rows])
+    centered = composite[rows] - lowest[index]
+    centered -= (np.bincount(index, centered) / count)[index]
+    std = np.sqrt(np.bincount(index, centered**2) / count)
+    advantages = np.zeros(len(groups))
+    advantages[rows] = centered / (std[index] + ADVANTAGE_EPS)
+    return advantages
+
+
+def select_samples(
+    composite: Sequence[float],
+    mask: Sequence[bool],
+    groups: Sequence[int],
+    variants: Sequence[int],
+    strategy: str = "top",
+    k: int = 100,
+    max_per_prompt: int | None = 1,
+    seed: int = 0,
+) -> np.ndarray:
+    """The rows to train on (section 3.3, table 5): never j = 0, never an image that is not valid.
+
+    Rows are ordered (`"top"`: highest composite first, `"low"`: lowest first, `"random"`: shuffled), at most
+    `max_per_prompt` of a group are taken in this order, and the first `k` of these are selected. Ties stand in order
+    of (group, variant), so the result does not depend on the order of the rows.
+
+    Args:
+        composite (`Sequence[float]`): (n,) composite reward; NaN if not valid.
+        mask (`Sequence[bool]`): (n,) what the filter kept.
+        groups (`Sequence[int]`): (n,) prompt index i.
+        variants (`Sequence[int]`): (n,) j within the group.
+        strategy (`str`, *optional*, defaults to `"top"`): `"top"`, `"random"`, `"low"`, or `"all"`: top without the
+            limit `k`.
+        k (`int`, *optional*, defaults to `100`): number of rows.
+        max_per_prompt (`int`, *optional*, defaults to `1`): most rows of one group; `None` or 0 is no limit.
+        seed (`int`, *optional*, defaults to `0`): of strategy `"random"`.
+
+    Returns:
+        `np.ndarray`: (k,) int64 row indices in the order of selection.
+
+    Raises:
+        ValueError: if the strategy is unknown or `k` exceeds what is available.
+    """
+    if strategy not in STRATEGIES:
+        raise ValueError(f"--selection: expected one of {', '.join(STRATEGIES)}, found {strategy!r}")
+    if max_per_prompt is not None and max_per_prompt < 0:
+        raise ValueError(f"--max_per_prompt: expected at least 0 (0 is no limit), found {max_per_prompt}")
+    groups, variants = np.asarray(groups), np.asarray(variants)
+    composite = score_column("composite", composite, len(groups))
+    rows = np.flatnonzero(np.asarray(mask, dtype=bool) & (variants > 0) & ~np.isnan(composite))
+    if strategy == "random":
+        rows = rows[np.lexsort((variants[rows], groups[rows]))]
+        rows = np.random.default_rng(seed).permutation(rows)
+    else:
+        key = composite[rows] if strategy == "low" else -composite[rows]
+        rows = rows[np.lexsort((variants[rows], groups[rows], key))]
+    if max_per_prompt:
+        rows = rows[_occurrence(groups[rows]) < max_per_prompt]
+    if strategy == "all":
+        return rows
+    if k < 0:
+        raise ValueError(f"--num_samples: expected at least 0, found {k}")
+    if k > len(rows):
+        limit = f", --max_per_prompt {max_per_prompt}" if max_per_prompt else ""
+        raise ValueError(f"--num_samples: expected at most {len(rows)} (what the filter kept{limit}), found {k}")
+    return rows[:k]
+
+
+def _occurrence(values: np.ndarray) -> np.ndarray:
+    """How many equal values stand before each value: (5, 7, 5, 5) -> (0, 0, 1, 2)."""
+    order = np.argsort(values, kind="stable")
+    starts = np.flatnonzero(np.diff(values[order], prepend=values[order][:1] - 1))
+    counts = np.diff(starts, append=len(values))
+    occurrence = np.empty(len(values), dtype=np.int64)
+    occurrence[order] = np.arange(len(values)) - np.repeat(starts, counts)
+    return occurrence

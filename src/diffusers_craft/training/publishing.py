@@ -1,0 +1,87 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Publishing a training run as it goes on."""
+
+import logging
+import shlex
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.run_record import local_paths
+from ..data.rows import TrainingData
+from ..hub.model import LAST_CHECKPOINT, publish_model
+from ..hub.upload import HubRepo
+from ..models.families import Backbone
+from ..tiny import MODELS
+
+
+logger = logging.getLogger(__name__)
+
+_CAPTIONS_SHOWN = 4
+
+
+class TrainingHub:
+    """What `--push_to_hub` asks for; without that flag nothing happens here.
+
+    Args:
+        args (`argparse.Namespace`): flags of `add_training_arguments`.
+        is_main (`bool`): whether this is the process that writes files; others publish nothing.
+
+    Attributes:
+        paths (`dict[str, str]`): `local_paths` of the flags as the run begins, since they may be gone at its end.
+
+    Raises:
+        ValueError: if this account may not write to `--hub_model_id`; before anything is trained.
+    """
+
+    def __init__(self, args: Namespace, is_main: bool) -> None:
+        self.args, self.is_active = args, args.push_to_hub and is_main
+        self.repo_id = args.hub_model_id or Path(args.output_dir).resolve().name
+        self.repo = HubRepo(self.repo_id, "model", args.hub_private_repo or None)
+        self.paths = {text: path for text, path in local_paths(vars(args)).items() if text not in MODELS}
+        if self.is_active:
+            self.repo.open()
+
+    def push_checkpoint(self, folder: Path) -> None:
+        """Replaces `last-checkpoint/` on the Hub with `--hub_strategy checkpoint`; a failure does not stop the run."""
+        if not self.is_active or self.args.hub_strategy != "checkpoint":
+            return
+        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        named = {f"{LAST_CHECKPOINT}/{name}": path for name, path in files.items()}
+        try:
+            self.repo.upload(
+                folder.parent,
+                named,
+                folder.name,
+                (f"{LAST_CHECKPOINT}/*",),
+                "training goes on, and the next checkpoint is sent",
+            )
+        except ValueError as error:
+            logger.warning("%s was not published: %s", folder.name, error)
+
+    def push_result(self) -> None:
+        """Publishes the finished run.
+
+        Raises:
+            ValueError: if the upload fails; everything is saved by then.
+        """
+        if self.is_active:
+            command = ["python", "publish_craft.py", "--output_dir", self.args.output_dir]
+            command += ["--hub_model_id", self.repo_id]
+            command += [f"--{name}" for name in ("push_unet_only", "hub_private_repo") if getattr(self.args, name)]
+            publish_model(
+                self.args.output_dir,
+                self.repo_id,
+                self.args.push_unet_only,
+                private=self.args.hub_private_repo or None,
+                retry=f"to publish it, run `{shlex.join(command)}`",
+            )
+
+
+def card_facts(backbone: Backbone, data: TrainingData, device: torch.device) -> dict[str, Any]:
+    """What a card says beyond the run's options and results: `family`, a few `captions` and the `device` by its name."""
+    captions = [caption for caption in data.captions if caption][:_CAPTIONS_SHOWN]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    return {"family": backbone.name, "captions": captions, "device": name}

@@ -1,0 +1,151 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""What may change where a run goes on from a checkpoint: nothing that the saved state depends on; the rest is said."""
+
+import logging
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from .checkpoints import checkpoint_step, find_checkpoint, list_checkpoints, read_state
+
+
+logger = logging.getLogger(__name__)
+
+# The saved optimizer state and weights have another form with another value.
+_BOUND = ("use_lora", "rank", "lora_alpha", "use_8bit_adam", "use_adafactor", "train_dtype")
+# How a run is carried out, watched and published, not what it computes. Batches, rows and the seed are compared apart.
+_INCIDENTAL = {
+    "seed",
+    "max_train_steps",
+    "num_train_epochs",
+    "train_batch_size",
+    "gradient_accumulation_steps",
+    "gradient_checkpointing",
+    "channels_last",
+    "torch_compile",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "num_validation_images",
+    "validation_epochs",
+    "push_to_hub",
+    "hub_private_repo",
+    "push_unet_only",
+    "max_train_samples",
+}
+_TEXTS = {  # others may be paths
+    *("loss", "objective", "form", "utility", "renoise", "inverter", "grid", "image_sharing"),
+    *("lr_scheduler", "mixed_precision", "train_dtype", "prediction_type"),
+}
+
+
+def recipe(args: Namespace) -> dict[str, bool | int | float | str | None]:
+    """The flags that decide what a training computes; no paths, since checkpoints may be published."""
+    chosen = {}
+    for name, value in vars(args).items():
+        values = value if isinstance(value, list) else [value]
+        is_plain = value is None or all(isinstance(part, (bool, int, float)) for part in values)
+        if name in _TEXTS or (is_plain and name not in _INCIDENTAL):
+            chosen[name] = value
+    return chosen
+
+
+def resume(
+    args: Namespace,
+    accelerator: Accelerator,
+    optimizer: torch.optim.Optimizer,
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
+    identity: Mapping[str, int],
+    max_train_steps: int,
+) -> dict:
+    """Puts everything back as `--resume_from_checkpoint` has it.
+
+    Args:
+        args (`argparse.Namespace`): flags of `add_training_arguments`.
+        accelerator (`Accelerator`): has prepared model, optimizer and schedule.
+        optimizer, lr_scheduler: accelerate's.
+        identity (`Mapping[str, int]`): seed and sizes, which the state holds too.
+        max_train_steps (`int`): where this run ends.
+
+    Returns:
+        `dict`: the state of the checkpoint; empty for a new run.
+
+    Raises:
+        ValueError: if the run would mix with another one's checkpoints, or cannot go on from this one.
+    """
+    if args.resume_from_checkpoint is None:
+        if earlier := list_checkpoints(args.output_dir):
+            wanted = "expected a folder without checkpoints, or --resume_from_checkpoint"
+            raise ValueError(f"--output_dir: {wanted}, found {earlier[-1].name} in {args.output_dir}")
+        return {}
+    path = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
+    if path is None:
+        return {}
+    state = read_state(path)
+    check_place(path, state["step"], args.output_dir, max_train_steps)
+    check_recipe(state["recipe"], recipe(args), path)
+    wanted = hyperparameters(optimizer)
+    accelerator.load_state(str(path))
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:  # which keeps rates of its own
+        restore_hyperparameters(optimizer, lr_scheduler, wanted)
+    accelerator.step = 0  # accelerate's count of micro-batches; every checkpoint lies between two batches
+    logger.info("Resuming from %s after step %d", path, state["step"])
+    for name, value in identity.items():
+        if state[name] != value:
+            logger.warning("%s of the checkpoint is %s, now %s: not the same run.", name, state[name], value)
+    return state
+
+
+def check_place(path: Path, step: int, output_dir: str | Path, max_train_steps: int) -> None:
+    """Whether a run may go on from a step in this folder.
+
+    Raises:
+        ValueError: if the folder has later checkpoints, which rotation and `latest` would take for this run's, or if
+            the run is over.
+    """
+    newest = list_checkpoints(output_dir)[-1:]
+    if newest and checkpoint_step(newest[0]) > step:
+        wanted = f"expected no later checkpoint than {path.name} in {output_dir}"
+        fix = "move it away, or give another --output_dir"
+        raise ValueError(f"--resume_from_checkpoint: {wanted}, found {newest[0].name}; {fix}")
+    if step > max_train_steps:
+        raise ValueError(f"--max_train_steps: expected at least {step}, the steps of {path}, found {max_train_steps}")
+
+
+def check_recipe(then: Mapping, now: Mapping, path: Path) -> None:
+    """Compares `recipe`s: what the state depends on must be the same, and any other change is logged.
+
+    Raises:
+        ValueError: if the optimizer or the form of the weights is another one.
+    """
+    for name in _BOUND:
+        if name in then and then[name] != now[name]:
+            why = "its state has that form; start anew in another --output_dir"
+            raise ValueError(f"--{name}: expected {then[name]}, as in {path}, found {now[name]}; {why}")
+    for name in sorted(set(then) & set(now)):
+        if then[name] != now[name]:
+            logger.warning("--%s of the checkpoint is %s, now %s: not the same run.", name, then[name], now[name])
+
+
+def hyperparameters(optimizer: torch.optim.Optimizer) -> list[dict]:
+    """Rate, betas, decay and so on of each group of weights."""
+    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+
+def restore_hyperparameters(optimizer: torch.optim.Optimizer, lr_scheduler, wanted: list[dict]) -> None:
+    """Gives a loaded optimizer the options of this run's flags; loading has put the checkpoint's in their place.
+
+    Args:
+        optimizer (`torch.optim.Optimizer`): accelerate's, after `load_state`.
+        lr_scheduler: accelerate's around a `LambdaLR`, after `load_state`.
+        wanted (`list[dict]`): `hyperparameters` before it.
+    """
+    schedule = getattr(lr_scheduler, "scheduler", lr_scheduler)
+    schedule.base_lrs = [group["initial_lr"] for group in wanted]
+    rates = [base * share(schedule.last_epoch) for base, share in zip(schedule.base_lrs, schedule.lr_lambdas)]
+    for group, options, rate in zip(optimizer.param_groups, wanted, rates, strict=True):
+        group.update(options | {"lr": rate})
+    schedule._last_lr = rates

@@ -85,7 +85,7 @@ def fork_run(script: ModuleType, args: list[str], kill_at_file: str, environment
 
 
 def main() -> None:
-    import diffusers_craft.builder  # noqa: F401  imported once, before the processes part
+    import diffusers_craft.build.builder  # noqa: F401  imported once, before the processes part
     from diffusers_craft import register_reward
 
     register_brightness_rewards(register_reward)

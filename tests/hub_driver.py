@@ -104,9 +104,9 @@ def run_forked(job: dict) -> dict:
 def main() -> None:
     import torch
 
-    import diffusers_craft.builder
+    import diffusers_craft.build.builder
     import diffusers_craft.hub.model
-    import diffusers_craft.training  # noqa: F401  imported once, before the processes part
+    import diffusers_craft.training.run  # noqa: F401  imported once, before the processes part
 
     torch.set_num_threads(1)
     pause = time.sleep

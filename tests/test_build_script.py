@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from build_driver import load_script, register_brightness_rewards
 
-import diffusers_craft.builder as builder_module
+import diffusers_craft.build.builder as builder_module
 import diffusers_craft.rewards.registry as registry
 from diffusers_craft import load_craft_dataset, register_reward, run_script
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from build_driver import REWARDS, BrightnessReward
 
-import diffusers_craft.builder as builder_module
+import diffusers_craft.build.builder as builder_module
 from diffusers_craft import tiny
 from diffusers_craft.build.builder import CRAFTDatasetBuilder
 from diffusers_craft.core.workdir import WorkDir

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusers_craft import __version__
+from diffusers_craft import UserError, __version__
 from diffusers_craft.core.run_record import local_paths, recorded_option, versions, write_run_json
 from diffusers_craft.core.script import run_script
 from diffusers_craft.models.generation import GenerationSettings
@@ -22,17 +22,20 @@ def test_user_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture) -
 
 
 def test_line_breaks_of_a_user_error_are_removed(capsys: pytest.CaptureFixture) -> None:
-    source = "def main(args):\n    raise ValueError('--prompts: expected\\n  text')"
-    script = {"__name__": "__main__"}
-    exec(source, script)
+    def main(args):
+        raise UserError("--prompts: expected\n  text")
+
     with pytest.raises(SystemExit):
-        run_script(script["main"], Namespace())
+        run_script(main, Namespace())
     assert capsys.readouterr().err == "error: --prompts: expected text\n"
 
 
-def test_a_library_s_value_error_keeps_its_traceback() -> None:
+@pytest.mark.parametrize(
+    "defect", [lambda args: random.Random().sample([1], 2), lambda args: int("x")], ids=["library", "own"]
+)
+def test_a_defect_keeps_its_traceback(defect) -> None:
     with pytest.raises(ValueError):
-        run_script(lambda args: random.Random().sample([1], 2), Namespace())
+        run_script(defect, Namespace())
 
 
 def test_success_returns() -> None:

@@ -126,7 +126,7 @@ def test_processes_end_when_their_parent_is_killed():
 def test_what_a_library_prints_is_no_answer(monkeypatch: pytest.MonkeyPatch):
     """The worker's stdout carries answers; prints go to stderr."""
     code = (
-        "import diffusers_craft.scoring_decode as d\nreal = d.decode_image\n"
+        "import diffusers_craft.scoring.decode as d\nreal = d.decode_image\n"
         "d.decode_image = lambda data: (print('noise'), real(data))[1]\nd.main()\n"
     )
     command = subprocess.Popen

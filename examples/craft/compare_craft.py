@@ -15,7 +15,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusers_craft import compare_results, load_results, run_script, write_comparison
+from diffusers_craft import UserError, compare_results, load_results, run_script, write_comparison
 
 
 def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> None:
         name, _, path = text.rpartition("=") if not Path(text).exists() else ("", "", text)
         name = name or Path(path).parent.name if path.endswith(".json") else name or Path(path).name
         if name in results:
-            raise ValueError(f"results: expected files of distinct names, found {name!r} twice; write NAME=PATH")
+            raise UserError(f"results: expected files of distinct names, found {name!r} twice; write NAME=PATH")
         results[name] = load_results(path)
     print(write_comparison(args.output_dir, compare_results(results, args.statistic, args.allow)))
 

@@ -37,6 +37,7 @@ from diffusers_craft import (
     RewardSettings,
     ScoringJob,
     Stage,
+    UserError,
     WorkDir,
     add_evaluation_arguments,
     add_reward_arguments,
@@ -192,7 +193,7 @@ def choose_metrics(metrics: dict[str, Any], sets: list[PromptSet], asked: Sequen
     }
     for name in asked:
         if not any(name in names for names in chosen.values()):
-            raise ValueError(
+            raise UserError(
                 f"--rewards {name}: expected prompts that it can judge, {name}=FILE, found {', '.join(chosen)}"
             )
     return chosen
@@ -253,7 +254,7 @@ def choose_embedding(args: argparse.Namespace, base: str, metrics: dict[str, Any
     """How the alarms compare images, and its record. The embedded CLIPs know the tiny world's looks only: thumbnails."""
     towers = [metric for metric in metrics.values() if hasattr(metric, "tower")]
     if args.alarm_embedding == "clip" and not towers:
-        raise ValueError("--alarm_embedding clip: expected the reward aesthetic or clip_score, found neither")
+        raise UserError("--alarm_embedding clip: expected the reward aesthetic or clip_score, found neither")
     if args.alarm_embedding == "pixels" or not towers or (args.alarm_embedding == "auto" and is_tiny(base)):
         return thumbnail_embedding, {"alarm_embedding": "pixels"}
     source = {"alarm_embedding": "clip", "alarm_embedding_source": reward_source(towers[0])}
@@ -309,7 +310,7 @@ def main(args: argparse.Namespace) -> None:
     base = next(iter(models.values()))
     sets = [load_prompt_set(source, args.prompt_column, args.num_prompts, args.seed) for source in args.prompts]
     if len({one.name for one in sets}) < len(sets):
-        raise ValueError(
+        raise UserError(
             f"--prompts: expected sets of different names, found {' '.join(args.prompts)}; write NAME=FILE"
         )
     planned = {s.name: evaluation_rows(s.prompts, images_per_prompt(args.images_per_prompt, s.name)) for s in sets}

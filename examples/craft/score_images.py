@@ -34,6 +34,7 @@ import pyarrow.parquet as pq
 from diffusers_craft import (
     RewardSettings,
     ScoringJob,
+    UserError,
     WorkDir,
     add_reward_arguments,
     atomic_write_bytes,
@@ -91,7 +92,7 @@ def output_files(args: argparse.Namespace) -> list[Path]:
     files = [Path(name) for name in args.output_file or [Path(args.output_dir) / "scores.parquet"]]
     for file in files:
         if file.suffix not in SUFFIXES:
-            raise ValueError(
+            raise UserError(
                 f"--output_file: expected a name that ends in {' or '.join(SUFFIXES)}, found {str(file)!r}"
             )
     return files

@@ -23,6 +23,7 @@ _EXPORTS = {
     "data.encoding": ["prepare_training_data"],
     "data.preferences": ["composite_scores", "load_preferences"],
     "data.rows": ["TrainingData"],
+    "errors": ["UserError"],
     "evaluation.alarms": ["find_alarms", "run_checks"],
     "evaluation.args": ["add_evaluation_arguments", "images_per_prompt", "parse_models"],
     "evaluation.compare": ["compare_results", "load_results", "write_comparison"],

@@ -19,6 +19,7 @@ from ..core.files import atomic_write_json, fingerprint, remove_leftovers
 from ..core.run_record import write_run_json
 from ..core.workdir import Stage, WorkDir, rank_and_world
 from ..data.dataset import SCORED_COLUMNS, assemble_dataset, assemble_scores, save_dataset, save_scores, take_rows
+from ..errors import UserError
 from ..hub.dataset import publish_dataset
 from ..hub.upload import as_hub_id, forget_published
 from ..models.generation import ROWS_PER_SHARD, GenerationSettings, generate_candidates, generation_options
@@ -71,7 +72,7 @@ class CRAFTDatasetBuilder:
         seed (`int`, *optional*, defaults to 0): of everything random.
 
     Raises:
-        ValueError: for rewards, a rule, a normalisation or a selection that cannot work, before anything is made.
+        UserError: for rewards, a rule, a normalisation or a selection that cannot work, before anything is made.
     """
 
     pipeline: DiffusionPipeline
@@ -130,7 +131,7 @@ class CRAFTDatasetBuilder:
             `datasets.Dataset`: the selected images with the columns of `assemble_dataset`, best first.
 
         Raises:
-            ValueError: if the work folder was built with other options, or fewer images are left than asked for.
+            UserError: if the work folder was built with other options, or fewer images are left than asked for.
         """
         prompts = list(prompts)
         self._check_size(len(prompts))
@@ -164,10 +165,10 @@ class CRAFTDatasetBuilder:
             `str`: address of the commit; `None` on other ranks.
 
         Raises:
-            ValueError: if nothing was built yet, or the upload fails.
+            UserError: if nothing was built yet, or the upload fails.
         """
         if self.dataset is None:
-            raise ValueError("push_to_hub: expected a dataset, found none; call build(prompts) first")
+            raise UserError("push_to_hub: expected a dataset, found none; call build(prompts) first")
         return None if self._rank else publish_dataset(self.output_dir, repo_id, private, token, revision, license)
 
     @property
@@ -182,7 +183,7 @@ class CRAFTDatasetBuilder:
         select_samples([], [], [], [], self.selection, 0, self.max_per_prompt)
         if self.num_refinements < 1 or self.num_seeds < 1:
             found = f"{self.num_refinements} and {self.num_seeds}"
-            raise ValueError(f"--num_refinements, --num_seeds: expected at least 1 each, found {found}")
+            raise UserError(f"--num_refinements, --num_seeds: expected at least 1 each, found {found}")
         for flag, names in (
             ("--reward_checkpoint", self.reward_checkpoints),
             ("--reward_backend", self.reward_backends),
@@ -190,14 +191,14 @@ class CRAFTDatasetBuilder:
         ):
             unknown = [name for name in names if name not in self.rewards]
             if unknown:
-                raise ValueError(f"{flag}: expected names of {', '.join(self.rewards)}, found {unknown[0]!r}")
+                raise UserError(f"{flag}: expected names of {', '.join(self.rewards)}, found {unknown[0]!r}")
 
     def _check_size(self, num_prompts: int) -> None:
         if not num_prompts:
-            raise ValueError("--prompts: expected at least one prompt, found none")
+            raise UserError("--prompts: expected at least one prompt, found none")
         a_prompt = min(self.max_per_prompt or self._group_size, self._group_size - 1)
         if self.selection != "all" and self.num_samples > num_prompts * a_prompt:
-            raise ValueError(
+            raise UserError(
                 f"--num_samples: expected at most {num_prompts * a_prompt} ({num_prompts} prompts, {a_prompt} images of"
                 f" a prompt), found {self.num_samples}"
             )

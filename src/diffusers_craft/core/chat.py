@@ -5,6 +5,8 @@ import os
 from typing import Any
 from urllib.parse import urlsplit
 
+from ..errors import UserError
+
 
 def open_client(flag: str, base_url: str | None, api_key_env: str | None = None) -> tuple[Any, str, str]:
     """A client of a service that speaks OpenAI's chat protocol; it tries once, retries are the caller's.
@@ -19,16 +21,16 @@ def open_client(flag: str, base_url: str | None, api_key_env: str | None = None)
         `tuple`: the client, its address without secrets, and the name of the key's variable.
 
     Raises:
-        ValueError: if the package or the key is missing.
+        UserError: if the package or the key is missing.
     """
     try:
         import openai
     except ImportError:
-        raise ValueError(f"{flag}: expected the package openai, found none; pip install openai") from None
+        raise UserError(f"{flag}: expected the package openai, found none; pip install openai") from None
     key_name = api_key_env or ("DASHSCOPE_API_KEY" if "dashscope" in (base_url or "") else "OPENAI_API_KEY")
     key = os.environ.get(key_name)
     if not key and (api_key_env or not base_url):
-        raise ValueError(f"{flag}: expected a key in the environment variable {key_name}, found none")
+        raise UserError(f"{flag}: expected a key in the environment variable {key_name}, found none")
     timeout = openai.Timeout(60.0, connect=5.0)
     # Local servers want some key and ignore it.
     client = openai.OpenAI(base_url=base_url, api_key=key or "none", max_retries=0, timeout=timeout)

@@ -5,8 +5,9 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Collection, Sequence
-from types import TracebackType
 from typing import Any
+
+from ..errors import UserError
 
 
 USER_ERROR_EXIT_CODE = 2  # argparse's own
@@ -15,8 +16,8 @@ USER_ERROR_EXIT_CODE = 2  # argparse's own
 def run_script(main: Callable[[Namespace], Any], args: Namespace) -> None:
     """Calls `main(args)`; a user error ends the process with one line on stderr and exit code 2.
 
-    A user error is a `ValueError` raised by this package or by the script itself. One that comes out of a library is a
-    defect, whose traceback is needed, and is left alone.
+    A user error is a `UserError`, of this package or of the script itself. Anything else is a defect, whose traceback is
+    needed, and is left alone.
 
     Args:
         main (`Callable`): the script's `main`.
@@ -24,18 +25,9 @@ def run_script(main: Callable[[Namespace], Any], args: Namespace) -> None:
     """
     try:
         main(args)
-    except ValueError as error:
-        if not _raised_by_us(error.__traceback__):
-            raise
+    except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(USER_ERROR_EXIT_CODE) from error
-
-
-def _raised_by_us(trace: TracebackType | None) -> bool:
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    module = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
-    return module == "__main__" or module.split(".")[0] == "diffusers_craft"
 
 
 def default_device() -> str:
@@ -57,12 +49,12 @@ def parse_pairs(flag: str, texts: Sequence[str], names: Collection[str]) -> dict
         `dict[str, str]`: name to value.
 
     Raises:
-        ValueError: if a text is no pair, or its name is unknown or repeated.
+        UserError: if a text is no pair, or its name is unknown or repeated.
     """
     pairs: dict[str, str] = {}
     for text in texts:
         name, _, value = text.partition("=")
         if not value or name not in names or name in pairs:
-            raise ValueError(f"{flag}: expected NAME=VALUE, with a NAME of {', '.join(names)} once, found {text!r}")
+            raise UserError(f"{flag}: expected NAME=VALUE, with a NAME of {', '.join(names)} once, found {text!r}")
         pairs[name] = value
     return pairs

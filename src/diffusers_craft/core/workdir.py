@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..errors import UserError
 from .files import atomic_write_bytes, atomic_write_json, remove_leftovers
 
 
@@ -72,7 +73,7 @@ class WorkDir:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
-            raise ValueError(f"--output_dir: expected a folder, found the file {self.path}") from None
+            raise UserError(f"--output_dir: expected a folder, found the file {self.path}") from None
 
     def stage(self, name: str, options: dict[str, Any], num_rows: int, rows_per_shard: int) -> "Stage":
         """Opens a stage, new or begun earlier.
@@ -86,10 +87,10 @@ class WorkDir:
                 run may go on with another batch size.
 
         Raises:
-            ValueError: if the stage was begun with other options; names each of them.
+            UserError: if the stage was begun with other options; names each of them.
         """
         if num_rows < 1 or rows_per_shard < 1:
-            raise ValueError(
+            raise UserError(
                 f"stage {name!r}: expected at least 1 row and 1 row a shard, found {num_rows} and {rows_per_shard}"
             )
         folder = self.path / name
@@ -102,7 +103,7 @@ class WorkDir:
         if there["num_rows"] != num_rows:
             found.append(f"number of rows ({there['num_rows']} there, {num_rows} now)")
         if found:
-            raise ValueError(
+            raise UserError(
                 f"work folder {self.path}: stage {name!r} was built with other options: {', '.join(found)};"
                 " use another --output_dir or remove it"
             )
@@ -191,7 +192,7 @@ class Stage:
             return pq.ParquetFile(path).read(columns=columns)
         except pa.ArrowInvalid as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(
+            raise UserError(
                 f"{path}: expected a Parquet file, found {reason}; remove it to have it made again"
             ) from None
 
@@ -199,7 +200,7 @@ class Stage:
         """All rows in order, all columns or the named ones.
 
         Raises:
-            ValueError: if shards are missing.
+            UserError: if shards are missing.
         """
         self._require_all()
         return pa.concat_tables([self.read_shard(shard, columns) for shard in range(self.num_shards)])
@@ -207,6 +208,6 @@ class Stage:
     def _require_all(self) -> None:
         missing = self.missing()
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"{self.path}: {len(missing)} of {self.num_shards} shards are missing; run the stage again"
             )

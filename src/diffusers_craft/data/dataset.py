@@ -14,6 +14,7 @@ from datasets import Array3D, Dataset, Features, Image, Value, load_dataset
 from ..core.files import atomic_write_bytes
 from ..core.records import CANDIDATE_SCHEMA, unpack_latent
 from ..core.workdir import DATASET_FOLDER, SCORED_FILE, Stage
+from ..errors import UserError
 
 
 ROWS_PER_FILE = 500
@@ -149,19 +150,19 @@ def load_craft_dataset(
         `datasets.Dataset`: one row an image.
 
     Raises:
-        ValueError: if there is no such dataset, configuration or split.
+        UserError: if there is no such dataset, configuration or split.
     """
     folder = Path(name_or_folder)
     if (folder / DATASET_FOLDER).is_dir():
         folder = folder / DATASET_FOLDER
     elif (folder / "candidates").is_dir():
-        raise ValueError(f"--dataset_name: expected a finished build, found {folder} without {DATASET_FOLDER}/")
+        raise UserError(f"--dataset_name: expected a finished build, found {folder} without {DATASET_FOLDER}/")
     source = str(folder) if folder.is_dir() else str(name_or_folder)
     try:
         return load_dataset(source, config_name, split=split, cache_dir=cache_dir)
     except (OSError, ValueError) as error:  # missing, empty, unreachable; unknown configuration or split
         reason = " ".join(str(error).split())
-        raise ValueError(
+        raise UserError(
             f"--dataset_name: expected a Hub dataset, a folder written by build_craft_dataset.py or a folder of images,"
             f" found {str(name_or_folder)!r} ({reason})"
         ) from error

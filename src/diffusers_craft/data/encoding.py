@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from ..core.files import atomic_write_bytes
 from ..core.records import derive_seed
+from ..errors import UserError
 from ..models.families import Backbone, Components
 from ..objectives.craft import transform_advantages
 from .pictures import Pictures, as_vae_input, crop_image
@@ -51,7 +52,7 @@ def prepare_training_data(
         args (`argparse.Namespace`): flags of `add_training_arguments`.
 
     Raises:
-        ValueError: if a column is missing, or a row has no caption, no picture, no finite advantage, or a latent of
+        UserError: if a column is missing, or a row has no caption, no picture, no finite advantage, or a latent of
             another shape or VAE.
     """
     columns = {"--caption_column": args.caption_column}
@@ -60,11 +61,11 @@ def prepare_training_data(
     for flag, name in columns.items():
         if name not in dataset.column_names:
             found = ", ".join(dataset.column_names)
-            raise ValueError(f"{flag}: expected one of the dataset's columns ({found}), found {name!r}")
+            raise UserError(f"{flag}: expected one of the dataset's columns ({found}), found {name!r}")
     if args.max_train_samples is not None and args.max_train_samples < len(dataset):
         dataset = dataset.shuffle(seed=args.seed).select(range(args.max_train_samples))
     if len(dataset) == 0:
-        raise ValueError("--dataset_name: expected at least one row, found none")
+        raise UserError("--dataset_name: expected at least one row, found none")
     if args.use_generated_latents:
         check_latents(dataset, components.vae, args)
     advantages = advantage_weights(dataset, args)
@@ -129,10 +130,10 @@ def advantage_weights(dataset: "Dataset", args: Namespace) -> torch.Tensor:
     wrong = (~advantages.isfinite()).nonzero()
     if len(wrong):
         row = int(wrong[0])
-        raise ValueError(f"--advantage_column: expected finite numbers, found {values[row]} in row {row}")
+        raise UserError(f"--advantage_column: expected finite numbers, found {values[row]} in row {row}")
     weights = transform_advantages(advantages, args.advantage_clip_min)
     if not weights.any():
-        raise ValueError(f"--advantage_column: expected a row that is not 0, found {len(weights)} zeros")
+        raise UserError(f"--advantage_column: expected a row that is not 0, found {len(weights)} zeros")
     return weights
 
 
@@ -169,7 +170,7 @@ def _encode_images(
     vae, resolution = components.vae, args.resolution
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     if resolution % factor:
-        raise ValueError(f"--resolution: expected a multiple of {factor} for this VAE, found {resolution}")
+        raise UserError(f"--resolution: expected a multiple of {factor} for this VAE, found {resolution}")
     batch_size = max(1, _PIXELS_A_BATCH // resolution**2)
     pictures = Pictures(dataset, args.image_column)
     means, stds, originals, corners = [], [], [], []
@@ -201,7 +202,7 @@ def _captions(dataset: "Dataset", column: str) -> list[str]:
     captions = list(dataset[column])
     for row, caption in enumerate(captions):
         if not isinstance(caption, str):
-            raise ValueError(f"--caption_column: expected text in column {column!r}, found {caption!r} in row {row}")
+            raise UserError(f"--caption_column: expected text in column {column!r}, found {caption!r} in row {row}")
     return captions
 
 

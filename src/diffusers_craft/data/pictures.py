@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..errors import UserError
+
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,7 +37,7 @@ class Pictures(Sequence):
         """The picture of a row.
 
         Raises:
-            ValueError: if there is none, or it is broken; names row and file.
+            UserError: if there is none, or it is broken; names row and file.
         """
         if row >= len(self):
             raise IndexError(row)
@@ -45,8 +47,8 @@ class Pictures(Sequence):
                 return image.convert("RGB")
         except _BROKEN as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ValueError(self._complaint(row, f"one that cannot be read ({reason:.200})")) from error
-        raise ValueError(self._complaint(row, repr(image)[:60]))
+            raise UserError(self._complaint(row, f"one that cannot be read ({reason:.200})")) from error
+        raise UserError(self._complaint(row, repr(image)[:60]))
 
     def _complaint(self, row: int, found: str) -> str:
         from datasets import Image as ImageFeature

@@ -19,6 +19,7 @@ from datasets import Dataset, Image, concatenate_datasets, load_dataset
 from tqdm.auto import tqdm
 
 from ..core.records import derive_seed
+from ..errors import UserError
 from ..selection.composite import composite_reward
 from ..selection.pairing import PAIRINGS, check_num_pairs, group_pairs
 
@@ -78,13 +79,13 @@ def load_preferences(name_or_folder: str | Path, args: Namespace, split: str = "
         split (`str`, *optional*, defaults to `"train"`): of a dataset.
 
     Raises:
-        ValueError: if columns or scores are missing, a pair has no image, caption or possible label, or no pair is left.
+        UserError: if columns or scores are missing, a pair has no image, caption or possible label, or no pair is left.
     """
     folder = Path(name_or_folder)
     if is_build(folder):
         return _pairs_of_build(folder, args)
     if args.pairing != PAIRINGS[0]:
-        raise ValueError(
+        raise UserError(
             f"--pairing: expected a build's folder with {args.pairing}, found a dataset, whose pairs are made"
         )
     try:
@@ -92,7 +93,7 @@ def load_preferences(name_or_folder: str | Path, args: Namespace, split: str = "
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         wanted = "expected a build's folder or a dataset of pairs"
-        raise ValueError(f"--dataset_name: {wanted}, found {str(name_or_folder)!r} ({reason})") from error
+        raise UserError(f"--dataset_name: {wanted}, found {str(name_or_folder)!r} ({reason})") from error
     return _pairs_of_dataset(dataset)
 
 
@@ -105,13 +106,13 @@ def best_pairs(preferences: Preferences, count: int | None) -> Preferences:
     """What `--num_pairs` leaves of a dataset: the pairs whose winners score highest, ties in the dataset's order.
 
     Raises:
-        ValueError: if there are no scores, or fewer pairs.
+        UserError: if there are no scores, or fewer pairs.
     """
     if count is None:
         return preferences
     if preferences.scores is None:
         wanted = "expected a build's folder or score_0 and score_1, which tell the best winners"
-        raise ValueError(f"--num_pairs: {wanted}, found neither (--max_train_samples takes random pairs)")
+        raise UserError(f"--num_pairs: {wanted}, found neither (--max_train_samples takes random pairs)")
     check_num_pairs(count, len(preferences.pairs))
     return preferences.choose(np.argsort(-preferences.scores[:, 0], kind="stable")[:count])  # NaN is sorted last
 
@@ -123,13 +124,13 @@ def composite_scores(folder: str | Path) -> tuple[np.ndarray, np.ndarray, np.nda
         (n,) composite, groups and variants.
 
     Raises:
-        ValueError: if the build is not finished.
+        UserError: if the build is not finished.
     """
     folder = Path(folder)
     record, constants = folder / "craft_build.json", folder / "normalization.json"
     for path in (record, constants):
         if not path.is_file():
-            raise ValueError(f"--dataset_name: expected a finished build, found {folder} without {path.name}")
+            raise UserError(f"--dataset_name: expected a finished build, found {folder} without {path.name}")
     weights = json.loads(record.read_text(encoding="utf-8"))["composite_weights"]
     constants = json.loads(constants.read_text(encoding="utf-8"))
     rewards = {name: _column(folder / "scores" / name, "score") for name in weights}
@@ -161,11 +162,11 @@ def distinct_prompts(name_or_folder: str | Path, dataset: Dataset | None, column
         return list(dict.fromkeys(_column(Path(name_or_folder) / "candidates", "prompt").tolist()))
     if column not in dataset.column_names:
         found = ", ".join(dataset.column_names)
-        raise ValueError(f"--caption_column: expected one of the dataset's columns ({found}), found {column!r}")
+        raise UserError(f"--caption_column: expected one of the dataset's columns ({found}), found {column!r}")
     prompts = list(dataset[column])
     for row, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
-            raise ValueError(f"--caption_column: expected text in column {column!r}, found {prompt!r} in row {row}")
+            raise UserError(f"--caption_column: expected text in column {column!r}, found {prompt!r} in row {row}")
     return list(dict.fromkeys(prompts))
 
 
@@ -173,7 +174,7 @@ def _pairs_of_build(folder: Path, args: Namespace) -> Preferences:
     composite, groups, variants = composite_scores(folder)
     pairs = group_pairs(composite, groups, variants, args.pairing, args.num_pairs)
     if not len(pairs):
-        raise ValueError(f"--dataset_name: expected groups with a better and a worse image, found none in {folder}")
+        raise UserError(f"--dataset_name: expected groups with a better and a worse image, found none in {folder}")
     used, places = np.unique(pairs, return_inverse=True)
     files = [str(path) for path in _shards(folder / "candidates")]
     images = load_dataset("parquet", data_files=files, split="train", columns=["image", "prompt"])
@@ -187,13 +188,13 @@ def _pairs_of_dataset(dataset: Dataset) -> Preferences:
     names = next((names for names in _PAIR_COLUMNS if {*names, "label_0"} <= found), None)
     if names is None:
         wanted = " or ".join(", ".join([*names, "label_0"]) for names in _PAIR_COLUMNS[:2])
-        raise ValueError(f"--dataset_name: expected the columns {wanted}, found {', '.join(dataset.column_names)}")
+        raise UserError(f"--dataset_name: expected the columns {wanted}, found {', '.join(dataset.column_names)}")
     labels = _labels(dataset)
     decided = np.isfinite(labels) & (labels != _TIE)
     if "has_label" in found:
         decided &= np.asarray(dataset["has_label"], dtype=bool)
     if not decided.any():
-        raise ValueError(f"--dataset_name: expected pairs with a winner, found {len(labels)} rows without one")
+        raise UserError(f"--dataset_name: expected pairs with a winner, found {len(labels)} rows without one")
     kept = np.flatnonzero(decided | _complete(dataset, names, decided))
     pairs, scores, score_range = len(kept) * np.arange(2) + np.arange(len(kept))[:, None], None, None
     pairs, is_second = pairs[decided[kept]], labels[decided] < _TIE
@@ -232,7 +233,7 @@ def _labels(dataset: Dataset) -> np.ndarray:
     known = np.isfinite(labels)
     if len(wrong := np.flatnonzero(known & ~np.isin(labels, (0.0, _TIE, 1.0)))):
         row = int(wrong[0])
-        raise ValueError(f"label_0: expected 1, 0 or 0.5 for a tie, found {labels[row]:g} in row {row}")
+        raise UserError(f"label_0: expected 1, 0 or 0.5 for a tie, found {labels[row]:g} in row {row}")
     return labels
 
 
@@ -241,7 +242,7 @@ def _numbers(dataset: Dataset, column: str) -> np.ndarray:
     values = list(dataset[column])
     for row, value in enumerate(values):
         if not (value is None or isinstance(value, (int, float))):
-            raise ValueError(f"{column}: expected numbers, found {value!r} in row {row}")
+            raise UserError(f"{column}: expected numbers, found {value!r} in row {row}")
     numbers = np.array([float("nan") if value is None else value for value in values], dtype=np.float64)
     return np.where(np.isfinite(numbers), numbers, np.nan)
 
@@ -250,17 +251,17 @@ def _complete(dataset: Dataset, names: tuple[str, str, str], decided: np.ndarray
     """(n,) whether a row has both images and a caption.
 
     Raises:
-        ValueError: if one of the decided pairs has not.
+        UserError: if one of the decided pairs has not.
     """
     complete = np.ones(len(dataset), dtype=bool)
     kind = getattr(dataset.features[names[2]], "dtype", None)
     if kind not in ("string", "large_string"):
-        raise ValueError(f"{names[2]}: expected text, found a column of {kind}")
+        raise UserError(f"{names[2]}: expected text, found a column of {kind}")
     for name in names:
         missing = _is_null(dataset.data.column(name))
         if len(wrong := np.flatnonzero(missing & decided)):
             expected = "a caption" if name == names[2] else "an image"
-            raise ValueError(f"{name}: expected {expected} in every pair with a winner, found none in row {wrong[0]}")
+            raise UserError(f"{name}: expected {expected} in every pair with a winner, found none in row {wrong[0]}")
         complete &= ~missing
     return complete
 
@@ -293,5 +294,5 @@ def _shards(folder: Path) -> Sequence[Path]:
 def _column(folder: Path, name: str) -> np.ndarray:
     shards = _shards(folder)
     if not shards:
-        raise ValueError(f"--dataset_name: expected a finished build, found no rows in {folder}")
+        raise UserError(f"--dataset_name: expected a finished build, found no rows in {folder}")
     return np.concatenate([pq.read_table(path, columns=[name])[name].to_numpy() for path in shards])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..errors import UserError
 from ..models.latents import vae_fingerprint
 from .pictures import Pictures, as_vae_input, crop_image
 
@@ -27,7 +28,7 @@ def read_latents(dataset: "Dataset", vae: torch.nn.Module, args: Namespace) -> t
     """(1, n, C, h, w) stored latents: what the base model made, already scaled, so without a posterior.
 
     Raises:
-        ValueError: if one has not the shape that the VAE gives at `--resolution`.
+        UserError: if one has not the shape that the VAE gives at `--resolution`.
     """
     side = args.resolution // 2 ** (len(vae.config.block_out_channels) - 1)
     expected = (vae.config.latent_channels, side, side)
@@ -39,7 +40,7 @@ def _as_tensor(latent: Any, expected: tuple[int, ...], row: int, args: Namespace
     found = () if latent is None else np.shape(latent)
     if found != expected:
         wanted = f"expected shape {expected} at --resolution {args.resolution}"
-        raise ValueError(f"--use_generated_latents: {wanted}, found {found} in row {row}")
+        raise UserError(f"--use_generated_latents: {wanted}, found {found} in row {row}")
     return torch.as_tensor(np.asarray(latent, dtype=np.float32))
 
 
@@ -55,18 +56,18 @@ def check_latents(dataset: "Dataset", vae: torch.nn.Module, args: Namespace) -> 
         args (`argparse.Namespace`): flags of `add_training_arguments`.
 
     Raises:
-        ValueError: if the latents are not this VAE's, or have another shape.
+        UserError: if the latents are not this VAE's, or have another shape.
     """
     origin = f"{args.latent_column}_vae"
     if origin in dataset.column_names:
         own, found = vae_fingerprint(vae), set(dataset[origin])
         if others := found - {own}:
             other = min(others, key=str)
-            raise ValueError(f"--use_generated_latents: expected latents of this model's VAE ({own}), found {other}")
+            raise UserError(f"--use_generated_latents: expected latents of this model's VAE ({own}), found {other}")
     elif args.image_column in dataset.column_names:
         distance = _distance_to_encoded(dataset.select(range(min(_ROWS, len(dataset)))), vae, args)
         if not distance < _MAX_DISTANCE:
-            raise ValueError(
+            raise UserError(
                 "--use_generated_latents: expected latents of this model's VAE, which encoding the images gives within"
                 f" {_MAX_DISTANCE} of their size, found {distance:.2f} in the first rows"
             )

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..errors import UserError
 from ..models.loading import add_source_arguments
 
 
@@ -79,9 +80,9 @@ def parse_models(base: str, tuned: Sequence[str]) -> dict[str, str]:
         name, _, model = text.rpartition("=") if not Path(text).exists() else ("", "", text)
         name = name or Path(model.rstrip("/")).name
         if not re.fullmatch(r"[\w.-]+", name) or not model:
-            raise ValueError(f"{flag}: expected MODEL or NAME=MODEL (name: letters, digits, . _ -), found {text!r}")
+            raise UserError(f"{flag}: expected MODEL or NAME=MODEL (name: letters, digits, . _ -), found {text!r}")
         if name in models:
-            raise ValueError(f"{flag}: expected distinct names, found {name!r} twice; write NAME=MODEL")
+            raise UserError(f"{flag}: expected distinct names, found {name!r} twice; write NAME=MODEL")
         models[name] = model
     return models
 

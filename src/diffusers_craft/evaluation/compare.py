@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.files import atomic_write_bytes, atomic_write_json
+from ..errors import UserError
 from .tables import Table, category_tables, format_csv, model_table, to_latex, to_markdown
 
 
@@ -24,18 +25,18 @@ def load_results(path: str | Path) -> dict[str, Any]:
     """Reads a `results.json` of an evaluation, or the folder that holds it; numbers of a paper in that form will do.
 
     Raises:
-        ValueError: if it is none.
+        UserError: if it is none.
     """
     file = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         valid = isinstance(found["settings"], dict) and all({"model", "metric"} <= set(row) for row in found["rows"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"results: expected a results.json of an evaluation, found {file} ({type(error).__name__})"
         ) from None
     if not valid:
-        raise ValueError(f"results: expected rows with model and metric in {file}, found other ones")
+        raise UserError(f"results: expected rows with model and metric in {file}, found other ones")
     return found
 
 
@@ -121,15 +122,15 @@ def compare_results(
         `dict`: `rows` of all files, `statistic`, and `differences`, setting to text, that were allowed.
 
     Raises:
-        ValueError: if settings differ that are not allowed; names each of them and both values.
+        UserError: if settings differ that are not allowed; names each of them and both values.
     """
     if statistic not in STATISTICS:
-        raise ValueError(f"--statistic: expected one of {', '.join(STATISTICS)}, found {statistic!r}")
+        raise UserError(f"--statistic: expected one of {', '.join(STATISTICS)}, found {statistic!r}")
     differences = find_differences(results, statistic)
     refused = {name: text for name, text in differences.items() if "all" not in allow and name not in allow}
     if refused:
         listed = "; ".join(f"{name} ({text})" for name, text in refused.items())
-        raise ValueError(
+        raise UserError(
             f"results: expected settings that compare, found {listed}; --allow NAME merges them all the same"
         )
     rows: list[dict[str, Any]] = []

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from ..core.files import atomic_write_bytes, atomic_write_json
 from ..core.records import REFINED_SCHEMA, derive_seed
+from ..errors import UserError
 from .tables import format_checks, format_csv, format_latex, format_table
 
 
@@ -32,7 +33,7 @@ def evaluation_rows(prompts: Sequence[str], images_per_prompt: int = 1) -> pa.Ta
         `pa.Table`: n * k rows of `REFINED_SCHEMA`, a prompt's images together as variants 0 .. k - 1.
     """
     if images_per_prompt < 1:
-        raise ValueError(f"--images_per_prompt: expected at least 1, found {images_per_prompt}")
+        raise UserError(f"--images_per_prompt: expected at least 1, found {images_per_prompt}")
     rows = [
         {"group": i, "variant": j, "prompt": p, "refined_prompt": p, "refined": False, "refiner": "none"}
         for i, p in enumerate(prompts)
@@ -54,7 +55,7 @@ def _outcomes(tuned: np.ndarray, base: np.ndarray) -> np.ndarray:
     """For every prompt with a pair of scores: 1 for a win, 0.5 for a tie, 0 for a loss; the mean over its pairs."""
     tuned, base = np.asarray(tuned, dtype=np.float64), np.asarray(base, dtype=np.float64)
     if tuned.shape != base.shape:
-        raise ValueError(f"tuned: expected one score per prompt like the base, {base.shape}, found {tuned.shape}")
+        raise UserError(f"tuned: expected one score per prompt like the base, {base.shape}, found {tuned.shape}")
     pairs = np.isfinite(tuned) & np.isfinite(base)
     outcomes = _per_prompt(np.where(pairs, (np.sign(np.where(pairs, tuned - base, 0)) + 1) / 2, np.nan))
     return outcomes[~np.isnan(outcomes)]
@@ -120,7 +121,7 @@ def summarize(
         base, and where nothing could be counted.
 
     Raises:
-        ValueError: if models have different metrics, or there is not one category a prompt.
+        UserError: if models have different metrics, or there is not one category a prompt.
     """
     base_name, base = next(iter(scores.items()))
     known = np.array([category or "" for category in categories or []], dtype=object)
@@ -128,11 +129,11 @@ def summarize(
     rows: list[dict[str, Any]] = []
     for model, metrics in scores.items():
         if set(metrics) != set(base):
-            raise ValueError(f"scores of {model!r}: expected the metrics {sorted(base)}, found {sorted(metrics)}")
+            raise UserError(f"scores of {model!r}: expected the metrics {sorted(base)}, found {sorted(metrics)}")
         for metric in base:
             values, other = np.asarray(metrics[metric], float), np.asarray(base[metric], float)
             if len(known) not in (0, len(values)):
-                raise ValueError(f"categories: expected one for each of {len(values)} prompts, found {len(known)}")
+                raise UserError(f"categories: expected one for each of {len(values)} prompts, found {len(known)}")
             against = None if model == base_name else other
             parts = []
             for name in names:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from ..core.workdir import DATASET_FOLDER, SCORED_FILE
+from ..errors import UserError
 from ..tiny import PROMPTS
 from .dataset_card import dataset_card
 from .upload import HubRepo, as_hub_id, hub_license
@@ -40,15 +41,13 @@ def publish_dataset(
         `str`: address of the commit.
 
     Raises:
-        ValueError: if the build is not finished or the upload fails.
+        UserError: if the build is not finished or the upload fails.
     """
     folder = Path(work_folder)
     data = sorted((folder / DATASET_FOLDER).glob("train-*.parquet"))
     missing = [name for name in _NEEDED if not (folder / name).is_file()] + [DATASET_FOLDER] * (not data)
     if missing:
-        raise ValueError(
-            f"work folder {folder}: expected a finished build, found no {missing[0]}; run the build again"
-        )
+        raise UserError(f"work folder {folder}: expected a finished build, found no {missing[0]}; run the build again")
     repo = HubRepo(repo_id, "dataset", private, token, revision)
     columns = {"default": pq.read_schema(data[0]).names, "scores": pq.read_schema(folder / SCORED_FILE).names}
     files: dict[str, Path | bytes] = {f"data/{path.name}": path for path in data}

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..core.run_record import recorded_option
 from ..core.workdir import RUN_FILE
+from ..errors import UserError
 from ..figures.grid import image_grid
 from ..models.loading import LORA_FILE, TUNED_FILES
 from ..tiny import is_tiny
@@ -58,20 +59,20 @@ def publish_model(
         `str`: address of the commit.
 
     Raises:
-        ValueError: if the run is not finished, was not evaluated in `evaluation`, or the upload fails.
+        UserError: if the run is not finished, was not evaluated in `evaluation`, or the upload fails.
     """
     folder = Path(folder)
     if not (folder / RUN_FILE).is_file():
-        raise ValueError(f"{folder}: expected the --output_dir of a finished training run, found no {RUN_FILE}")
+        raise UserError(f"{folder}: expected the --output_dir of a finished training run, found no {RUN_FILE}")
     record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     if missing := sorted({"family", "captions", "device", "speed"} - record.keys()):
-        raise ValueError(f"{folder}: expected a run of this version, found no {missing[0]} in {RUN_FILE}; train again")
+        raise UserError(f"{folder}: expected a run of this version, found no {missing[0]} in {RUN_FILE}; train again")
     options, paths = record["options"], record.get("paths")
     if options.get("use_lora") and unet_only:
-        raise ValueError("--push_unet_only: expected a run that trained the UNet, found one with --use_lora")
+        raise UserError("--push_unet_only: expected a run that trained the UNet, found one with --use_lora")
     kind = "lora" if options.get("use_lora") else "unet" if unet_only else "pipeline"
     if base_model is not None and as_hub_id(base_model) is None:
-        raise ValueError(f"--base_model: expected a Hub id ORG/NAME, found {base_model!r}")
+        raise UserError(f"--base_model: expected a Hub id ORG/NAME, found {base_model!r}")
     base, data = (recorded_option(record, name) for name in ("pretrained_model_name_or_path", "dataset_name"))
     base_id = base_model or as_hub_id(base, paths) or published_id(base)
     results = None if evaluation is None else read_results(evaluation, folder, repo_id)
@@ -108,11 +109,11 @@ def model_files(
         known (`Collection[str]`, *optional*): Hub ids that may stand there, too; by default all that look like one.
 
     Raises:
-        ValueError: if a file is missing.
+        UserError: if a file is missing.
     """
     wanted = {"pipeline": "model_index.json", "unet": "unet/config.json", "lora": LORA_FILE}[kind]
     if not (folder / wanted).is_file():
-        raise ValueError(f"{folder}: expected a finished training run, found no {wanted}")
+        raise UserError(f"{folder}: expected a finished training run, found no {wanted}")
     if kind == "lora":
         return {LORA_FILE: folder / LORA_FILE}
     if kind == "unet":

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult
 
+from ..errors import UserError
 from .card import table, without_paths
 from .upload import as_hub_id
 
@@ -30,11 +31,11 @@ def read_results(evaluation: str | Path, folder: Path, repo_id: str) -> Results:
         repo_id (`str`): the model's Hub id.
 
     Raises:
-        ValueError: if there is none, or the model was not evaluated.
+        UserError: if there is none, or the model was not evaluated.
     """
     path = Path(evaluation) / "results.json"
     if not path.is_file():
-        raise ValueError(f"--evaluation_dir: expected the --output_dir of evaluate_craft.py, found no {path}")
+        raise UserError(f"--evaluation_dir: expected the --output_dir of evaluate_craft.py, found no {path}")
     content = json.loads(path.read_text(encoding="utf-8"))
     run = Path(evaluation) / "craft_evaluate.json"
     paths = json.loads(run.read_text(encoding="utf-8")).get("paths", {}) if run.is_file() else {}
@@ -43,7 +44,7 @@ def read_results(evaluation: str | Path, folder: Path, repo_id: str) -> Results:
     name = next((n for n in others if models[n] == repo_id or Path(models[n]).resolve() == folder.resolve()), None)
     if name is None:
         found = ", ".join(without_paths([models[n] for n in others])) or "none"
-        raise ValueError(f"--evaluation_dir: expected an evaluation of {folder}, found one of {found} in {path}")
+        raise UserError(f"--evaluation_dir: expected an evaluation of {folder}, found one of {found} in {path}")
     grids = {f"images/evaluation_{grid.stem}.png": grid for grid in sorted(Path(evaluation).glob("grid*.png"))}
     alarms = [alarm["message"] for alarm in content["alarms"] if alarm["model"] == name]
     return Results(base, list(_rows(content, base, name)), alarms, grids)

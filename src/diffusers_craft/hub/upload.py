@@ -17,6 +17,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
 from ..core.files import atomic_write_json
+from ..errors import UserError
 
 
 logger = logging.getLogger(__name__)
@@ -100,10 +101,10 @@ class HubRepo:
             `str`: the complete id.
 
         Raises:
-            ValueError: if the id is malformed, or this account may not write there.
+            UserError: if the id is malformed, or this account may not write there.
         """
         if not re.fullmatch(r"([\w.-]+/)?[\w.-]+", self.repo_id):
-            raise ValueError(f"{self.repo_type} {self.repo_id!r}: expected ORG/NAME, found another form")
+            raise UserError(f"{self.repo_type} {self.repo_id!r}: expected ORG/NAME, found another form")
         with self._explained("a repository to write to", f"all files are kept; {retry}"):
             return self._open()
 
@@ -128,10 +129,10 @@ class HubRepo:
             `str`: address of the commit.
 
         Raises:
-            ValueError: if there are no files, or the Hub cannot be reached or refuses; says why and how to go on.
+            UserError: if there are no files, or the Hub cannot be reached or refuses; says why and how to go on.
         """
         if not files:  # `replaced` would only delete
-            raise ValueError(f"{self.repo_type} {self.repo_id}: expected files to upload, found none in {folder}")
+            raise UserError(f"{self.repo_type} {self.repo_id}: expected files to upload, found none in {folder}")
         kept = f"all files are kept; {retry}"
         with self._explained(f"to upload {len(files)} files", kept):
             repo_id, api = self._open(), HfApi(token=self.token)
@@ -157,7 +158,7 @@ class HubRepo:
 
     @contextmanager
     def _explained(self, expected: str, advice: str) -> Iterator[None]:
-        """Turns what network, Hub or account refuse into one `ValueError` without tokens."""
+        """Turns what network, Hub or account refuse into one `UserError` without tokens."""
         try:
             yield
         except Exception as error:
@@ -165,7 +166,7 @@ class HubRepo:
                 raise
             found = _reason(error, self.token)
             text = f"{self.repo_type} {self.repo_id}: expected {expected}, found {found}; {advice}"
-            raise ValueError(text) from None  # the libraries' own errors may quote headers
+            raise UserError(text) from None  # the libraries' own errors may quote headers
 
 
 def _is_expected(error: Exception) -> bool:

@@ -14,6 +14,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 
 from .. import tiny
+from ..errors import UserError
 from .loading import load_pipeline, load_vae, pipeline_class_name
 
 
@@ -100,14 +101,14 @@ class Backbone:
         """The whole pipeline in float32 for saving or validation, around a trained `unet` if one is given.
 
         Raises:
-            ValueError: if `source` is a pipeline of another class.
+            UserError: if `source` is a pipeline of another class.
         """
         path = tiny.model_path(source.name)
         where = {"revision": source.revision, "cache_dir": source.cache_dir}
         found = pipeline_class_name(source.name, path, where)
         if found != self.pipeline_class:
             expected = f"expected a {self.pipeline_class} for this script"
-            raise ValueError(f"--pretrained_model_name_or_path: {expected}, found a {found} in {source.name!r}")
+            raise UserError(f"--pretrained_model_name_or_path: {expected}, found a {found} in {source.name!r}")
         components = {} if unet is None else {"unet": unet}
         if source.vae is not None:
             components["vae"] = load_vae(source.vae, source.cache_dir)

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from ..core.records import CANDIDATE_SCHEMA, derive_seed, pack_latent
 from ..core.workdir import Stage
+from ..errors import UserError
 from .latents import decode_latents
 
 
@@ -61,20 +62,20 @@ class GenerationSettings:
 
     def __post_init__(self) -> None:
         if self.num_inference_steps < 1:
-            raise ValueError(f"--num_inference_steps: expected at least 1, found {self.num_inference_steps}")
+            raise UserError(f"--num_inference_steps: expected at least 1, found {self.num_inference_steps}")
         if not 1 <= self.batch_size <= ROWS_PER_SHARD:
-            raise ValueError(f"--generation_batch_size: expected 1 to {ROWS_PER_SHARD}, found {self.batch_size}")
+            raise UserError(f"--generation_batch_size: expected 1 to {ROWS_PER_SHARD}, found {self.batch_size}")
 
     def resolve(self, pipeline: DiffusionPipeline) -> "GenerationSettings":
         """The same settings with the pipeline's defaults filled in.
 
         Raises:
-            ValueError: if the resolution is no multiple of the VAE's factor.
+            UserError: if the resolution is no multiple of the VAE's factor.
         """
         factor = pipeline.vae_scale_factor
         resolution = self.resolution or pipeline.unet.config.sample_size * factor
         if resolution < factor or resolution % factor:
-            raise ValueError(f"--resolution: expected a multiple of {factor} pixels, found {resolution}")
+            raise UserError(f"--resolution: expected a multiple of {factor} pixels, found {resolution}")
         guidance = self.guidance_scale
         if guidance is None:
             guidance = inspect.signature(pipeline.__call__).parameters["guidance_scale"].default
@@ -113,7 +114,7 @@ def generate_images(
         `GeneratedBatch`: B images with their latents and validity.
     """
     if len(prompts) != len(seeds):
-        raise ValueError(f"seeds: expected one for each of {len(prompts)} prompts, found {len(seeds)}")
+        raise UserError(f"seeds: expected one for each of {len(prompts)} prompts, found {len(seeds)}")
     settings = settings.resolve(pipeline)
     images: list[Image.Image] = []
     latents, problems = [], []

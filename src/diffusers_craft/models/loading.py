@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from .. import tiny
 from ..core.workdir import RUN_FILE
+from ..errors import UserError
 
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that `load_lora_weights` looks for
@@ -59,7 +60,7 @@ def load_pipeline(
         `DiffusionPipeline`: on `device`, without a safety checker.
 
     Raises:
-        ValueError: if there is no pipeline under that name, or a part of it is missing or broken.
+        UserError: if there is no pipeline under that name, or a part of it is missing or broken.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = torch.float32 if device.type == "cpu" else dtype
@@ -102,7 +103,7 @@ def load_tuned_pipeline(
             base's and differs by rounding.
 
     Raises:
-        ValueError: if one of the two is not there.
+        UserError: if one of the two is not there.
     """
     kind = _tuned_kind(name_or_path, cache_dir)
     options = {"dtype": dtype, "device": device, "cache_dir": cache_dir}
@@ -127,7 +128,7 @@ def load_vae(name_or_path: str, cache_dir: str | None = None) -> AutoencoderKL:
     """The VAE of `--pretrained_vae_model_name_or_path`, in float32.
 
     Raises:
-        ValueError: if there is none.
+        UserError: if there is none.
     """
     with library_errors("--pretrained_vae_model_name_or_path", "expected a Hub id or folder of a VAE"):
         return AutoencoderKL.from_pretrained(name_or_path, cache_dir=cache_dir, **dtype_argument(torch.float32))
@@ -145,7 +146,7 @@ def library_errors(place: str, wanted: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{place}: {wanted} (diffusers {diffusers.__version__} says: {reason})") from error
+        raise UserError(f"{place}: {wanted} (diffusers {diffusers.__version__} says: {reason})") from error
 
 
 def _check_parts(name: str, path: str, given: Container[str]) -> None:
@@ -155,7 +156,7 @@ def _check_parts(name: str, path: str, given: Container[str]) -> None:
     index = json.loads((Path(path) / DiffusionPipeline.config_name).read_text(encoding="utf-8"))
     parts = [part for part, kind in index.items() if isinstance(kind, list) and kind[-1] and part not in given]
     if missing := [part for part in parts if not (Path(path) / part).is_dir()]:
-        raise ValueError(f"model {name!r}: expected a whole pipeline, found no {missing[0]}/ in it")
+        raise UserError(f"model {name!r}: expected a whole pipeline, found no {missing[0]}/ in it")
 
 
 def _tuned_kind(name_or_path: str, cache_dir: str | None) -> str:
@@ -165,7 +166,7 @@ def _tuned_kind(name_or_path: str, cache_dir: str | None) -> str:
     kinds = [kind for kind in _LOADABLE if use_lora is None or (kind == "lora") == use_lora]
     found = next((kind for kind in kinds if _find_file(name_or_path, _LOADABLE[kind], cache_dir)), None)
     if found is None and use_lora:
-        raise ValueError(f"model {str(name_or_path)!r}: expected {LORA_FILE} of a run with --use_lora, found none")
+        raise UserError(f"model {str(name_or_path)!r}: expected {LORA_FILE} of a run with --use_lora, found none")
     return found or "pipeline"
 
 
@@ -198,7 +199,7 @@ def pipeline_class_name(name: str, path: str, where: dict[str, str | None]) -> s
         where (`dict`): `revision` and `cache_dir`.
 
     Raises:
-        ValueError: if there is no pipeline.
+        UserError: if there is no pipeline.
     """
     if is_single_file(path):
         return _single_file_class_name(path)
@@ -206,7 +207,7 @@ def pipeline_class_name(name: str, path: str, where: dict[str, str | None]) -> s
     with library_errors(f"model {name!r}", wanted + ", ".join(tiny.MODELS)):
         config = DiffusionPipeline.load_config(path, **where)
     if "_class_name" not in config:
-        raise ValueError(
+        raise UserError(
             f"model {name!r}: expected a diffusers pipeline, found a {DiffusionPipeline.config_name} of none"
         )
     return config["_class_name"]
@@ -214,7 +215,7 @@ def pipeline_class_name(name: str, path: str, where: dict[str, str | None]) -> s
 
 def _single_file_class_name(path: str) -> str:
     if not Path(path).is_file():
-        raise ValueError(f"model {path!r}: expected a .safetensors file, found none")
+        raise UserError(f"model {path!r}: expected a .safetensors file, found none")
     with library_errors(f"model {path!r}", "expected a .safetensors file"):
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
@@ -222,7 +223,7 @@ def _single_file_class_name(path: str) -> str:
         if any(name.startswith(prefix) for name in names):
             return class_name
     wanted = "expected a whole Stable Diffusion 1.5 or SDXL checkpoint in the original layout"
-    raise ValueError(f"model {path!r}: {wanted}, found weights like {names[0]!r} and no text encoder")
+    raise UserError(f"model {path!r}: {wanted}, found weights like {names[0]!r} and no text encoder")
 
 
 def _load_single_file(
@@ -236,7 +237,7 @@ def _load_single_file(
         return pipeline_class.from_single_file(path, **options, **components)
     except OSError as error:
         wanted = "expected a pipeline folder or a reachable Hub id with the configuration of this file"
-        raise ValueError(
+        raise UserError(
             f"--single_file_config: {wanted}, found {config or 'none'} ({' '.join(str(error).split())[:200]})"
         ) from error
 

@@ -16,6 +16,8 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 
+from ..errors import UserError
+
 
 Predict = Callable[[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]], torch.Tensor]
 
@@ -129,19 +131,19 @@ def best_and_worst(rewards: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, t
 
 
 def check_range(flag: str, value: float, low: float, high: float = math.inf, above: bool = False) -> None:
-    """Raises a `ValueError` unless `value` is finite and in [low, high], or in (low, high] with `above`."""
+    """Raises a `UserError` unless `value` is finite and in [low, high], or in (low, high] with `above`."""
     if math.isfinite(value) and (value > low if above else value >= low) and value <= high:
         return
     wanted = f"{'more than' if above else 'at least'} {low}"
     wanted += " and finite" if high == math.inf and not math.isfinite(value) else ""
     wanted += f" and at most {high}" if high != math.inf else ""
-    raise ValueError(f"--{flag}: expected {wanted}, found {value}")
+    raise UserError(f"--{flag}: expected {wanted}, found {value}")
 
 
 def check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
-    """Raises a `ValueError` unless `value` is one of `choices`."""
+    """Raises a `UserError` unless `value` is one of `choices`."""
     if value not in choices:
-        raise ValueError(f"--{flag}: expected one of {', '.join(choices)}, found {value!r}")
+        raise UserError(f"--{flag}: expected one of {', '.join(choices)}, found {value!r}")
 
 
 def guided(

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from ..errors import UserError
+
 
 RENOISE = ("none", "final", "every")
 
@@ -86,7 +88,7 @@ def invert(
         `torch.Tensor`: (B, C, h, w) latents at each row's time.
     """
     if renoise not in RENOISE:
-        raise ValueError(f"--renoise: expected one of {', '.join(RENOISE)}, found {renoise!r}")
+        raise UserError(f"--renoise: expected one of {', '.join(RENOISE)}, found {renoise!r}")
     result = latents.clone()
     for step in range(int(num_steps.max())):
         active = (num_steps > step).nonzero()[:, 0]

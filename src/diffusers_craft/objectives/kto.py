@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
+from ..errors import UserError
 from .base import LossOutput, Noised, Objective, check_choice, check_range, error_changes
 
 
@@ -78,7 +79,7 @@ class KTO(Objective):
         for name in ("liked_weight", "disliked_weight"):
             check_range(name, getattr(self, name), 0)
         if not self.liked_weight and not self.disliked_weight:
-            raise ValueError("--liked_weight, --disliked_weight: expected one above 0, found 0 for both")
+            raise UserError("--liked_weight, --disliked_weight: expected one above 0, found 0 for both")
 
     def loss(self, batch: Noised, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
         changes = error_changes(batch, prediction, reference)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from ..errors import UserError
 from .base import (
     Context,
     LossOutput,
@@ -236,7 +237,7 @@ class RLHFSharpening(SFTSharpening):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_noises < 2:
-            raise ValueError(f"--num_noises: expected at least 2 trajectories to compare, found {self.num_noises}")
+            raise UserError(f"--num_noises: expected at least 2 trajectories to compare, found {self.num_noises}")
         check_range("beta", self.beta, 0, above=True)
         check_range("eta", self.eta, 0)
         check_range("generation_steps", self.generation_steps, 0)
@@ -244,9 +245,9 @@ class RLHFSharpening(SFTSharpening):
         check_choice("form", self.form, FORMS)
         check_choice("image_sharing", self.image_sharing, IMAGE_SHARING)
         if self.image_sharing == "n" and not self.generation_steps:
-            raise ValueError("--image_sharing n: expected images to be generated, found --generation_steps 0")
+            raise UserError("--image_sharing n: expected images to be generated, found --generation_steps 0")
         if not self.fresh_noise and self.image_sharing == "one":
-            raise ValueError("--no-fresh_noise: expected --image_sharing n, found one image for all noises")
+            raise UserError("--no-fresh_noise: expected --image_sharing n, found one image for all noises")
 
     def prepare(self, batch: Any, context: Context) -> Noised:
         latents, noises = self._starts(batch, context)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 
+from ..errors import UserError
 from .base import Context, LossOutput, Noised, Objective, best_and_worst, check_range, guide, guided, order_accuracy
 from .ddim import clean_estimate, ddim_mean_std, inversion_times, rows
 
@@ -102,7 +103,7 @@ class SPO(Objective):
         check_range("guidance_scale", self.guidance_scale, 0)
         available = self.chain_steps - self.first_step
         if not 1 <= self.states_per_prompt <= available:
-            raise ValueError(
+            raise UserError(
                 f"--states_per_prompt: expected 1 to {available} (--chain_steps less --first_step),"
                 f" found {self.states_per_prompt}"
             )

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..core.chat import open_client
 from ..core.records import derive_seed
+from ..errors import UserError
 
 
 logger = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ class OpenAIRefiner:
             )
             return clean_reply(reply.choices[0].message.content)
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-            raise ValueError(
+            raise UserError(
                 f"--refiner openai: expected {self.endpoint} to serve {self.model!r} with the key of {self._key_name},"
                 f" found HTTP status {error.status_code}"
             ) from None
@@ -133,7 +134,7 @@ class TransformersRefiner:
             self._model = transformers.AutoModelForCausalLM.from_pretrained(model, **dtype)
         except (OSError, ValueError) as error:
             reason = (str(error).splitlines() or [""])[0]
-            raise ValueError(f"--refiner_model: expected a causal language model, found {model!r}: {reason}") from None
+            raise UserError(f"--refiner_model: expected a causal language model, found {model!r}: {reason}") from None
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._model.to(device).eval()
         self.temperature = temperature

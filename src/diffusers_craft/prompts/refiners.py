@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ..core.records import REFINED_SCHEMA, derive_seed
 from ..core.workdir import Stage
+from ..errors import UserError
 from .llm import OpenAIRefiner, TransformersRefiner
 
 
@@ -59,7 +60,7 @@ class TemplateRefiner:
     def refine(self, prompt: str, n: int, seed: int) -> list[str]:
         available = sum(math.comb(len(MODIFIERS), size) for size in range(1, MAX_MODIFIERS + 1))
         if n > available:
-            raise ValueError(f"--num_refinements: expected at most {available} with --refiner template, found {n}")
+            raise UserError(f"--num_refinements: expected at most {available} with --refiner template, found {n}")
         rng = random.Random(seed)
         texts: dict[frozenset[str], str] = {}
         while len(texts) < n:
@@ -84,17 +85,17 @@ def load_refiner(name: str, **options: Any) -> PromptRefiner:
         options: arguments of its class (`model`, `base_url`, ...); those that are `None` keep their defaults.
 
     Raises:
-        ValueError: if the name is unknown, an option does not belong to it, or its model is not named.
+        UserError: if the name is unknown, an option does not belong to it, or its model is not named.
     """
     if name not in REFINERS:
-        raise ValueError(f"--refiner: expected one of {', '.join(REFINERS)}, found {name!r}")
+        raise UserError(f"--refiner: expected one of {', '.join(REFINERS)}, found {name!r}")
     options = {option: value for option, value in options.items() if value is not None}
     allowed = signature(REFINERS[name]).parameters
     for option in options:
         if option not in allowed:
-            raise ValueError(f"--refiner_{option}: expected no such option with --refiner {name}, found one")
+            raise UserError(f"--refiner_{option}: expected no such option with --refiner {name}, found one")
     if "model" in allowed and "model" not in options:
-        raise ValueError(f"--refiner_model: expected the name of a model with --refiner {name}, found none")
+        raise UserError(f"--refiner_model: expected the name of a model with --refiner {name}, found none")
     return REFINERS[name](**options)
 
 
@@ -124,7 +125,7 @@ def refine_prompts(
     """
     size = 1 + num_refinements * num_seeds
     if num_refinements < 1 or num_seeds < 1:
-        raise ValueError(
+        raise UserError(
             f"--num_refinements, --num_seeds: expected at least 1 each, found {num_refinements} and {num_seeds}"
         )
     if stage.num_rows != size * len(prompts):
@@ -155,7 +156,7 @@ def _refine_group(
     """The R refinements of one prompt, checked."""
     texts = refiner.refine(prompts[group], num_refinements, derive_seed(seed, "refine", group))
     if len(texts) != num_refinements or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise ValueError(
+        raise UserError(
             f"refiner {_name(refiner)!r}: expected {num_refinements} texts for the prompt {prompts[group]!r},"
             f" found {texts!r:.200}"
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from .sources import check_prompt, read_rows, sample_prompts
 
 
@@ -104,7 +105,7 @@ def load_prompt_set(source: str, column: str = "prompt", num_prompts: int | None
         `PromptSet`: at least one prompt.
 
     Raises:
-        ValueError: if the source is missing, cannot be read or holds no prompts.
+        UserError: if the source is missing, cannot be read or holds no prompts.
     """
     name, equals, place = source.partition("=")
     if not equals or Path(source).exists():
@@ -117,7 +118,7 @@ def load_prompt_set(source: str, column: str = "prompt", num_prompts: int | None
             first.setdefault((row.prompt, row.category), row)
         rows = list(first.values())
     if not rows:
-        raise ValueError(f"--prompts: expected at least one prompt in {source}, found none")
+        raise UserError(f"--prompts: expected at least one prompt in {source}, found none")
     seen: dict[str, int] = {}
     identities: list[str | tuple] = []
     for row in rows:  # the first of repeated prompts is known by its text alone, as in `load_prompts`
@@ -132,7 +133,7 @@ def _load_known(name: str) -> list[dict[str, Any]]:
     """A benchmark's records from the Hub."""
     load, size = SETS[name]
     if isinstance(load, str):
-        raise ValueError(f"--prompts {name}: expected {name}=FILE with its own file ({load}), found no file")
+        raise UserError(f"--prompts {name}: expected {name}=FILE with its own file ({load}), found no file")
     try:
         records = load()
     except ValueError as error:
@@ -143,10 +144,10 @@ def _load_known(name: str) -> list[dict[str, Any]]:
         problem = error
     else:
         if len(records) != size:
-            raise ValueError(f"--prompts {name}: expected {size} prompts from the Hub, found {len(records)}")
+            raise UserError(f"--prompts {name}: expected {size} prompts from the Hub, found {len(records)}")
         return records
     reason = (str(problem).splitlines() or [""])[0][:160]
-    raise ValueError(
+    raise UserError(
         f"--prompts {name}: expected its prompts on the Hub or in the cache, found {type(problem).__name__}"
         f" ({reason}); a local file works too: {name}=FILE"
     ) from None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.records import derive_seed
+from ..errors import UserError
 
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -33,12 +34,12 @@ def load_prompts(
         `list[str]`: at least one prompt.
 
     Raises:
-        ValueError: if the source is missing, cannot be read, lacks the column or holds too few prompts.
+        UserError: if the source is missing, cannot be read, lacks the column or holds too few prompts.
     """
     values = [check_prompt(row[column], column, source) for row in read_rows(str(source), column)]
     prompts = list(dict.fromkeys(filter(None, values)))
     if not prompts:
-        raise ValueError(f"--prompts: expected at least one prompt in {source}, found none")
+        raise UserError(f"--prompts: expected at least one prompt in {source}, found none")
     chosen = set(sample_prompts(prompts, num_prompts, seed, source))
     return [prompt for prompt in prompts if prompt in chosen]
 
@@ -46,7 +47,7 @@ def load_prompts(
 def check_prompt(value: Any, column: str, source: str | os.PathLike) -> str:
     """A prompt without surrounding space, `""` for none; refuses what is no text."""
     if not isinstance(value, str | None):
-        raise ValueError(f"--prompt_column: expected text in column {column!r} of {source}, found {value!r:.60}")
+        raise UserError(f"--prompt_column: expected text in column {column!r} of {source}, found {value!r:.60}")
     return (value or "").strip()
 
 
@@ -57,7 +58,7 @@ def sample_prompts(
     if num_prompts is None:
         return prompts
     if not 1 <= num_prompts <= len(prompts):
-        raise ValueError(
+        raise UserError(
             f"--num_prompts: expected 1 to {len(prompts)} (distinct prompts in {source}), found {num_prompts}"
         )
     return sorted(prompts, key=lambda p: derive_seed(seed, "prompt", *([p] if isinstance(p, str) else p)))[
@@ -74,7 +75,7 @@ def read_rows(source: str, column: str, extras: Collection[str] = ()) -> list[di
         extras (`Collection[str]`, *optional*): further columns.
 
     Raises:
-        ValueError: if the source is missing, cannot be read or lacks the column.
+        UserError: if the source is missing, cannot be read or lacks the column.
     """
     from ..tiny import prompt_file
 
@@ -86,7 +87,7 @@ def read_rows(source: str, column: str, extras: Collection[str] = ()) -> list[di
     folder = Path(name).expanduser()
     if path.is_file() or not folder.is_dir() and (suffix in SUFFIXES or source.startswith((".", "/", "~"))):
         found = f"the file {source}" if path.is_file() else f"no file at {source}"
-        raise ValueError(f"--prompts: expected a file ({', '.join(SUFFIXES)}) or a dataset of the Hub, found {found}")
+        raise UserError(f"--prompts: expected a file ({', '.join(SUFFIXES)}) or a dataset of the Hub, found {found}")
     return _read_dataset(str(folder) if folder.is_dir() else name, split or "train", column, extras)
 
 
@@ -96,7 +97,7 @@ def _read_file(path: Path, suffix: str, column: str, extras: Collection[str]) ->
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise ValueError(f"--prompts: expected UTF-8 text in {path}, found other bytes") from None
+        raise UserError(f"--prompts: expected UTF-8 text in {path}, found other bytes") from None
     if suffix == ".txt":
         return [{column: line} for line in text.split("\n")]
     if suffix in (".csv", ".tsv"):
@@ -107,7 +108,7 @@ def _read_file(path: Path, suffix: str, column: str, extras: Collection[str]) ->
     if records and all(isinstance(record, str) for record in records):
         return [{column: record} for record in records]
     if not all(isinstance(record, dict) for record in records):
-        raise ValueError(f"--prompts: expected JSON objects with a column {column!r} in {path}, found other values")
+        raise UserError(f"--prompts: expected JSON objects with a column {column!r} in {path}, found other values")
     names = list(dict.fromkeys(name for record in records for name in record))
     return _pick(records, names, column, extras, path)
 
@@ -119,7 +120,7 @@ def _parse_json_lines(text: str, path: Path) -> list[Any]:
             try:
                 records.append(json.loads(line))
             except json.JSONDecodeError as error:
-                raise ValueError(f"--prompts: expected JSON in line {number} of {path}, found {error.msg}") from None
+                raise UserError(f"--prompts: expected JSON in line {number} of {path}, found {error.msg}") from None
     return records
 
 
@@ -127,9 +128,9 @@ def _parse_json(text: str, path: Path) -> list[Any]:
     try:
         records = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"--prompts: expected JSON in {path}, found {error.msg} in line {error.lineno}") from None
+        raise UserError(f"--prompts: expected JSON in {path}, found {error.msg} in line {error.lineno}") from None
     if not isinstance(records, list):
-        raise ValueError(f"--prompts: expected a JSON list in {path}, found {type(records).__name__}")
+        raise UserError(f"--prompts: expected a JSON list in {path}, found {type(records).__name__}")
     return records
 
 
@@ -140,7 +141,7 @@ def _read_parquet(path: Path, column: str, extras: Collection[str]) -> list[dict
     try:
         file = pq.ParquetFile(path)
     except pa.ArrowInvalid:
-        raise ValueError(f"--prompts: expected a Parquet file, found other bytes in {path}") from None
+        raise UserError(f"--prompts: expected a Parquet file, found other bytes in {path}") from None
     names = file.schema_arrow.names
     _require(column, names, path)
     return file.read(columns=[column, *(name for name in extras if name in names)]).to_pylist()
@@ -153,7 +154,7 @@ def _read_dataset(name: str, split: str, column: str, extras: Collection[str]) -
         dataset = datasets.load_dataset(name, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
+        raise UserError(
             f"--prompts: expected a file ({', '.join(SUFFIXES)}) or a dataset of the Hub, found {name!r}: {reason}"
         ) from None
     _require(column, dataset.column_names, name)
@@ -172,4 +173,4 @@ def _pick(
 
 def _require(column: str, names: Sequence[str], source: str | Path) -> None:
     if column not in names:
-        raise ValueError(f"--prompt_column: expected a column of {source} ({', '.join(names)}), found {column!r}")
+        raise UserError(f"--prompt_column: expected a column of {source} ({', '.join(names)}), found {column!r}")

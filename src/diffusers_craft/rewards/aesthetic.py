@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPVisionConfig
 
+from ..errors import UserError
 from .base import Reward, l2_normalize
 from .checkpoints import describe_checkpoint, file_hash, find_checkpoint, load_tensors
 from .clip_tower import CLIP_ID, CLIP_REVISION, CLIP_SIZE, ClipImageTower
@@ -34,7 +35,7 @@ def _download_head() -> Path:
             raise OSError("offline")
         torch.hub.download_url_to_file(HEAD_URL, str(path), hash_prefix=HEAD_SHA256, progress=False)
     except (OSError, RuntimeError) as error:
-        raise ValueError(
+        raise UserError(
             f"reward aesthetic: needs {path.name} (3.7 MB) from {HEAD_URL}, which could not be downloaded ({error}); "
             "download it, or name a local copy: --reward_checkpoint aesthetic=PATH"
         ) from None
@@ -70,7 +71,7 @@ class AestheticReward(Reward):
         self._asked = checkpoint or f"{CLIP_ID} + {HEAD_URL.rsplit('/', 1)[-1].replace('%2B', '+')}"
         path = Path(checkpoint).expanduser() if checkpoint else None
         if path is not None and not path.exists():
-            raise ValueError(f"--reward_checkpoint {self.name}: expected a file or a folder, found {checkpoint!r}")
+            raise UserError(f"--reward_checkpoint {self.name}: expected a file or a folder, found {checkpoint!r}")
         folder = path if path is not None and path.is_dir() else None
         head = path if path is not None and path.is_file() else folder and _find_head(folder)
         self._head = head or _download_head()
@@ -87,7 +88,7 @@ class AestheticReward(Reward):
         head = load_head(self._head).to(self.device)
         width = CLIPVisionConfig.from_pretrained(self._clip).projection_dim
         if head[0].in_features != width:
-            raise ValueError(
+            raise UserError(
                 f"--reward_checkpoint {self.name}: expected a head for {width} features, "
                 f"found {head[0].in_features} in {self._head}"
             )

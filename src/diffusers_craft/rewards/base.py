@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..errors import UserError
+
 
 @contextmanager
 def tower_precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
@@ -53,7 +55,7 @@ class Reward(ABC):
         self, device: str | torch.device | None = None, dtype: torch.dtype | None = None, batch_size: int = 16
     ):
         if batch_size < 1:
-            raise ValueError(f"batch_size of reward {self.name}: expected at least 1, found {batch_size}")
+            raise UserError(f"batch_size of reward {self.name}: expected at least 1, found {batch_size}")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype or (torch.float16 if self.device.type == "cuda" else torch.float32)
         self.batch_size = batch_size
@@ -102,19 +104,19 @@ class Reward(ABC):
             `np.ndarray`: (B,) float32 raw scores, higher is better; see `source["unit"]`.
 
         Raises:
-            ValueError: if the lengths differ, or a prompt or image is of another type.
+            UserError: if the lengths differ, or a prompt or image is of another type.
         """
         if isinstance(prompts, str):
-            raise ValueError(f"prompts of reward {self.name}: expected a list of texts, found one text")
+            raise UserError(f"prompts of reward {self.name}: expected a list of texts, found one text")
         prompts, images = list(prompts), list(images)
         if len(prompts) != len(images):
-            raise ValueError(
+            raise UserError(
                 f"images of reward {self.name}: expected one for each of {len(prompts)} prompts, found {len(images)}"
             )
         for kind, values, wanted in (("prompts", prompts, str), ("images", images, Image.Image)):
             wrong = next((i for i, value in enumerate(values) if not isinstance(value, wanted)), None)
             if wrong is not None:
-                raise ValueError(
+                raise UserError(
                     f"{kind} of reward {self.name}: expected {wanted.__module__}.{wanted.__name__}, "
                     f"found {type(values[wrong]).__name__} at index {wrong}"
                 )

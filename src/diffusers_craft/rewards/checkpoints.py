@@ -13,6 +13,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ..errors import UserError
+
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, in hex."""
@@ -52,13 +54,13 @@ def load_tensors(reward: str, path: Path) -> dict[str, Any]:
         found = "a pickle with code or a damaged file"
     except (SafetensorError, OSError, EOFError, RuntimeError) as error:
         found = str(error).strip().splitlines()[0]
-    raise ValueError(f"--reward_checkpoint {reward}: expected tensors only in {path}, found {found}")
+    raise UserError(f"--reward_checkpoint {reward}: expected tensors only in {path}, found {found}")
 
 
 def check_hash(reward: str, path: Path, expected: str) -> None:
     """Raises if an official file is not the published one (SHA-256 in hex): damaged, or another version."""
     if (found := file_hash(path)) != expected:
-        raise ValueError(f"reward {reward}: expected sha256 {expected} of {path}, found {found}; delete it to retry")
+        raise UserError(f"reward {reward}: expected sha256 {expected} of {path}, found {found}; delete it to retry")
 
 
 def find_checkpoint(
@@ -74,17 +76,17 @@ def find_checkpoint(
         revision (`str`, *optional*): the commit of the Hub repository; the newest by default.
 
     Raises:
-        ValueError: if there is no such path, or the download is not possible; one line that names what is missing.
+        UserError: if there is no such path, or the download is not possible; one line that names what is missing.
     """
     path = Path(checkpoint).expanduser()
     if path.exists():
         inside = path / filename if path.is_dir() and filename else path
         if not inside.exists():
-            raise ValueError(f"--reward_checkpoint {reward}: expected a file {filename} in {path}, found none")
+            raise UserError(f"--reward_checkpoint {reward}: expected a file {filename} in {path}, found none")
         return inside
     wanted = f"{filename} of {checkpoint}" if filename else checkpoint
     if path.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") != 1:
-        raise ValueError(f"--reward_checkpoint {reward}: expected a file, a folder or a Hub id, found {checkpoint!r}")
+        raise UserError(f"--reward_checkpoint {reward}: expected a file, a folder or a Hub id, found {checkpoint!r}")
     try:
         if filename:
             return Path(hf_hub_download(checkpoint, filename, revision=revision))
@@ -92,7 +94,7 @@ def find_checkpoint(
         return Path(snapshot_download(checkpoint, allow_patterns=patterns, revision=revision))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         offline = "offline" if os.environ.get("HF_HUB_OFFLINE") else type(error).__name__
-        raise ValueError(
+        raise UserError(
             f"reward {reward}: needs {wanted} ({size}) from huggingface.co/{checkpoint}, which is not in the cache and "
             f"could not be downloaded ({offline}); download it, or name a local copy: --reward_checkpoint {reward}=PATH"
         ) from None

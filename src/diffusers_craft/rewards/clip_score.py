@@ -10,6 +10,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from transformers import CLIPTextModelWithProjection
 
+from ..errors import UserError
 from .base import PromptImageReward
 from .checkpoints import describe_checkpoint, find_checkpoint
 from .clip_tower import CLIP_ID, CLIP_REVISION, CLIP_SIZE, ClipImageTower
@@ -48,7 +49,7 @@ class ClipScoreReward(PromptImageReward):
         self._asked = checkpoint or CLIP_ID
         self._path = find_checkpoint(self.name, self._asked, None, CLIP_SIZE, None if checkpoint else CLIP_REVISION)
         if not (self._path / "config.json").exists():
-            raise ValueError(
+            raise UserError(
                 f"--reward_checkpoint {self.name}: expected a CLIPModel folder, found no {self._path}/config.json"
             )
         self.tower = ClipImageTower(self._path, self.device, self.dtype)
@@ -62,7 +63,7 @@ class ClipScoreReward(PromptImageReward):
         vocabulary = {"bpe_path": str(path)} if (path := Path(self._path / VOCABULARY)).exists() else {}
         tokenizer = SimpleTokenizer(context_length=text.config.max_position_embeddings, **vocabulary)
         if tokenizer.vocab_size != text.config.vocab_size:
-            raise ValueError(
+            raise UserError(
                 f"--reward_checkpoint {self.name}: expected a model of {tokenizer.vocab_size} tokens, "
                 f"found {text.config.vocab_size} in {self._path}/config.json; its {VOCABULARY} belongs beside it"
             )

@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..errors import UserError
+
 
 def build_linear_head(reward: str, state: dict[str, torch.Tensor], path: Path) -> nn.Sequential:
     """A chain of linear layers with one output; its sizes are read from the tensors.
@@ -19,13 +21,11 @@ def build_linear_head(reward: str, state: dict[str, torch.Tensor], path: Path) -
     layers, width = nn.Sequential(), None
     for name, weight in sorted(weights.items(), key=lambda item: int(item[0].rsplit(".", 1)[-1])):
         if weight.ndim != 2 or f"{name}.bias" not in state or (width is not None and weight.shape[1] != width):
-            raise ValueError(
-                f"--reward_checkpoint {reward}: expected a chain of linear layers in {path}, found {name}"
-            )
+            raise UserError(f"--reward_checkpoint {reward}: expected a chain of linear layers in {path}, found {name}")
         layer = nn.Linear(weight.shape[1], weight.shape[0])
         layer.load_state_dict({"weight": weight.float(), "bias": state[f"{name}.bias"].float()})
         layers.append(layer)
         width = weight.shape[0]
     if width != 1:
-        raise ValueError(f"--reward_checkpoint {reward}: expected a head with one output in {path}, found {width}")
+        raise UserError(f"--reward_checkpoint {reward}: expected a head with one output in {path}, found {width}")
     return layers

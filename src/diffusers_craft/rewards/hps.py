@@ -12,6 +12,7 @@ from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 
+from ..errors import UserError
 from .base import PromptImageReward
 from .checkpoints import check_hash, describe_checkpoint, find_checkpoint, load_tensors
 from .preprocessing import fit_and_pad, normalize_pixels
@@ -73,7 +74,7 @@ class HPSReward(PromptImageReward):
             clip.load_state_dict(state["state_dict"], assign=True)
         except (KeyError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[-1].strip()
-            raise ValueError(
+            raise UserError(
                 f"--reward_checkpoint {self.name}: expected HPS v2.1's state dict in {self._path}, found another ({reason})"
             ) from None
         # The one tensor that is not in the file: causal attention.

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
+from ..errors import UserError
 from .base import Reward
 from .checkpoints import describe_checkpoint, find_checkpoint, load_tensors
 from .heads import build_linear_head
@@ -133,14 +134,14 @@ class ImageRewardReward(Reward):
             try:
                 folder = find_checkpoint(self.name, TOKENIZER, "vocab.txt", "0.2 MB", TOKENIZER_REVISION).parent
             except ValueError:
-                raise ValueError(
+                raise UserError(
                     f"reward {self.name}: needs vocab.txt of {TOKENIZER} (0.2 MB) from huggingface.co, which is not in "
                     f"the cache and could not be downloaded; or put it into {folder}"
                 ) from None
         tokenizer = BertTokenizer.from_pretrained(folder)
         tokenizer.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)
         if len(tokenizer) != vocabulary:
-            raise ValueError(
+            raise UserError(
                 f"--reward_checkpoint {self.name}: expected a tokenizer of {vocabulary} tokens, found {len(tokenizer)}"
             )
         return tokenizer
@@ -157,7 +158,7 @@ class ImageRewardReward(Reward):
             fill_model(text, parts["text"])
         except (AttributeError, KeyError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[-1].strip().strip("'\"")
-            raise ValueError(
+            raise UserError(
                 f"--reward_checkpoint {self.name}: expected ImageReward's state dict in {self._path}, found another "
                 f"({reason})"
             ) from None

@@ -21,6 +21,7 @@ from PIL import Image
 
 from ..core.chat import open_client
 from ..core.records import derive_seed
+from ..errors import UserError
 
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ class MLLMReward:
     def __init__(self, checkpoint: str | None = None, max_retries: int = 3):
         model, _, base_url = (checkpoint or "").partition("@")
         if not model:
-            raise ValueError("--reward_checkpoint: expected mllm=MODEL@BASE_URL, found no model")
+            raise UserError("--reward_checkpoint: expected mllm=MODEL@BASE_URL, found no model")
         self.model, self.max_retries = model, max_retries
         self._client, self.endpoint, self._key_name = open_client("--rewards mllm", base_url or None)
         self._formats: list[dict[str, Any]] = [
@@ -112,7 +113,7 @@ class MLLMReward:
         """Mean grades: (B,) float32, NaN for images without a usable answer, with one warning that counts them.
 
         Raises:
-            ValueError: if the service refuses the key or model, or cannot be reached.
+            UserError: if the service refuses the key or model, or cannot be reached.
         """
         with ThreadPoolExecutor(NUM_WORKERS) as pool:
             grades = list(pool.map(self.grade, prompts, images))
@@ -139,7 +140,7 @@ class MLLMReward:
                 return grades
             answered |= text is not None
         if not answered:
-            raise ValueError(
+            raise UserError(
                 f"--rewards mllm: expected an answer of {self.endpoint}, found none in {1 + self.max_retries} tries;"
                 " run the command again to go on from here"
             )
@@ -159,7 +160,7 @@ class MLLMReward:
                 self._formats = self._formats[self._formats.index(form) :] if form in self._formats else self._formats
                 return reply.choices[0].message.content or ""
             except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-                raise ValueError(
+                raise UserError(
                     f"--rewards mllm: expected {self.endpoint} to serve {self.model!r} with the key of {self._key_name},"
                     f" found HTTP status {error.status_code}"
                 ) from None

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 
+from ..errors import UserError
 from .base import Reward, cosines
 from .checkpoints import describe_checkpoint, load_tensors
 from .mps_model import CrossModel
@@ -82,15 +83,15 @@ def convert_mps_checkpoint(pickle_path: str | Path, output_path: str | Path) -> 
             those of the module.
 
     Raises:
-        ValueError: if the file holds no MPS model.
+        UserError: if the file holds no MPS model.
     """
     output_path = Path(output_path)
     if output_path.suffix != ".safetensors":
-        raise ValueError(f"convert_mps_checkpoint: expected an output_path of .safetensors, found {output_path}")
+        raise UserError(f"convert_mps_checkpoint: expected an output_path of .safetensors, found {output_path}")
     try:
         state = read_pickled_module(pickle_path)
     except ValueError as error:
-        raise ValueError(f"convert_mps_checkpoint: {error}") from None
+        raise UserError(f"convert_mps_checkpoint: {error}") from None
     _split(state, Path(pickle_path))
     partial = output_path.with_name(f".{output_path.name}.partial")
     try:
@@ -111,21 +112,21 @@ def _split(state: dict[str, torch.Tensor], path: Path) -> tuple[dict[str, torch.
             name = re.sub(r"(layers\.\d+)\.1\.fn\.(rotary_emb\.)?", r"\1.own.", name)
             cross[name] = tensor
     if not clip or "layers.0.cross.to_q.weight" not in cross:
-        raise ValueError(f"--reward_checkpoint mps: expected MPS's tensors in {path}, found {len(state)} others")
+        raise UserError(f"--reward_checkpoint mps: expected MPS's tensors in {path}, found {len(state)} others")
     return clip, cross
 
 
 def _find_file(checkpoint: str | None) -> Path:
     """The official file or its conversion, in a folder or by itself."""
     if checkpoint is None:
-        raise ValueError(
+        raise UserError(
             f"reward mps: needs {FILENAME} (about 2.2 GB) from {URL}, which only a browser can download; "
             "name a local copy: --reward_checkpoint mps=PATH"
         )
     path = Path(checkpoint).expanduser()
     found = sorted(path.glob("*.safetensors")) + sorted(path.glob("*.pth")) if path.is_dir() else [path]
     if not found or not found[0].exists():
-        raise ValueError(f"--reward_checkpoint mps: expected {FILENAME} or its .safetensors, found {checkpoint!r}")
+        raise UserError(f"--reward_checkpoint mps: expected {FILENAME} or its .safetensors, found {checkpoint!r}")
     return found[0]
 
 
@@ -169,7 +170,7 @@ class MPSReward(Reward):
         try:
             return read_pickled_module(self._path)
         except ValueError as error:
-            raise ValueError(f"--reward_checkpoint {self.name}: {error}") from None
+            raise UserError(f"--reward_checkpoint {self.name}: {error}") from None
 
     def _load(self) -> LoadedMPS:
         folder = self._path.parent
@@ -184,7 +185,7 @@ class MPSReward(Reward):
             fill_model(cross, cross_state)
         except (KeyError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[-1].strip()
-            raise ValueError(
+            raise UserError(
                 f"--reward_checkpoint {self.name}: expected tensors of the sizes of config.json in {self._path}, "
                 f"found others ({reason})"
             ) from None

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ..errors import UserError
 from . import hps, image_reward
 from .base import Reward
 from .checkpoints import describe_checkpoint, find_checkpoint
@@ -27,7 +28,7 @@ def import_package(reward: str, package: str, module: str) -> Any:
     """A module of an official package.
 
     Raises:
-        ValueError: if it is not installed, or its import fails; one line that says why and what works instead.
+        UserError: if it is not installed, or its import fails; one line that says why and what works instead.
     """
     try:
         return importlib.import_module(module)
@@ -37,7 +38,7 @@ def import_package(reward: str, package: str, module: str) -> Any:
             found = f"it is not installed (pip install --no-deps {package})"
         else:
             found = f"its import failed ({_one_line(error)})"
-        raise ValueError(
+        raise UserError(
             f"reward {reward}: backend 'package' needs the package {package}, and {found}; "
             "the built-in backend needs no package"
         ) from None
@@ -76,7 +77,7 @@ class PackageReward(Reward):
             with torch.inference_mode(False):  # what the package builds, it may write to later
                 return self._build()
         except Exception as error:
-            raise ValueError(
+            raise UserError(
                 f"reward {self.name}: backend 'package': {self.package} could not load its model ({_one_line(error)}); "
                 "the built-in backend needs no package"
             ) from None

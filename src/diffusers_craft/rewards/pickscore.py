@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 
+from ..errors import UserError
 from .base import PromptImageReward, feature_tensor
 from .checkpoints import describe_checkpoint, find_checkpoint
 from .preprocessing import ClipProcessor
@@ -33,7 +34,7 @@ def load_clip_h_tokenizer(reward: str, folder: Path) -> PreTrainedTokenizerBase:
             return AutoTokenizer.from_pretrained(folder)
         return AutoTokenizer.from_pretrained(PROCESSOR, revision=PROCESSOR_REVISION)
     except OSError:
-        raise ValueError(
+        raise UserError(
             f"reward {reward}: needs the tokenizer of {PROCESSOR} (3 MB) from huggingface.co, which is not in the cache "
             f"and could not be downloaded; or put its files into {folder}"
         ) from None
@@ -55,7 +56,7 @@ class PickScoreReward(PromptImageReward):
         self._asked = checkpoint or HUB_ID
         self._path = find_checkpoint(self.name, self._asked, None, "3.94 GB", None if checkpoint else REVISION)
         if not (self._path / "config.json").exists():
-            raise ValueError(
+            raise UserError(
                 f"--reward_checkpoint {self.name}: expected a CLIPModel folder, found no {self._path}/config.json"
             )
 

@@ -15,6 +15,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ..errors import UserError
+
 
 if TYPE_CHECKING:
     import torch
@@ -56,10 +58,10 @@ def check_reward_name(name: str) -> None:
     """Refuses a name that `load_reward` does not take.
 
     Raises:
-        ValueError: names those it takes.
+        UserError: names those it takes.
     """
     if name not in _FACTORIES and name not in reward_names():
-        raise ValueError(f"--rewards: expected one of {', '.join(reward_names())} or MODULE:CLASS, found {name!r}")
+        raise UserError(f"--rewards: expected one of {', '.join(reward_names())} or MODULE:CLASS, found {name!r}")
 
 
 def register_reward(name: str, factory: "str | Callable[..., Reward | Any]") -> None:
@@ -73,12 +75,12 @@ def register_reward(name: str, factory: "str | Callable[..., Reward | Any]") -> 
             has a `source` (`dict`), it says which model and version it is; `release()`, if there, frees its memory.
 
     Raises:
-        ValueError: if the name cannot be the name of a folder and of a column.
+        UserError: if the name cannot be the name of a folder and of a column.
     """
     if not _SAFE_NAME.fullmatch(name):
-        raise ValueError(f"register_reward: expected a name of letters, digits, '.', '_' and '-', found {name!r}")
+        raise UserError(f"register_reward: expected a name of letters, digits, '.', '_' and '-', found {name!r}")
     if name in _RESERVED:
-        raise ValueError(f"register_reward: expected another name, found {name!r}, a column of the dataset")
+        raise UserError(f"register_reward: expected another name, found {name!r}, a column of the dataset")
     _FACTORIES[name] = factory
 
 
@@ -88,14 +90,14 @@ def register_spec(spec: str) -> str:
     The name is the class's own `name` if it has one, else `Class`. The module may lie in the current directory.
 
     Raises:
-        ValueError: if it cannot be imported, or its name belongs to another reward.
+        UserError: if it cannot be imported, or its name belongs to another reward.
     """
     factory = _import(spec, flag="--rewards")
     own = getattr(factory, "name", None)
     name = own if isinstance(own, str) else spec.partition(":")[2].rpartition(".")[2]
     taken = _FACTORIES.get(name) or _entry_points().get(name)
     if taken is not None and taken != spec:
-        raise ValueError(f"--rewards: expected {spec} to have a name of its own, found that of the reward {name!r}")
+        raise UserError(f"--rewards: expected {spec} to have a name of its own, found that of the reward {name!r}")
     register_reward(name, spec)
     return name
 
@@ -124,7 +126,7 @@ def load_reward(
         `Reward`: `.score(prompts, images)` gives (B,) float32 raw scores.
 
     Raises:
-        ValueError: if the name or backend is unknown, a package is missing or the checkpoint cannot be found.
+        UserError: if the name or backend is unknown, a package is missing or the checkpoint cannot be found.
     """
     if ":" in name:
         name = register_spec(name)
@@ -134,7 +136,7 @@ def load_reward(
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         extra = "'diffusers-craft[rewards]'" if package in _EXTRA_PACKAGES else package
-        raise ValueError(f"reward {name}: needs the package {package}; install it with: pip install {extra}") from None
+        raise UserError(f"reward {name}: needs the package {package}; install it with: pip install {extra}") from None
     options = {"checkpoint": checkpoint, "device": device, "dtype": dtype, "batch_size": batch_size}
     return _make(name, factory, options)
 
@@ -144,7 +146,7 @@ def _factory(name: str, backend: str | None) -> "str | Callable[..., Reward]":
     if backend is not None:
         if backend != "package" or name not in _PACKAGE_FACTORIES:
             known = ", ".join(f"{known}=package" for known in _PACKAGE_FACTORIES)
-            raise ValueError(f"--reward_backend: expected one of {known}, found {name}={backend}")
+            raise UserError(f"--reward_backend: expected one of {known}, found {name}={backend}")
         return _PACKAGE_FACTORIES[name]
     if name in _FACTORIES:
         return _FACTORIES[name]
@@ -171,7 +173,7 @@ def _import(spec: str, flag: str | None = None) -> Any:
             raise
         missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
         found = f"no module {error.name!r} here or among the installed packages" if missing else str(error)
-    raise ValueError(f"{flag}: expected MODULE:CLASS that can be imported, found {spec!r} ({found})")
+    raise UserError(f"{flag}: expected MODULE:CLASS that can be imported, found {spec!r} ({found})")
 
 
 def _import_module(name: str) -> Any:
@@ -191,16 +193,16 @@ def _make(name: str, factory: Any, options: dict[str, Any]) -> Any:
     if not inspect.isclass(factory) and hasattr(factory, "score"):
         return factory
     if not callable(factory):
-        raise ValueError(f"reward {name}: expected a class or function, found {type(factory).__name__}")
+        raise UserError(f"reward {name}: expected a class or function, found {type(factory).__name__}")
     parameters = inspect.signature(factory).parameters.values()
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         accepted = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
         if options["checkpoint"] is not None and "checkpoint" not in accepted:
-            raise ValueError(f"--reward_checkpoint: expected none for {name}, which takes no checkpoint")
+            raise UserError(f"--reward_checkpoint: expected none for {name}, which takes no checkpoint")
         options = {key: value for key, value in options.items() if key in accepted}
     reward = factory(**options)
     if not callable(getattr(reward, "score", None)):
-        raise ValueError(
+        raise UserError(
             f"reward {name}: expected an object with score(prompts, images), found {type(reward).__name__}"
         )
     return reward

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..errors import UserError
+
 
 class Inert:
     """Stands for an object of a class that is not on the allow-list: takes any arguments and does nothing."""
@@ -150,7 +152,7 @@ def read_pickled_module(path: str | Path) -> dict[str, torch.Tensor]:
         `dict[str, torch.Tensor]`: name to tensor, in the precision of the file. Empty if there is no module in it.
 
     Raises:
-        ValueError: if the file is no such archive, or damaged; one line.
+        UserError: if the file is no such archive, or damaged; one line.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -162,4 +164,4 @@ def read_pickled_module(path: str | Path) -> dict[str, torch.Tensor]:
         return _state_dict(module)
     except Exception as error:  # a hostile pickle may fail in any way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"expected a module saved by torch 1.6 or later in {path}, found {reason}") from None
+        raise UserError(f"expected a module saved by torch 1.6 or later in {path}, found {reason}") from None

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..errors import UserError
 from . import check_reward_name, register_spec
 
 
@@ -45,7 +46,7 @@ class RewardSettings:
             would compete with, and this rank's share of the CPU cores, at most 8, for rewards on a GPU.
 
     Raises:
-        ValueError: names the flag whose value cannot be.
+        UserError: names the flag whose value cannot be.
     """
 
     checkpoints: Mapping[str, str] = field(default_factory=dict)
@@ -57,15 +58,15 @@ class RewardSettings:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise ValueError(f"--reward_batch_size: expected at least 1, found {self.batch_size}")
+            raise UserError(f"--reward_batch_size: expected at least 1, found {self.batch_size}")
         for flag, value, known in (
             ("--reward_precision", self.precision, PRECISIONS),
             ("--reward_residency", self.residency, RESIDENCIES),
         ):
             if value not in known:
-                raise ValueError(f"{flag}: expected one of {', '.join(known)}, found {value!r}")
+                raise UserError(f"{flag}: expected one of {', '.join(known)}, found {value!r}")
         if self.num_workers is not None and self.num_workers < 0:
-            raise ValueError(f"--dataloader_num_workers: expected at least 0, found {self.num_workers}")
+            raise UserError(f"--dataloader_num_workers: expected at least 0, found {self.num_workers}")
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, names: Sequence[str]) -> "RewardSettings":
@@ -160,7 +161,7 @@ def load_rewards(
         models (`Mapping[str, Any]`, *optional*): rewards that exist already.
 
     Raises:
-        ValueError: if a checkpoint or package is missing.
+        UserError: if a checkpoint or package is missing.
     """
     given = models or {}
     checkpoints = {name: _checkpoint(name, path) for name, path in settings.checkpoints.items()}
@@ -188,7 +189,7 @@ def _checkpoint(name: str, path: str) -> str:
         return path
     found = reward_checkpoint(name)
     if found is None:
-        raise ValueError(f"--reward_checkpoint: expected a reward that the package ships, found {name}={EMBEDDED}")
+        raise UserError(f"--reward_checkpoint: expected a reward that the package ships, found {name}={EMBEDDED}")
     return found
 
 
@@ -213,31 +214,31 @@ def parse_reward_weights(values: Sequence[str], known: Sequence[str] | None = No
         `dict[str, float]`: weights by name, in the given order.
 
     Raises:
-        ValueError: for an unknown or repeated name, or a weight that is not a number, is negative, or if all are zero.
+        UserError: for an unknown or repeated name, or a weight that is not a number, is negative, or if all are zero.
     """
     weights: dict[str, float] = {}
     for value in values:
         name, separator, text = value.partition("=")
         if known is not None:
             if name not in known:
-                raise ValueError(f"--rewards: expected one of {', '.join(known)}, found {name!r}")
+                raise UserError(f"--rewards: expected one of {', '.join(known)}, found {name!r}")
         elif ":" in name:
             name = register_spec(name)
         else:
             check_reward_name(name)
         if name in weights:
-            raise ValueError(f"--rewards: expected each reward once, found {name} twice")
+            raise UserError(f"--rewards: expected each reward once, found {name} twice")
         try:
             weight = float(text) if separator else 1.0
         except ValueError:
             weight = math.nan
         if not math.isfinite(weight):
-            raise ValueError(f"--rewards: expected {name}=NUMBER, found {value!r}")
+            raise UserError(f"--rewards: expected {name}=NUMBER, found {value!r}")
         if weight < 0:
-            raise ValueError(f"--rewards: expected weights of at least 0, found {value!r}")
+            raise UserError(f"--rewards: expected weights of at least 0, found {value!r}")
         weights[name] = weight
     if not weights:
-        raise ValueError("--rewards: expected at least one reward such as pickscore=0.4, found none")
+        raise UserError("--rewards: expected at least one reward such as pickscore=0.4, found none")
     if not any(weights.values()):
-        raise ValueError(f"--rewards: expected a weight above 0, found {' '.join(values)}")
+        raise UserError(f"--rewards: expected a weight above 0, found {' '.join(values)}")
     return weights

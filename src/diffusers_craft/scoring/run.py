@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from ..core.records import SCORE_SCHEMA
 from ..core.workdir import Stage, rank_and_world
+from ..errors import UserError
 from .decode import Decoded, ImageDecoder
 
 
@@ -104,7 +105,7 @@ def score_images(
             a warning, instead of ending the run.
 
     Raises:
-        ValueError: if a reward returns NaN, infinity or another number of scores, or an image cannot be read.
+        UserError: if a reward returns NaN, infinity or another number of scores, or an image cannot be read.
     """
     named: set[str] = set()
     for names in _passes(rewards, residency):
@@ -142,7 +143,7 @@ def score_candidates(
         shards (`Sequence[int]`, *optional*): which shards to make; by default all that are missing.
 
     Raises:
-        ValueError: if the reward returns NaN or infinity for a valid image, or another number of scores.
+        UserError: if the reward returns NaN or infinity for a valid image, or another number of scores.
     """
     shards = stage.missing() if shards is None else list(shards)
     job = ScoringJob(CandidateImages(candidates), {reward.name: stage})
@@ -187,7 +188,7 @@ def _tasks(job: ScoringJob, shards: Mapping[str, Sequence[int]]) -> list[_Task]:
     for name, numbers in shards.items():
         stage = job.stages[name]
         if job.images.num_rows != stage.num_rows:
-            raise ValueError(f"candidates: expected {stage.num_rows} rows, found {job.images.num_rows}")
+            raise UserError(f"candidates: expected {stage.num_rows} rows, found {job.images.num_rows}")
         for shard in numbers:
             tasks.setdefault(stage.rows(shard), {})[name] = shard
     return [_Task(job, rows, tasks[rows]) for rows in sorted(tasks, key=lambda rows: rows.start)]
@@ -218,7 +219,7 @@ def _usable(rows: list[ImageRow], decoded: list[Decoded | None], unreadable: set
     for row, (index, picture) in zip(rows, enumerate(decoded)):
         if isinstance(picture, str):
             if unreadable is None:
-                raise ValueError(f"image of {row.label}: expected an image file, found {picture}")
+                raise UserError(f"image of {row.label}: expected an image file, found {picture}")
             if row.label not in unreadable:
                 logger.warning("image of %s cannot be read and gets no score (%s)", row.label, picture)
             unreadable.add(row.label)
@@ -235,13 +236,13 @@ def _score_rows(name: str, reward: "Reward | Any", rows: list[ImageRow], picture
     chosen = list(pictures)
     found = np.asarray(reward.score([rows[i].prompt for i in chosen], list(pictures.values())), dtype=np.float32)
     if found.shape != (len(chosen),):
-        raise ValueError(f"reward {name}: expected {len(chosen)} scores, found shape {found.shape}")
+        raise UserError(f"reward {name}: expected {len(chosen)} scores, found shape {found.shape}")
     # A reward that may abstain (a grader without an answer, a rule for other prompts) says so by NaN.
     accepted = np.isfinite(found) | (np.isnan(found) & getattr(reward, "abstains", False))
     if not accepted.all():
         bad = int(np.flatnonzero(~accepted)[0])
         row = rows[chosen[bad]]
-        raise ValueError(
+        raise UserError(
             f"reward {name}: expected a finite score for every valid image, found {found[bad]} "
             f"for {row.label} ({row.prompt!r})"
         )

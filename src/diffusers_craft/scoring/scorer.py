@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..errors import UserError
 from ..rewards.settings import RewardSettings, load_rewards, parse_reward_weights
 from ..selection.composite import composite_reward
 
@@ -30,7 +31,7 @@ class CompositeScorer:
         missing = [name for name in weights if constants is not None and name not in constants["rewards"]]
         if missing:
             known = ", ".join(constants["rewards"])
-            raise ValueError(f"--rewards: expected rewards that the build scored ({known}), found {missing[0]!r}")
+            raise UserError(f"--rewards: expected rewards that the build scored ({known}), found {missing[0]!r}")
         self.models, self.weights, self.constants = models, weights, constants
 
     def score(self, prompts: list[str], images: list[Image.Image]) -> np.ndarray:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..core.files import fingerprint
+from ..errors import UserError
 from .run import ImageRow
 
 
@@ -48,31 +49,31 @@ def open_images(
         the images or captions.
 
     Raises:
-        ValueError: if there is no such source or column, or an image has no caption; names the first one.
+        UserError: if there is no such source or column, or an image has no caption; names the first one.
     """
     path = Path(source).expanduser()
     tables = [path] if path.suffix == ".parquet" and path.is_file() else sorted(path.glob("*.parquet"))
     if captions is not None and (prompt is not None or tables or not path.is_dir()):
-        raise ValueError(f"--captions: expected without --prompt and with a folder of images, found {captions!r}")
+        raise UserError(f"--captions: expected without --prompt and with a folder of images, found {captions!r}")
     if tables:
         return ParquetImages(tables, image_column, caption_column, prompt)
     if path.is_dir():
         return FolderImages(path, caption_column, captions, prompt)
     if path.exists() or path.suffix or source.startswith((".", "/", "~")):
         found = f"the file {source}" if path.exists() else f"nothing at {source}"
-        raise ValueError(f"--images: expected a folder, a Parquet file or a dataset of the Hub, found {found}")
+        raise UserError(f"--images: expected a folder, a Parquet file or a dataset of the Hub, found {found}")
     return DatasetImages(source, image_column, caption_column, prompt)
 
 
 def _pick_caption_column(columns: Iterable[str], asked: str | None, place: str) -> str:
     columns = list(columns)
     if asked is not None and asked not in columns:
-        raise ValueError(
+        raise UserError(
             f"--caption_column: expected one of the columns of {place} ({', '.join(columns)}), found {asked!r}"
         )
     name = asked or next((name for name in CAPTION_COLUMNS if name in columns), None)
     if name is None:
-        raise ValueError(
+        raise UserError(
             f"--caption_column: expected the column of {place} with the captions ({', '.join(columns)}), found none named"
             f" {', '.join(CAPTION_COLUMNS)}; name it, or give one --prompt"
         )
@@ -81,7 +82,7 @@ def _pick_caption_column(columns: Iterable[str], asked: str | None, place: str) 
 
 def _caption(value: Any, label: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"--images: expected a text as the caption of {label}, found {value!r:.60}")
+        raise UserError(f"--images: expected a text as the caption of {label}, found {value!r:.60}")
     return value
 
 
@@ -91,7 +92,7 @@ class FolderImages:
     def __init__(self, folder: Path, caption_column: str | None, captions: str | None, prompt: str | None):
         self.files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         if not self.files:
-            raise ValueError(f"--images: expected images ({', '.join(IMAGE_SUFFIXES)}) in {folder}, found none")
+            raise UserError(f"--images: expected images ({', '.join(IMAGE_SUFFIXES)}) in {folder}, found none")
         self.names = [path.relative_to(folder).as_posix() for path in self.files]
         self.num_rows = len(self.files)
         self.captions = (
@@ -125,7 +126,7 @@ class FolderImages:
         for row, name in enumerate(self.names):
             caption = look_up(row)
             if caption is None:
-                raise ValueError(
+                raise UserError(
                     f"--images: expected a caption for {name} in {place}, found none; give --captions FILE or --prompt TEXT"
                 )
             found.append(caption)
@@ -140,17 +141,17 @@ def read_captions(path: Path, column: str | None = None) -> dict[str, str]:
     """`file_name` to caption from a `.csv` or `.jsonl` file.
 
     Raises:
-        ValueError: if the file is missing, of another kind, or lacks a column.
+        UserError: if the file is missing, of another kind, or lacks a column.
     """
     if path.suffix not in (".csv", ".jsonl") or not path.is_file():
-        raise ValueError(f"--captions: expected a .csv or .jsonl file, found {str(path)!r}")
+        raise UserError(f"--captions: expected a .csv or .jsonl file, found {str(path)!r}")
     with open(path, encoding="utf-8-sig", newline="") as file:
         if path.suffix == ".csv":
             records: list[Mapping[str, Any]] = list(csv.DictReader(file))
         else:
             records = [_parse_line(line, number, path) for number, line in enumerate(file, 1) if line.strip()]
     if not records or "file_name" not in records[0]:
-        raise ValueError(f"--captions: expected a column file_name in {path}, found none")
+        raise UserError(f"--captions: expected a column file_name in {path}, found none")
     column = _pick_caption_column((name for name in records[0] if name != "file_name"), column, str(path))
     return {record["file_name"]: _caption(record.get(column), record["file_name"]) for record in records}
 
@@ -159,9 +160,9 @@ def _parse_line(line: str, number: int, path: Path) -> Mapping[str, Any]:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"--captions: expected JSON in line {number} of {path}, found {error.msg}") from None
+        raise UserError(f"--captions: expected JSON in line {number} of {path}, found {error.msg}") from None
     if not isinstance(record, dict):
-        raise ValueError(f"--captions: expected a JSON object in line {number} of {path}, found {line.strip():.60}")
+        raise UserError(f"--captions: expected a JSON object in line {number} of {path}, found {line.strip():.60}")
     return record
 
 
@@ -185,14 +186,14 @@ class ParquetImages:
             try:
                 file = pq.ParquetFile(path)
             except pa.ArrowInvalid:
-                raise ValueError(f"--images: expected a Parquet file, found other bytes in {path}") from None
+                raise UserError(f"--images: expected a Parquet file, found other bytes in {path}") from None
             self._check_columns(file.schema_arrow, path)
             self._groups += [(file, group) for group in range(file.num_row_groups)]
             sizes += [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         self._starts = [0, *accumulate(sizes)]
         self.num_rows = self._starts[-1]
         if not self.num_rows:
-            raise ValueError(f"--images: expected rows in {self.files[0]}, found none")
+            raise UserError(f"--images: expected rows in {self.files[0]}, found none")
 
     @property
     def identity(self) -> str:
@@ -216,11 +217,11 @@ class ParquetImages:
         columns = schema.names
         if self.image_column not in columns:
             found = f"{self.image_column!r} among {', '.join(columns)}"
-            raise ValueError(f"--image_column: expected the column of images in {path}, found no {found}")
+            raise UserError(f"--image_column: expected the column of images in {path}, found no {found}")
         kind = schema.field(self.image_column).type
         encoded = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
         if not (pa.types.is_binary(encoded) or pa.types.is_large_binary(encoded)):
-            raise ValueError(
+            raise UserError(
                 f"--image_column: expected encoded images in {self.image_column!r} of {path}, found {kind}"
             )
         if self.prompt is None:
@@ -262,12 +263,12 @@ class DatasetImages:
             dataset = datasets.load_dataset(name, split=split or "train")
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(
+            raise UserError(
                 f"--images: expected a folder, a Parquet file or a dataset of the Hub, found {source!r}: {reason}"
             ) from None
         if not isinstance(dataset.features.get(image_column), datasets.Image):
             columns = ", ".join(dataset.column_names)
-            raise ValueError(
+            raise UserError(
                 f"--image_column: expected a column of images of {name} ({columns}), found {image_column!r}"
             )
         others = [column for column in dataset.column_names if column != image_column]

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import UserError
+
 
 NORMALIZATIONS = ("zscore", "minmax", "rank")
 
@@ -19,22 +21,22 @@ def check_weights(weights: Mapping[str, float], scored: Collection[str]) -> None
     """Refuses weights that are negative, not finite, all zero, or of a reward that was not scored.
 
     Raises:
-        ValueError: names the weight.
+        UserError: names the weight.
     """
     for name, weight in weights.items():
         if name not in scored:
-            raise ValueError(f"--rewards: expected weights of scored rewards ({', '.join(scored)}), found {name!r}")
+            raise UserError(f"--rewards: expected weights of scored rewards ({', '.join(scored)}), found {name!r}")
         if not (math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"--rewards: expected weights of at least 0, found {name}={weight:g}")
+            raise UserError(f"--rewards: expected weights of at least 0, found {name}={weight:g}")
     if not any(weights.values()):
-        raise ValueError("--rewards: expected at least one weight above 0, found none")
+        raise UserError("--rewards: expected at least one weight above 0, found none")
 
 
 def score_column(name: str, scores: Sequence[float], length: int) -> np.ndarray:
     """Scores as float64, checked to be one a row; whatever is not finite becomes NaN."""
     column = np.asarray(scores, dtype=np.float64)
     if column.shape != (length,):
-        raise ValueError(f"reward {name!r}: expected {length} scores, one a row, found shape {column.shape}")
+        raise UserError(f"reward {name!r}: expected {length} scores, one a row, found shape {column.shape}")
     return np.where(np.isfinite(column), column, np.nan)
 
 
@@ -50,10 +52,10 @@ def normalization_constants(rewards: Mapping[str, Sequence[float]], normalizatio
         `dict`: `{"normalization": ..., "rewards": {name: {..., "count": valid rows}}}`.
 
     Raises:
-        ValueError: if the normalisation is unknown or a reward has no valid score.
+        UserError: if the normalisation is unknown or a reward has no valid score.
     """
     if normalization not in NORMALIZATIONS:
-        raise ValueError(
+        raise UserError(
             f"--reward_normalization: expected one of {', '.join(NORMALIZATIONS)}, found {normalization!r}"
         )
     constants = {}
@@ -61,7 +63,7 @@ def normalization_constants(rewards: Mapping[str, Sequence[float]], normalizatio
         column = score_column(name, scores, len(scores))
         column = column[~np.isnan(column)]
         if not len(column):
-            raise ValueError(f"reward {name!r}: expected the score of at least one valid image, found none")
+            raise UserError(f"reward {name!r}: expected the score of at least one valid image, found none")
         if normalization == "zscore":
             spread: dict[str, Any] = {"mean": float(column.mean()), "std": float(column.std())}
         elif normalization == "minmax":
@@ -106,7 +108,7 @@ def composite_reward(
         `np.ndarray`: (n,) float64; NaN where a weighted reward is NaN.
 
     Raises:
-        ValueError: if a weight is negative, all are zero, or one names a reward that was not scored.
+        UserError: if a weight is negative, all are zero, or one names a reward that was not scored.
     """
     check_weights(weights, rewards)
     weights = {name: weight for name, weight in weights.items() if weight > 0}
@@ -115,13 +117,13 @@ def composite_reward(
         constants = normalization_constants(used, normalization)
     elif constants["normalization"] != normalization:
         found = constants["normalization"]
-        raise ValueError(
+        raise UserError(
             f"--reward_normalization: expected {found!r} as in the given constants, found {normalization!r}"
         )
     length = len(next(iter(used.values())))
     total = np.zeros(length)
     for name, weight in weights.items():
         if name not in constants["rewards"]:
-            raise ValueError(f"normalisation constants: expected an entry for reward {name!r}, found none")
+            raise UserError(f"normalisation constants: expected an entry for reward {name!r}, found none")
         total += weight * _normalize(score_column(name, used[name], length), normalization, constants["rewards"][name])
     return total

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
+from ..errors import UserError
 from .composite import check_weights, composite_reward, normalization_constants, score_column
 
 
@@ -49,7 +50,7 @@ def rule_rewards(rule: str | Sequence[str], scored: Collection[str] | None = Non
         `tuple[str, ...]`: reward names; empty for `"none"`.
 
     Raises:
-        ValueError: if the rule is unknown or names a reward that was not scored.
+        UserError: if the rule is unknown or names a reward that was not scored.
     """
     names = (rule,) if isinstance(rule, str) else tuple(rule)
     known_rule = len(names) == 1 and names[0] in RULES
@@ -61,7 +62,7 @@ def rule_rewards(rule: str | Sequence[str], scored: Collection[str] | None = Non
     if unknown:
         rewards = "reward names" if scored is None else f"scored rewards ({', '.join(scored)})"
         what = f"rule {names[0]!r}, which needs {unknown[0]!r}" if known_rule else repr(unknown[0])
-        raise ValueError(f"--filter_rule: expected one of {', '.join(RULES)} or {rewards}, found {what}")
+        raise UserError(f"--filter_rule: expected one of {', '.join(RULES)} or {rewards}, found {what}")
     return required
 
 
@@ -73,7 +74,7 @@ def restrict_weights(weights: Mapping[str, float], rule: str | Sequence[str] = "
         rule (`str` or `Sequence[str]`, *optional*, defaults to `"none"`): as in `crf_filter`.
 
     Raises:
-        ValueError: if no reward of the rule has a weight above 0.
+        UserError: if no reward of the rule has a weight above 0.
     """
     check_weights(weights, weights)
     required = rule_rewards(rule)
@@ -81,7 +82,7 @@ def restrict_weights(weights: Mapping[str, float], rule: str | Sequence[str] = "
     total = sum(kept.values())
     if total <= 0:
         names = ", ".join(required)
-        raise ValueError(f"--rewards: expected a weight above 0 for a reward of --filter_rule ({names}), found none")
+        raise UserError(f"--rewards: expected a weight above 0 for a reward of --filter_rule ({names}), found none")
     return {name: weight / total for name, weight in kept.items()}
 
 
@@ -127,7 +128,7 @@ def crf_filter(
         `np.ndarray`: (n,) bool.
 
     Raises:
-        ValueError: if the rule is unknown or names a reward that was not scored.
+        UserError: if the rule is unknown or names a reward that was not scored.
     """
     required = rule_rewards(rule, rewards)
     groups, variants = np.asarray(groups), np.asarray(variants)
@@ -194,12 +195,12 @@ def select_samples(
         `np.ndarray`: (k,) int64 row indices in the order of selection.
 
     Raises:
-        ValueError: if the strategy is unknown or `k` exceeds what is available.
+        UserError: if the strategy is unknown or `k` exceeds what is available.
     """
     if strategy not in STRATEGIES:
-        raise ValueError(f"--selection: expected one of {', '.join(STRATEGIES)}, found {strategy!r}")
+        raise UserError(f"--selection: expected one of {', '.join(STRATEGIES)}, found {strategy!r}")
     if max_per_prompt is not None and max_per_prompt < 0:
-        raise ValueError(f"--max_per_prompt: expected at least 0 (0 is no limit), found {max_per_prompt}")
+        raise UserError(f"--max_per_prompt: expected at least 0 (0 is no limit), found {max_per_prompt}")
     groups, variants = np.asarray(groups), np.asarray(variants)
     composite = score_column("composite", composite, len(groups))
     rows = np.flatnonzero(np.asarray(mask, dtype=bool) & (variants > 0) & ~np.isnan(composite))
@@ -214,10 +215,10 @@ def select_samples(
     if strategy == "all":
         return rows
     if k < 0:
-        raise ValueError(f"--num_samples: expected at least 0, found {k}")
+        raise UserError(f"--num_samples: expected at least 0, found {k}")
     if k > len(rows):
         limit = f", --max_per_prompt {max_per_prompt}" if max_per_prompt else ""
-        raise ValueError(f"--num_samples: expected at most {len(rows)} (what the filter kept{limit}), found {k}")
+        raise UserError(f"--num_samples: expected at most {len(rows)} (what the filter kept{limit}), found {k}")
     return rows[:k]
 
 

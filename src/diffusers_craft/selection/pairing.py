@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..errors import UserError
 from .composite import score_column
 
 
@@ -36,10 +37,10 @@ def group_pairs(
         `np.ndarray`: (p, 2) int64 rows of winner and loser, best winner first; ties in order of (group, variant).
 
     Raises:
-        ValueError: if the pairing is unknown, or fewer than `k` pairs exist.
+        UserError: if the pairing is unknown, or fewer than `k` pairs exist.
     """
     if pairing not in PAIRINGS:
-        raise ValueError(f"--pairing: expected one of {', '.join(PAIRINGS)}, found {pairing!r}")
+        raise UserError(f"--pairing: expected one of {', '.join(PAIRINGS)}, found {pairing!r}")
     groups, variants = np.asarray(groups), np.asarray(variants)
     scores = score_column("composite", scores, len(groups))
     valid = ~np.isnan(scores)
@@ -56,9 +57,9 @@ def group_pairs(
 
 
 def check_num_pairs(k: int | None, found: int) -> None:
-    """Raises a `ValueError` unless `k` of the `found` pairs can be taken; `None` is all."""
+    """Raises a `UserError` unless `k` of the `found` pairs can be taken; `None` is all."""
     if k is not None and not 1 <= k <= found:
-        raise ValueError(f"--num_pairs: expected 1 to {found} (pairs with a winner), found {k}")
+        raise UserError(f"--num_pairs: expected 1 to {found} (pairs with a winner), found {k}")
 
 
 def _first_of_groups(key: np.ndarray, groups: np.ndarray, variants: np.ndarray, mask: np.ndarray) -> dict[int, int]:

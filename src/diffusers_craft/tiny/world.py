@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from ..errors import UserError
+
 
 IMAGE_SIZE = 64  # pixels
 SUPERSAMPLING = 4
@@ -98,11 +100,11 @@ def parse_caption(text: str) -> Caption:
     """Reads the meaning of a caption; words around it (a refiner's) are ignored.
 
     Raises:
-        ValueError: if no caption of this world stands in `text`.
+        UserError: if no caption of this world stands in `text`.
     """
     match = _CAPTION.search(text.lower())
     if match is None:
-        raise ValueError(f"caption: expected a sentence of the tiny world such as 'a red circle', found {text!r}")
+        raise UserError(f"caption: expected a sentence of the tiny world such as 'a red circle', found {text!r}")
     background = match["background"]
     if match["number"]:
         group = Group(COUNTS[match["number"]], match["nshape"], match["ncolor"])

@@ -14,6 +14,8 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, ProjectConfiguration
 
+from ..errors import UserError
+
 
 logger = logging.getLogger(__name__)
 
@@ -22,19 +24,19 @@ def create_accelerator(args: Namespace) -> Accelerator:
     """Accelerate's environment with the flags' precision, accumulation and tracker; only the main process logs.
 
     Raises:
-        ValueError: if the tracker is not installed, or the precision or the distribution does not fit the flags.
+        UserError: if the tracker is not installed, or the precision or the distribution does not fit the flags.
     """
     tracker = args.report_to or ("tensorboard" if find_spec("tensorboard") else "none")
     if tracker != "none" and find_spec(tracker) is None:
         fix = f"`pip install {tracker}` or --report_to none"
-        raise ValueError(f"--report_to: expected an installed tracker, found {tracker}, which is not ({fix})")
+        raise UserError(f"--report_to: expected an installed tracker, found {tracker}, which is not ({fix})")
     output_dir = Path(args.output_dir)
     without_gpu = not (torch.cuda.is_available() or torch.xpu.is_available() or torch.backends.mps.is_available())
     precision = args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision == "fp16" and without_gpu:
-        raise ValueError("--mixed_precision: expected bf16 or no without a GPU, found fp16")
+        raise UserError("--mixed_precision: expected bf16 or no without a GPU, found fp16")
     if args.train_dtype == "bf16" and precision != "bf16":
-        raise ValueError(f"--train_dtype bf16: expected --mixed_precision bf16 with it, found {precision}")
+        raise UserError(f"--train_dtype bf16: expected --mixed_precision bf16 with it, found {precision}")
     several_on_cpus = without_gpu and int(os.environ.get("WORLD_SIZE", 1)) > 1
     accelerator = Accelerator(
         cpu=several_on_cpus,  # else accelerate overlooks what torchrun starts without a GPU
@@ -70,7 +72,7 @@ def _prepare_sharding(accelerator: Accelerator, args: Namespace) -> None:
     for flag, given in sharded.items():
         if given:
             found = accelerator.distributed_type.value
-            raise ValueError(f"{flag}: expected one process or DDP, which keep the weights whole, found {found}")
+            raise UserError(f"{flag}: expected one process or DDP, which keep the weights whole, found {found}")
     if accelerator.distributed_type == DistributedType.FSDP:
         plugin = accelerator.state.fsdp_plugin
         if plugin.mixed_precision_policy is not None:

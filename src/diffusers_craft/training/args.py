@@ -5,6 +5,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import UserError
 from ..models.loading import TUNED_FILES, add_source_arguments
 
 
@@ -49,53 +50,53 @@ def add_training_arguments(
 
 
 def check_training_arguments(args: argparse.Namespace) -> None:
-    """Raises a `ValueError` for flags that contradict each other, lie outside their range or name the wrong folder."""
+    """Raises a `UserError` for flags that contradict each other, lie outside their range or name the wrong folder."""
     if (args.dataset_name is None) == (args.train_data_dir is None):
         given = "neither" if args.dataset_name is None else "both"
-        raise ValueError(f"--dataset_name, --train_data_dir: expected exactly one of the two, found {given}")
+        raise UserError(f"--dataset_name, --train_data_dir: expected exactly one of the two, found {given}")
     if args.use_generated_latents and args.random_flip:
-        raise ValueError("--random_flip: expected no flips with --use_generated_latents, which are not images")
+        raise UserError("--random_flip: expected no flips with --use_generated_latents, which are not images")
     if args.use_generated_latents and getattr(args, "pretrained_vae_model_name_or_path", None) is not None:
         found = f"--pretrained_vae_model_name_or_path {args.pretrained_vae_model_name_or_path}"
-        raise ValueError(
+        raise UserError(
             f"--use_generated_latents: expected the VAE that the latents were generated for, found {found}"
         )
     for words, (allowed, names) in _RANGES.items():
         for name in names.split():
             value = getattr(args, name)
             if value is not None and not allowed(value):  # not a number is never allowed
-                raise ValueError(f"--{name}: expected {words}, found {value}")
+                raise UserError(f"--{name}: expected {words}, found {value}")
     _check_lora_arguments(args)
     _check_hub_arguments(args)
     _check_output_dir(args)
     if args.use_8bit_adam and args.use_adafactor:
-        raise ValueError("--use_8bit_adam, --use_adafactor: expected at most one of the two, found both")
+        raise UserError("--use_8bit_adam, --use_adafactor: expected at most one of the two, found both")
     if args.train_dtype == "bf16" and (args.use_lora or args.use_ema):
         found = (
             "--use_lora, whose adapters are small" if args.use_lora else "--use_ema, whose updates are smaller still"
         )
-        raise ValueError(f"--train_dtype: expected fp32 with {found}, found bf16")
+        raise UserError(f"--train_dtype: expected fp32 with {found}, found bf16")
 
 
 def _check_lora_arguments(args: argparse.Namespace) -> None:
     if not args.use_lora:
         if (args.rank, args.lora_alpha, args.lora_dropout) != (_LORA_RANK, None, 0.0):
-            raise ValueError("--rank, --lora_alpha, --lora_dropout: expected --use_lora with them, found none")
+            raise UserError("--rank, --lora_alpha, --lora_dropout: expected --use_lora with them, found none")
         return
     if args.use_ema:
-        raise ValueError("--use_ema: expected full fine-tuning, found --use_lora, whose adapters are not averaged")
+        raise UserError("--use_ema: expected full fine-tuning, found --use_lora, whose adapters are not averaged")
     if not 0.0 <= args.lora_dropout < 1.0:
-        raise ValueError(f"--lora_dropout: expected a probability in [0, 1), found {args.lora_dropout}")
+        raise UserError(f"--lora_dropout: expected a probability in [0, 1), found {args.lora_dropout}")
 
 
 def _check_hub_arguments(args: argparse.Namespace) -> None:
     if not args.push_to_hub:
         if args.hub_model_id or args.hub_private_repo or args.push_unet_only or args.hub_strategy != "end":
             flags = "--hub_model_id, --hub_private_repo, --hub_strategy, --push_unet_only"
-            raise ValueError(f"{flags}: expected --push_to_hub with them, found none")
+            raise UserError(f"{flags}: expected --push_to_hub with them, found none")
         return
     if args.push_unet_only and args.use_lora:
-        raise ValueError("--push_unet_only: expected full fine-tuning, found --use_lora")
+        raise UserError("--push_unet_only: expected full fine-tuning, found --use_lora")
 
 
 def _check_output_dir(args: argparse.Namespace) -> None:
@@ -103,7 +104,7 @@ def _check_output_dir(args: argparse.Namespace) -> None:
     other, own = ("pipeline", "--use_lora") if args.use_lora else ("lora", "full fine-tuning")
     if (Path(args.output_dir) / TUNED_FILES[other]).is_file():
         wanted = f"expected a folder without {'a pipeline' if args.use_lora else 'LoRA weights'} for {own}"
-        raise ValueError(f"--output_dir: {wanted}, found {TUNED_FILES[other]} in {args.output_dir}; choose another")
+        raise UserError(f"--output_dir: {wanted}, found {TUNED_FILES[other]} in {args.output_dir}; choose another")
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 
 from ..core.files import atomic_write_json
+from ..errors import UserError
 from .weights import FullWeights, LoraWeights, whole_unet
 
 
@@ -39,7 +40,7 @@ def find_checkpoint(resume_from: str, output_dir: str | Path) -> Path | None:
     """The checkpoint that `--resume_from_checkpoint` means; `None` for `latest` in a folder that has none yet.
 
     Raises:
-        ValueError: if a path is given and holds no finished checkpoint.
+        UserError: if a path is given and holds no finished checkpoint.
     """
     if resume_from == "latest":
         checkpoints = list_checkpoints(output_dir)
@@ -50,7 +51,7 @@ def find_checkpoint(resume_from: str, output_dir: str | Path) -> Path | None:
     for path in (given, Path(output_dir) / given.name):  # diffusers takes the name alone, too
         if (path / _STATE_FILE).is_file():
             return path
-    raise ValueError(
+    raise UserError(
         f"--resume_from_checkpoint: expected `latest` or the folder of a finished checkpoint, found {resume_from!r}"
     )
 
@@ -111,7 +112,7 @@ def keep_unet_in_checkpoints(
             weights.load(accelerator.unwrap_model(models.pop()), folder)
         if ema is not None:
             if not (Path(folder) / "unet_ema").is_dir():
-                raise ValueError(f"--use_ema: expected a checkpoint with unet_ema/, found none in {folder}")
+                raise UserError(f"--use_ema: expected a checkpoint with unet_ema/, found none in {folder}")
             ema.load_state_dict(EMAModel.from_pretrained(Path(folder) / "unet_ema", UNet2DConditionModel).state_dict())
             ema.to(accelerator.device)
 

@@ -10,6 +10,7 @@ from accelerate.utils import DistributedType
 from PIL import Image
 
 from ..core.records import derive_seed
+from ..errors import UserError
 from ..models.families import Backbone, Components
 from ..objectives.base import MicroBatch, Noised, Objective
 from ..scoring.scorer import CompositeScorer
@@ -31,7 +32,7 @@ class AlignmentContext:
         scorer (`CompositeScorer`, *optional*): scores images.
 
     Raises:
-        ValueError: if the objective needs a reward or noise predictions and there are none.
+        UserError: if the objective needs a reward or noise predictions and there are none.
     """
 
     def __init__(
@@ -44,9 +45,9 @@ class AlignmentContext:
     ) -> None:
         kind = args.prediction_type or components.noise_scheduler.config.prediction_type
         if type(objective).prepare is not Objective.prepare and kind != "epsilon":
-            raise ValueError(f"--prediction_type: expected epsilon for {type(objective).__name__}, found {kind}")
+            raise UserError(f"--prediction_type: expected epsilon for {type(objective).__name__}, found {kind}")
         if objective.uses_reference and args.use_lora and args.lora_dropout:
-            raise ValueError(f"--lora_dropout: expected 0 beside a reference model, found {args.lora_dropout}")
+            raise UserError(f"--lora_dropout: expected 0 beside a reference model, found {args.lora_dropout}")
         self.objective, self.args, self.backbone, self.scorer = objective, args, backbone, scorer
         self.alphas_cumprod = components.noise_scheduler.alphas_cumprod.double()
         self._vae = components.vae.eval() if scorer is not None else None

@@ -25,6 +25,7 @@ from ..data.preferences import (
     spread,
 )
 from ..data.rows import PairData, TrainingData
+from ..errors import UserError
 from ..models.families import Backbone, Components
 from ..objectives.base import Objective
 from ..objectives.smpo import smoothing_factors
@@ -56,7 +57,7 @@ _UNUSED_FLAGS = {
 
 
 def check_data_arguments(args: Namespace, objective: Objective) -> None:
-    """Raises a `ValueError` for flags about data that the objective has no use for."""
+    """Raises a `UserError` for flags about data that the objective has no use for."""
     name, kind = args.dataset_name or args.train_data_dir, type(objective).__name__
     unused = _UNUSED_FLAGS[objective.unit] | ({} if objective.uses_scores else {"score_range": None})
     if not (objective.uses_reward or objective.uses_scores):
@@ -65,11 +66,11 @@ def check_data_arguments(args: Namespace, objective: Objective) -> None:
         unused = unused | {"caption_column": "prompt"}
     for flag, default in unused.items():
         if (value := getattr(args, flag)) != default:
-            raise ValueError(f"--{flag}: expected none with {kind}, which has no use for it, found {value}")
+            raise UserError(f"--{flag}: expected none with {kind}, which has no use for it, found {value}")
     if args.score_range is not None:
         low, high = args.score_range
         if not (low < high and math.isfinite(high - low)):
-            raise ValueError(f"--score_range: expected MIN below MAX, found {low:g} {high:g}")
+            raise UserError(f"--score_range: expected MIN below MAX, found {low:g} {high:g}")
 
 
 def load_pairs(args: Namespace, objective: Objective, accelerator: Accelerator) -> Preferences:
@@ -80,7 +81,7 @@ def load_pairs(args: Namespace, objective: Objective, accelerator: Accelerator) 
     scored = objective.uses_scores and bool(args.rewards)
     if scored and preferences.scores is not None:
         found = "a build" if is_build(name) else "score_0 and score_1"
-        raise ValueError(f"--rewards: expected pairs without scores to score, found {found} in {name}")
+        raise UserError(f"--rewards: expected pairs without scores to score, found {found} in {name}")
     if scored:
         if args.score_range is not None and args.num_pairs is None:  # then the others' scores are not asked for
             preferences = _random_pairs(preferences, args).without_unused_images()
@@ -110,7 +111,7 @@ def load_data(
         prompts = distinct_prompts(name, dataset, args.caption_column)
         factor = 2 ** (len(components.vae.config.block_out_channels) - 1)
         if args.resolution % factor:
-            raise ValueError(f"--resolution: expected a multiple of {factor} for this VAE, found {args.resolution}")
+            raise UserError(f"--resolution: expected a multiple of {factor} for this VAE, found {args.resolution}")
         chosen = [prompts[row] for row in random_rows(len(prompts), args.max_train_samples, args.seed)]
         return prepare_prompt_data(chosen, backbone, components, args)
     if objective.unit == "single":
@@ -144,10 +145,10 @@ def score_preferences(preferences: Preferences, scorer: CompositeScorer, acceler
 def _with_finite_scores(preferences: Preferences, score_range: list[float] | None) -> Preferences:
     """Without the pairs of which an image has no score: rewards may abstain."""
     if preferences.scores is None:
-        raise ValueError("--dataset_name: expected score_0 and score_1, or --rewards to score with, found neither")
+        raise UserError("--dataset_name: expected score_0 and score_1, or --rewards to score with, found neither")
     scored = np.isfinite(preferences.scores).all(axis=1)
     if not scored.any():
-        raise ValueError(f"--dataset_name: expected pairs with both scores, found none of {len(scored)}")
+        raise UserError(f"--dataset_name: expected pairs with both scores, found none of {len(scored)}")
     if not scored.all():
         words = "%d of %d pairs have an image without a score and are left out."
         logger.warning(words, (~scored).sum(), len(scored))
@@ -155,7 +156,7 @@ def _with_finite_scores(preferences: Preferences, score_range: list[float] | Non
     if score_range is not None:
         return preferences._replace(score_range=score_range[1] - score_range[0])
     if not preferences.score_range > 0:
-        raise ValueError("--dataset_name: expected scores that differ, found all alike")
+        raise UserError("--dataset_name: expected scores that differ, found all alike")
     return preferences
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from ..errors import UserError
 from .checkpoints import checkpoint_step, list_checkpoints
 
 
@@ -48,7 +49,7 @@ class MetricLog:
         """Reads what is pending and returns the latest entry.
 
         Raises:
-            ValueError: if the loss or the gradient is not finite.
+            UserError: if the loss or the gradient is not finite.
         """
         if self._pending is not None:
             step, learning_rate, names, tensor, copied = self._pending
@@ -63,7 +64,7 @@ class MetricLog:
                 end = step - 1 if math.isfinite(values["train_loss"]) else step - 2
                 good = [path for path in list_checkpoints(self.output_dir) if checkpoint_step(path) <= end]
                 kept = f"the last good checkpoint is {good[-1]}" if good else "there is no good checkpoint"
-                raise ValueError(f"step {step}: {' and '.join(wrong)}; {kept}; {self.advice}")
+                raise UserError(f"step {step}: {' and '.join(wrong)}; {kept}; {self.advice}")
             finite = {name: value for name, value in values.items() if math.isfinite(value)}  # no rows of that sign
             self.accelerator.log(finite | {"lr": learning_rate}, step=step)
             self.history.append({"step": step, "lr": learning_rate} | finite)

@@ -35,7 +35,7 @@ def train_alignment(args: Namespace, objective: Objective) -> TrainingRun:
         `TrainingRun`: finished.
 
     Raises:
-        ValueError: for flags or data that the objective cannot use.
+        UserError: for flags or data that the objective cannot use.
     """
     check_training_arguments(args)
     check_data_arguments(args, objective)

@@ -7,6 +7,7 @@ import re
 import typing
 from collections.abc import Sequence
 
+from ..errors import UserError
 from ..models.families import BACKBONES
 from ..objectives.base import Objective
 from ..objectives.inpo import InPO
@@ -87,18 +88,18 @@ def objective_from_args(
     """The objective that the flags describe; what they leave open is the paper's for `--backbone`, else the default.
 
     Raises:
-        ValueError: if a flag of another objective was given, or one that the objective has no use for.
+        UserError: if a flag of another objective was given, or one that the objective has no use for.
     """
     own = {name for name, _, _ in _options(kind)}
     for other in kinds:
         for name, _, _ in _options(other):
             if name not in own and getattr(args, name) is not None:
-                raise ValueError(f"--{name}: expected an option of {kind.__name__}, found one of {other.__name__}")
+                raise UserError(f"--{name}: expected an option of {kind.__name__}, found one of {other.__name__}")
     given = {name: getattr(args, name) for name in own if getattr(args, name) is not None}
     objective = kind(**_backbone_defaults(kind, args.backbone) | given)
     if objective.own_noise and args.noise_offset:
         expected = f"expected 0 for {kind.__name__}, which does not train on the noise that gets it"
-        raise ValueError(f"--noise_offset: {expected}, found {args.noise_offset}")
+        raise UserError(f"--noise_offset: {expected}, found {args.noise_offset}")
     return objective
 
 

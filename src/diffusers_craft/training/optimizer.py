@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import torch
 
 from ..core.records import derive_seed
+from ..errors import UserError
 
 
 _CHUNK = 2**24  # elements that are updated together in float32: 64 MB each for weights and gradients
@@ -25,7 +26,7 @@ def create_optimizer(
         learning_rate (`float`): after `--scale_lr`.
 
     Raises:
-        ValueError: if `--use_8bit_adam` is asked for and bitsandbytes is missing.
+        UserError: if `--use_8bit_adam` is asked for and bitsandbytes is missing.
     """
 
     def create(trained: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -133,7 +134,7 @@ class StochasticRounding(torch.optim.Optimizer):
 def _bitsandbytes():
     if find_spec("bitsandbytes") is None:
         fix = "pip install diffusers-craft[8bit]"
-        raise ValueError(f"--use_8bit_adam: expected an installed bitsandbytes, found none ({fix})")
+        raise UserError(f"--use_8bit_adam: expected an installed bitsandbytes, found none ({fix})")
     import bitsandbytes
 
     return bitsandbytes

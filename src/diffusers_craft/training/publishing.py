@@ -33,7 +33,7 @@ class TrainingHub:
         paths (`dict[str, str]`): `local_paths` of the flags as the run begins, since they may be gone at its end.
 
     Raises:
-        ValueError: if this account may not write to `--hub_model_id`; before anything is trained.
+        UserError: if this account may not write to `--hub_model_id`; before anything is trained.
     """
 
     def __init__(self, args: Namespace, is_main: bool) -> None:
@@ -65,7 +65,7 @@ class TrainingHub:
         """Publishes the finished run.
 
         Raises:
-            ValueError: if the upload fails; everything is saved by then.
+            UserError: if the upload fails; everything is saved by then.
         """
         if self.is_active:
             command = ["python", "publish_craft.py", "--output_dir", self.args.output_dir]

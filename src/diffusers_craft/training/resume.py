@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
+from ..errors import UserError
 from .checkpoints import checkpoint_step, find_checkpoint, list_checkpoints, read_state
 
 
@@ -74,12 +75,12 @@ def resume(
         `dict`: the state of the checkpoint; empty for a new run.
 
     Raises:
-        ValueError: if the run would mix with another one's checkpoints, or cannot go on from this one.
+        UserError: if the run would mix with another one's checkpoints, or cannot go on from this one.
     """
     if args.resume_from_checkpoint is None:
         if earlier := list_checkpoints(args.output_dir):
             wanted = "expected a folder without checkpoints, or --resume_from_checkpoint"
-            raise ValueError(f"--output_dir: {wanted}, found {earlier[-1].name} in {args.output_dir}")
+            raise UserError(f"--output_dir: {wanted}, found {earlier[-1].name} in {args.output_dir}")
         return {}
     path = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
     if path is None:
@@ -103,28 +104,28 @@ def check_place(path: Path, step: int, output_dir: str | Path, max_train_steps: 
     """Whether a run may go on from a step in this folder.
 
     Raises:
-        ValueError: if the folder has later checkpoints, which rotation and `latest` would take for this run's, or if
+        UserError: if the folder has later checkpoints, which rotation and `latest` would take for this run's, or if
             the run is over.
     """
     newest = list_checkpoints(output_dir)[-1:]
     if newest and checkpoint_step(newest[0]) > step:
         wanted = f"expected no later checkpoint than {path.name} in {output_dir}"
         fix = "move it away, or give another --output_dir"
-        raise ValueError(f"--resume_from_checkpoint: {wanted}, found {newest[0].name}; {fix}")
+        raise UserError(f"--resume_from_checkpoint: {wanted}, found {newest[0].name}; {fix}")
     if step > max_train_steps:
-        raise ValueError(f"--max_train_steps: expected at least {step}, the steps of {path}, found {max_train_steps}")
+        raise UserError(f"--max_train_steps: expected at least {step}, the steps of {path}, found {max_train_steps}")
 
 
 def check_recipe(then: Mapping, now: Mapping, path: Path) -> None:
     """Compares `recipe`s: what the state depends on must be the same, and any other change is logged.
 
     Raises:
-        ValueError: if the optimizer or the form of the weights is another one.
+        UserError: if the optimizer or the form of the weights is another one.
     """
     for name in _BOUND:
         if name in then and then[name] != now[name]:
             why = "its state has that form; start anew in another --output_dir"
-            raise ValueError(f"--{name}: expected {then[name]}, as in {path}, found {now[name]}; {why}")
+            raise UserError(f"--{name}: expected {then[name]}, as in {path}, found {now[name]}; {why}")
     for name in sorted(set(then) & set(now)):
         if then[name] != now[name]:
             logger.warning("--%s of the checkpoint is %s, now %s: not the same run.", name, then[name], now[name])

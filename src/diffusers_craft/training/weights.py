@@ -16,6 +16,7 @@ from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_
 from safetensors.torch import load_file
 
 from ..core.records import derive_seed
+from ..errors import UserError
 from ..models.loading import LORA_FILE, dtype_argument
 
 
@@ -65,7 +66,7 @@ class LoraWeights:
 
     def __init__(self, args: Namespace, pipeline_class: str) -> None:
         if find_spec("peft") is None:
-            raise ValueError("--use_lora: expected an installed peft, found none (pip install diffusers-craft[lora])")
+            raise UserError("--use_lora: expected an installed peft, found none (pip install diffusers-craft[lora])")
         self.rank, self.dropout, self.seed = args.rank, args.lora_dropout, args.seed
         self.alpha = args.rank if args.lora_alpha is None else args.lora_alpha
         self.pipeline_class = getattr(diffusers, pipeline_class)

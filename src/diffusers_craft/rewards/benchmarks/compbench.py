@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from transformers import BertTokenizerFast, BlipForQuestionAnswering
 
+from ...errors import UserError
 from ..base import Reward, cosines
 from ..checkpoints import describe_checkpoint, find_checkpoint
 from ..clip_score import ClipScoreReward
@@ -31,14 +32,14 @@ def load_parser() -> Parse:
     """spaCy's small English model, the official one, as a function of a prompt.
 
     Raises:
-        ValueError: if spaCy or its model is not installed.
+        UserError: if spaCy or its model is not installed.
     """
     try:
         import spacy
 
         nlp = spacy.load("en_core_web_sm")
     except (ImportError, OSError):
-        raise ValueError(
+        raise UserError(
             "reward t2i_compbench: needs the package spacy and its English model; install them with: "
             "pip install spacy && python -m spacy download en_core_web_sm"
         ) from None
@@ -115,7 +116,7 @@ class CompBenchReward(Reward):
         blip = BlipForQuestionAnswering.from_pretrained(self._path).float().eval().to(self.device)
         tokenizer = BertTokenizerFast.from_pretrained(self._path)
         if tokenizer.unk_token_id in tokenizer.convert_tokens_to_ids(["yes", "no"]):
-            raise ValueError(
+            raise UserError(
                 f"--reward_checkpoint t2i_compbench: expected the words yes and no in the vocabulary of {self._path}"
             )
         return LoadedBlip(blip, tokenizer)
@@ -149,7 +150,7 @@ class CompBenchReward(Reward):
 
     def _score_one(self, prompt: str, image: Image.Image) -> float:
         if prompt not in self._kinds:
-            raise ValueError(f"--rewards t2i_compbench: expected a prompt of its own file, found {prompt!r}")
+            raise UserError(f"--rewards t2i_compbench: expected a prompt of its own file, found {prompt!r}")
         category, label = self._kinds[prompt]
         wanted = evaluators(category, label)
         if "unidet" in wanted:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ...errors import UserError
+
 
 ATTRIBUTES = ("color", "shape", "texture")  # categories judged by BLIP-VQA
 CATEGORIES = (*ATTRIBUTES, "spatial", "non_spatial", "complex")
@@ -24,15 +26,15 @@ def evaluators(category: str, three_in_one: str | None = None) -> tuple[str, ...
     """Which of `blip`, `clip` and `unidet` a prompt's score is the mean of.
 
     Raises:
-        ValueError: for an unknown category or label.
+        UserError: for an unknown category or label.
     """
     if category == "complex":
         label = three_in_one or "spatialaction"
         if label not in THREE_IN_ONE:
-            raise ValueError(f"three_in_one: expected one of {', '.join(THREE_IN_ONE)}, found {label!r}")
+            raise UserError(f"three_in_one: expected one of {', '.join(THREE_IN_ONE)}, found {label!r}")
         return THREE_IN_ONE[label]
     if category not in CATEGORIES:
-        raise ValueError(f"category: expected one of {', '.join(CATEGORIES)}, found {category!r}")
+        raise UserError(f"category: expected one of {', '.join(CATEGORIES)}, found {category!r}")
     return {"spatial": ("unidet",), "non_spatial": ("clip",)}.get(category, ("blip",))
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from torch.nn import functional as F
 from transformers import Mask2FormerForUniversalSegmentation
 
+from ...errors import UserError
 from ..base import Reward, l2_normalize
 from ..checkpoints import describe_checkpoint, find_checkpoint
 from ..clip_score import ClipScoreReward
@@ -128,14 +129,14 @@ class GenEvalReward(Reward):
         for requirements in asked.values():
             unknown = {wanted["class"] for wanted in requirements["include"]} - set(CLASSES)
             if unknown:
-                raise ValueError(f"--rewards geneval: expected classes of COCO, found {sorted(unknown)[0]!r}")
+                raise UserError(f"--rewards geneval: expected classes of COCO, found {sorted(unknown)[0]!r}")
         self._requirements |= asked
         return True
 
     def _load(self) -> LoadedGenEval:
         detector = Mask2FormerForUniversalSegmentation.from_pretrained(self._path).float().eval().to(self.device)
         if detector.config.num_labels != len(CLASSES):
-            raise ValueError(
+            raise UserError(
                 f"--reward_checkpoint geneval: expected a detector of COCO's {len(CLASSES)} classes, "
                 f"found {detector.config.num_labels}"
             )
@@ -178,7 +179,7 @@ class GenEvalReward(Reward):
     def explain(self, prompt: str, image: Image.Image) -> list[str]:
         """Why an image does not show its prompt; empty if it does."""
         if prompt not in self._requirements:
-            raise ValueError(f"--rewards geneval: expected a prompt of GenEval's own file, found {prompt!r}")
+            raise UserError(f"--rewards geneval: expected a prompt of GenEval's own file, found {prompt!r}")
         requirements = self._requirements[prompt]
         objects = keep_detections(self.detect(image), counting=requirements.get("tag") == "counting")
         return find_failures(objects, requirements, lambda found: self.find_colors(image, found))

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import UserError
+
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 MIN_SCORE = 0.3
@@ -109,7 +111,7 @@ def _wrong_color(
     found: Sequence[Detection], color: str, name: str, count: int, color_of: ColorOf | None
 ) -> str | None:
     if color_of is None:
-        raise ValueError(f"geneval: expected a colour classifier for {color} {name}, found none")
+        raise UserError(f"geneval: expected a colour classifier for {color} {name}, found none")
     colors = list(color_of(found))
     if colors.count(color) >= count:
         return None

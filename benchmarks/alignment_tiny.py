@@ -33,14 +33,12 @@ from diffusers_craft import (
     GenerationSettings,
     RewardSettings,
     TrainingRun,
-    atomic_write_json,
-    derive_seed,
     exact_score,
     generate_images,
     load_pipeline,
     load_prompts,
-    load_rewards,
 )
+from diffusers_craft.scripts import atomic_write_json, derive_seed, load_rewards
 
 
 ROOT = Path(__file__).parents[1]

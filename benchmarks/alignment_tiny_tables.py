@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from alignment_methods import BATCH, METHODS, STEPS
 
-from diffusers_craft import atomic_write_bytes, atomic_write_json, bootstrap_interval, win_rate
+from diffusers_craft import bootstrap_interval, win_rate
+from diffusers_craft.scripts import atomic_write_bytes, atomic_write_json
 
 
 OWN_RATE = 1e-4  # stands for a method that was tried with several

@@ -32,7 +32,8 @@ import torch
 from open_clip.model import CLIP
 from PIL import Image
 
-from diffusers_craft import RewardSettings, load_reward, load_rewards
+from diffusers_craft import RewardSettings, load_reward
+from diffusers_craft.scripts import load_rewards
 
 
 RESULTS = Path(__file__).parent / "results"

@@ -32,15 +32,12 @@ from diffusers.optimization import get_scheduler
 from PIL import Image
 from torchvision import transforms
 
-from diffusers_craft import (
-    SD15,
-    SDXL,
+from diffusers_craft import SD15, SDXL, TrainingRun, craft_loss
+from diffusers_craft.scripts import (
     Components,
     ModelSource,
     TrainingData,
-    TrainingRun,
     add_training_arguments,
-    craft_loss,
     create_accelerator,
     prepare_training_data,
 )

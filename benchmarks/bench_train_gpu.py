@@ -25,16 +25,13 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from diffusers_craft import (
-    SD15,
-    SDXL,
+from diffusers_craft import SD15, SDXL, TrainingRun, craft_loss
+from diffusers_craft.scripts import (
     Components,
     ModelSource,
     TrainingData,
-    TrainingRun,
     add_training_arguments,
     check_training_arguments,
-    craft_loss,
     create_accelerator,
     forward_flops,
     run_script,

@@ -15,17 +15,12 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from diffusers_craft import (
-    SD15,
-    SDXL,
-    GenerationSettings,
+from diffusers_craft import SD15, SDXL, GenerationSettings, generate_images, load_pipeline, load_prompts
+from diffusers_craft.scripts import (
     ModelSource,
     add_training_arguments,
     default_device,
     derive_seed,
-    generate_images,
-    load_pipeline,
-    load_prompts,
     prepare_training_data,
     vae_fingerprint,
 )

@@ -66,7 +66,7 @@ def do(job: dict) -> None:
     if "code" in job:
         exec(compile(job["code"], "<job>", "exec"), {"__name__": "__main__"})
         return
-    from diffusers_craft import run_script
+    from diffusers_craft.scripts import run_script
 
     os.environ.update(job["environment"])
     os.chdir(job["folder"])

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import diffusers_craft
+from diffusers_craft import scripts
 
 
 # The interface that users write code against: names and leading parameters may be added to, never renamed.
@@ -39,6 +40,11 @@ def test_every_public_name_exists(name):
     if inspect.isfunction(value) or inspect.isclass(value):
         assert value.__doc__, f"{name} has no docstring"
         assert value.__name__ == name
+
+
+@pytest.mark.parametrize("name", scripts.__all__)
+def test_every_name_of_the_scripts_exists(name):
+    assert getattr(scripts, name) is not None and name not in diffusers_craft.__all__
 
 
 @pytest.mark.parametrize("name", SIGNATURES)

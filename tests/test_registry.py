@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusers_craft import load_reward, parse_reward_weights, register_reward
+from diffusers_craft import load_reward, register_reward
 from diffusers_craft.rewards import registry, reward_names
+from diffusers_craft.scripts import parse_reward_weights
 
 
 OWN = """

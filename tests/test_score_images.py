@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 import diffusers_craft
-from diffusers_craft import load_reward, open_images, run_script
+from diffusers_craft import load_reward, open_images
+from diffusers_craft.scripts import run_script
 from diffusers_craft.tiny import reward_checkpoint
 
 

@@ -10,21 +10,20 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from diffusers_craft import (
+from diffusers_craft import RewardSettings, score_images
+from diffusers_craft.core.records import CANDIDATE_SCHEMA, SCORE_SCHEMA
+from diffusers_craft.core.workdir import Stage
+from diffusers_craft.rewards import reward_names
+from diffusers_craft.scoring import decode as decode_module
+from diffusers_craft.scripts import (
     CandidateImages,
-    RewardSettings,
     ScoringJob,
     WorkDir,
     load_rewards,
     parse_reward_weights,
     reward_source,
     score_candidates,
-    score_images,
 )
-from diffusers_craft.core.records import CANDIDATE_SCHEMA, SCORE_SCHEMA
-from diffusers_craft.core.workdir import Stage
-from diffusers_craft.rewards import reward_names
-from diffusers_craft.scoring import decode as decode_module
 
 
 class Brightness:

@@ -26,14 +26,16 @@ from diffusers.utils import check_min_version
 from diffusers_craft import (
     CRAFTDatasetBuilder,
     GenerationSettings,
-    HubRepo,
     RewardSettings,
-    add_reward_arguments,
-    add_source_arguments,
-    default_device,
     load_pipeline,
     load_prompts,
     load_refiner,
+)
+from diffusers_craft.scripts import (
+    HubRepo,
+    add_reward_arguments,
+    add_source_arguments,
+    default_device,
     parse_reward_weights,
     rank_and_world,
     run_script,

@@ -15,7 +15,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusers_craft import UserError, compare_results, load_results, run_script, write_comparison
+from diffusers_craft import UserError, compare_results
+from diffusers_craft.scripts import load_results, run_script, write_comparison
 
 
 def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:

@@ -20,7 +20,8 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from diffusers_craft import publish_dataset, publish_model, run_script
+from diffusers_craft import publish_dataset, publish_model
+from diffusers_craft.scripts import run_script
 
 
 def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:

@@ -31,21 +31,18 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from diffusers_craft import (
-    RewardSettings,
+from diffusers_craft import RewardSettings, UserError, open_images, score_images
+from diffusers_craft.scripts import (
     ScoringJob,
-    UserError,
     WorkDir,
     add_reward_arguments,
     atomic_write_bytes,
     default_device,
     load_rewards,
-    open_images,
     parse_reward_weights,
     rank_and_world,
     reward_source,
     run_script,
-    score_images,
     write_run_json,
 )
 

@@ -20,15 +20,12 @@ from collections.abc import Sequence
 
 from diffusers.utils import check_min_version
 
-from diffusers_craft import (
-    SDXL,
+from diffusers_craft import SDXL, TrainingRun, craft_loss, load_craft_dataset
+from diffusers_craft.scripts import (
     ModelSource,
-    TrainingRun,
     add_training_arguments,
     check_training_arguments,
-    craft_loss,
     create_accelerator,
-    load_craft_dataset,
     prepare_training_data,
     run_script,
 )

@@ -25,13 +25,8 @@ from collections.abc import Sequence
 
 from diffusers.utils import check_min_version
 
-from diffusers_craft import (
-    DPO,
-    DSPO,
-    KTO,
-    SPO,
-    InPO,
-    MaPO,
+from diffusers_craft import DPO, DSPO, KTO, SPO, InPO, MaPO
+from diffusers_craft.scripts import (
     add_alignment_arguments,
     add_objective_options,
     add_reward_arguments,

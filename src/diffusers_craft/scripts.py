@@ -1,0 +1,67 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""What the scripts in `examples/` and `benchmarks/` need besides the public names: flags, records, parts of a run.
+
+Names here may change from one version to the next; a copied script says which version it belongs to.
+"""
+
+from ._lazy import lazy_names
+
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "build.report": ["write_build_report"],
+        "core.files": ["atomic_write_bytes", "atomic_write_json", "fingerprint"],
+        "core.records": ["derive_seed"],
+        "core.run_record": ["recorded_option", "write_run_json"],
+        "core.script": ["default_device", "parse_pairs", "run_script"],
+        "core.workdir": ["Stage", "WorkDir", "rank_and_world"],
+        "data.encoding": ["prepare_training_data"],
+        "data.preferences": ["composite_scores", "load_preferences"],
+        "data.rows": ["TrainingData"],
+        "evaluation.alarms": ["find_alarms", "run_checks"],
+        "evaluation.args": ["add_evaluation_arguments", "images_per_prompt", "parse_models"],
+        "evaluation.compare": ["load_results", "write_comparison"],
+        "evaluation.measures": [
+            "clip_embedding",
+            "decode_images",
+            "image_statistics",
+            "measure_images",
+            "read_statistics",
+            "thumbnail_embedding",
+        ],
+        "evaluation.report": ["ReportRow", "draw_comparison", "read_examples", "write_evaluation_report"],
+        "evaluation.summary": ["evaluation_rows", "summarize", "write_evaluation"],
+        "evaluation.tables": ["format_checks", "format_csv", "format_latex", "format_table"],
+        "figures.grid": ["image_grid"],
+        "hub.upload": ["HubRepo"],
+        "models.families": ["BACKBONES", "Components", "ModelSource"],
+        "models.generation": ["generate_candidates", "generation_options"],
+        "models.latents": ["vae_fingerprint"],
+        "models.loading": ["add_source_arguments"],
+        "models.noise": ["min_snr_weights"],
+        "objectives.craft": ["transform_advantages"],
+        "objectives.dpo": ["dpo_loss"],
+        "objectives.dspo": ["dspo_loss"],
+        "objectives.kto": ["kto_loss"],
+        "objectives.mapo": ["mapo_loss"],
+        "objectives.sharpening": ["sharpening_preference_loss"],
+        "objectives.smpo": ["smoothing_factors", "smpo_loss"],
+        "objectives.spo": ["spo_loss"],
+        "prompts.refiners": ["refine_prompts"],
+        "prompts.sets": ["PROMPT_SETS", "PromptSet"],
+        "rewards.mps": ["convert_mps_checkpoint"],
+        "rewards.settings": ["add_reward_arguments", "load_rewards", "parse_reward_weights", "reward_source"],
+        "scoring.run": ["CandidateImages", "ScoringJob", "score_candidates"],
+        "selection.filtering": ["restrict_weights", "rule_rewards"],
+        "selection.funnel": ["funnel"],
+        "tiny": ["embedded_rewards", "is_tiny"],
+        "tiny.scorer": ["ExactReward"],
+        "tiny.world": ["parse_caption"],
+        "training.accelerator": ["create_accelerator"],
+        "training.args": ["add_training_arguments", "check_training_arguments"],
+        "training.loop": ["train_alignment"],
+        "training.objective_args": ["add_alignment_arguments", "add_objective_options", "objective_from_args"],
+        "training.speed": ["forward_flops", "speed_report"],
+    },
+)

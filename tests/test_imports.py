@@ -53,13 +53,13 @@ def floors_imported(path: Path, package: Path = PACKAGE) -> Iterator[tuple[str, 
     own = path.relative_to(package).parts[0] if path.parent != package else ""
     for module, names in imported(path, package):
         if module == "diffusers_craft":
-            folders = {name if name in FLOOR_OF or (package / name).is_dir() else "" for name in names}
+            parts = set(names)
         elif module.startswith("diffusers_craft."):
-            folders = {module.split(".")[1]}
+            parts = {module.split(".")[1]}
         else:
             continue
-        for folder in folders - {own}:
-            yield folder, FLOOR_OF[folder] if folder and (package / folder).is_dir() else 0
+        for folder in {part if (package / part).is_dir() else "" for part in parts} - {own}:
+            yield folder, FLOOR_OF[folder] if folder else 0
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))

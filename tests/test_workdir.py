@@ -26,7 +26,7 @@ import os
 import signal
 import sys
 import pyarrow as pa
-from diffusers_craft.workdir import WorkDir
+from diffusers_craft.core.workdir import WorkDir
 
 rank, world, die_at = map(int, sys.argv[2:])
 calls = iter(range(10**6))

@@ -43,32 +43,6 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename durable; some systems (Windows) cannot open folders and need no sync."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass  # network file systems without folder sync
-    finally:
-        os.close(descriptor)
-
-
-def _is_running(pid: int) -> bool:
-    if os.name == "nt":  # signal 0 would end the process there
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it lives, but belongs to somebody else
-        return True
-    return True
-
-
 def remove_leftovers(folder: Path) -> None:
     """Removes temporary files whose writer is dead; those of living ranks stay."""
     for temporary in folder.glob("*.tmp"):
@@ -80,3 +54,24 @@ def remove_leftovers(folder: Path) -> None:
                 temporary.unlink(missing_ok=True)
         except (FileNotFoundError, ValueError):
             continue  # another rank was faster, or the name is not ours
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # network file systems without folder sync
+    finally:
+        os.close(descriptor)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it lives, but belongs to somebody else
+        pass
+    return True

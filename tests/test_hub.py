@@ -387,7 +387,7 @@ def test_a_checkpoint_without_files_leaves_the_last_one_on_the_hub(hub, driver, 
     code = f"""
 from argparse import Namespace
 from pathlib import Path
-from diffusers_craft.training_hub import TrainingHub
+from diffusers_craft.training.publishing import TrainingHub
 args = Namespace(push_to_hub=True, hub_model_id="org/emptied", hub_private_repo=False, hub_strategy="checkpoint")
 args.output_dir = {str(tmp_path)!r}
 run = TrainingHub(args, is_main=True)

@@ -11,19 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from ..errors import UserError
-from .composite import check_weights, composite_reward, normalization_constants, score_column
+from .composite import check_weights, score_column
 
-
-__all__ = [
-    "RULES",
-    "composite_reward",
-    "crf_filter",
-    "group_advantages",
-    "normalization_constants",
-    "restrict_weights",
-    "rule_rewards",
-    "select_samples",
-]
 
 # S of eq. 4: the rewards on which one and the same refined image must win.
 RULES: dict[str, tuple[str, ...]] = {
@@ -86,7 +75,7 @@ def restrict_weights(weights: Mapping[str, float], rule: str | Sequence[str] = "
     return {name: weight / total for name, weight in kept.items()}
 
 
-def _valid(rewards: Mapping[str, Sequence[float]], length: int) -> np.ndarray:
+def valid_rows(rewards: Mapping[str, Sequence[float]], length: int) -> np.ndarray:
     """(n,) bool: rows that have every reward."""
     valid = np.ones(length, dtype=bool)
     for name, scores in rewards.items():
@@ -94,7 +83,7 @@ def _valid(rewards: Mapping[str, Sequence[float]], length: int) -> np.ndarray:
     return valid
 
 
-def _beats_baseline(columns: Mapping[str, np.ndarray], groups: np.ndarray, variants: np.ndarray) -> np.ndarray:
+def beats_baseline(columns: Mapping[str, np.ndarray], groups: np.ndarray, variants: np.ndarray) -> np.ndarray:
     """(n,) bool: rows j >= 1 that score strictly higher than their group's j = 0 on every column."""
     unique, index = np.unique(groups, return_inverse=True)
     is_baseline = variants == 0
@@ -132,8 +121,8 @@ def crf_filter(
     """
     required = rule_rewards(rule, rewards)
     groups, variants = np.asarray(groups), np.asarray(variants)
-    valid = _valid(rewards, len(groups))
-    wins = valid & _beats_baseline({name: rewards[name] for name in required}, groups, variants)
+    valid = valid_rows(rewards, len(groups))
+    wins = valid & beats_baseline({name: rewards[name] for name in required}, groups, variants)
     return valid & np.isin(groups, groups[wins])
 
 

@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 
 from ..core.files import atomic_write_json, fingerprint, remove_leftovers
 from ..core.run_record import write_run_json
-from ..core.workdir import Stage, WorkDir, rank_and_world
+from ..core.workdir import BUILD_FILE, CONSTANTS_FILE, Stage, WorkDir, rank_and_world
 from ..data.dataset import SCORED_COLUMNS, assemble_dataset, assemble_scores, save_dataset, save_scores, take_rows
 from ..errors import UserError
 from ..hub.dataset import publish_dataset
@@ -263,7 +263,7 @@ class CRAFTDatasetBuilder:
         folder = Path(self.output_dir)
         sources = {name: reward_source(model) for name, model in self._models.items()}
         constants = {name: entry | {"source": sources[name]} for name, entry in pool.constants["rewards"].items()}
-        atomic_write_json(folder / "normalization.json", {**pool.constants, "rewards": constants})
+        atomic_write_json(folder / CONSTANTS_FILE, {**pool.constants, "rewards": constants})
         own = {
             **options,
             "rewards": dict(self.rewards),
@@ -275,7 +275,7 @@ class CRAFTDatasetBuilder:
             "generation_batch_size": self.settings.batch_size,
         }
         write_run_json(
-            folder / "craft_build.json",
+            folder / BUILD_FILE,
             {**run_options, **own, "prompts": run_options.get("prompts", own["prompts"])},
             base_model=as_hub_id(self.pipeline.name_or_path),
             stage_options=options,

@@ -37,6 +37,11 @@ def atomic_write_json(path: str | os.PathLike, value: Any) -> None:
     atomic_write_bytes(path, (text + "\n").encode())
 
 
+def read_json(path: str | os.PathLike) -> Any:
+    """The content of a JSON file."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
 def fingerprint(value: Any) -> str:
     """A short hash of anything that JSON can hold, to stand for long options (a list of prompts) in `options`."""
     text = json.dumps(value, sort_keys=True, default=os.fspath)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 
-PAPER = "https://arxiv.org/abs/2603.18991"
+ARXIV = "2603.18991"
+PAPER = f"https://arxiv.org/abs/{ARXIV}"
 CITATION = """```bibtex
 @article{craft2026,
   title   = {CRAFT: Aligning Diffusion Models with Fine-Tuning Is Easier Than You Think},

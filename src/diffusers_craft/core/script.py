@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""What every command-line script does alike: user errors as one line, the device, flags that name a precision or pairs."""
+"""What every command-line script does alike: user errors as one line, the device, what flags mean."""
 
 import os
 import sys
@@ -17,8 +17,7 @@ USER_ERROR_EXIT_CODE = 2  # argparse's own
 def run_script(main: Callable[[Namespace], Any], args: Namespace) -> None:
     """Calls `main(args)`; a user error ends the process with one line on stderr and exit code 2.
 
-    A user error is a `UserError`, of this package or of the script itself. Anything else is a defect, whose traceback is
-    needed, and is left alone.
+    Anything but a `UserError` is a defect, whose traceback is needed, and is left alone.
 
     Args:
         main (`Callable`): the script's `main`.

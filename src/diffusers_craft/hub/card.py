@@ -29,6 +29,11 @@ def link(repo_id: str, kind: str = "") -> str:
     return f"[`{repo_id}`](https://huggingface.co/{kind}{repo_id})"
 
 
+def versions_text(record: Mapping[str, Any]) -> str:
+    """The libraries of a recorded run in one line."""
+    return ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)
+
+
 def _cell(value: Any) -> str:
     return " ".join(str(value).replace("|", "\\|").split())
 

@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import DatasetCardData
 
 from ..selection.funnel import funnel_rows
-from .card import CITATION, PAPER, link, table, without_paths
+from .card import ARXIV, CITATION, PAPER, link, table, versions_text, without_paths
 
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -140,7 +140,7 @@ def _dataset_metadata(repo_id: str, counts: Mapping[str, Any], license: str | No
         task_categories=["text-to-image"],
         size_categories=[next((name for limit, name in _SIZES if counts["selected"] < limit), "n>1M")],
         pretty_name=repo_id.split("/")[-1],
-        tags=["craft", "preference-alignment", "synthetic", "arxiv:2603.18991"],
+        tags=["craft", "preference-alignment", "synthetic", f"arxiv:{ARXIV}"],
         configs=configs,
     )
     return data.to_yaml()
@@ -172,7 +172,7 @@ def _recipe_rows(
             " (0: no limit)",
         ),
         ("seed", options["seed"]),
-        ("versions", ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)),
+        ("versions", versions_text(record)),
     ]
 
 

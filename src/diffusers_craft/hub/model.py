@@ -63,11 +63,7 @@ def publish_model(
         UserError: if the run is not finished, was not evaluated in `evaluation`, or the upload fails.
     """
     folder = Path(folder)
-    if not (folder / RUN_FILE).is_file():
-        raise UserError(f"{folder}: expected the --output_dir of a finished training run, found no {RUN_FILE}")
-    record = read_json(folder / RUN_FILE)
-    if missing := sorted({"family", "captions", "device", "speed"} - record.keys()):
-        raise UserError(f"{folder}: expected a run of this version, found no {missing[0]} in {RUN_FILE}; train again")
+    record = _finished_run(folder)
     options, paths = record["options"], record.get("paths")
     if options.get("use_lora") and unet_only:
         raise UserError("--push_unet_only: expected a run that trained the UNet, found one with --use_lora")
@@ -96,6 +92,16 @@ def publish_model(
     files[RUN_FILE] = _json_bytes(without_paths(public, paths))
     files["README.md"] = str(model_card(record, published, results)).encode()
     return repo.upload(folder, files, "End of training", _REPLACED, retry)
+
+
+def _finished_run(folder: Path) -> dict[str, Any]:
+    """The record of a training run, with all that the card needs."""
+    if not (folder / RUN_FILE).is_file():
+        raise UserError(f"{folder}: expected the --output_dir of a finished training run, found no {RUN_FILE}")
+    record = read_json(folder / RUN_FILE)
+    if missing := sorted({"family", "captions", "device", "speed"} - record.keys()):
+        raise UserError(f"{folder}: expected a run of this version, found no {missing[0]} in {RUN_FILE}; train again")
+    return record
 
 
 def model_files(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..objectives.registry import find
-from .card import ARXIV, CITATION, PAPER, link, table, without_paths
+from .card import ARXIV, CITATION, PAPER, link, table, versions_text, without_paths
 from .results import Results, eval_results, results_text
 
 
@@ -187,7 +187,7 @@ def _data_rows(
     yield f"{rows} in a step", record["global_batch_size"]
     yield "loss of the first and of the last step", f"{history[0]['train_loss']:.4g}, {history[-1]['train_loss']:.4g}"
     yield "licence of the base model", published.license or "not found; see the base model"
-    yield "versions", ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)
+    yield "versions", versions_text(record)
 
 
 def _hyperparameter_rows(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

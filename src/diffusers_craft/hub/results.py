@@ -17,7 +17,7 @@ class Results(NamedTuple):
     """One tuned model against its base; rows over all prompts of a set, not over its categories."""
 
     base: str  # name of the base in the table
-    rows: list[dict[str, Any]]  # a prompt set and metric each: summarize's columns, `base_mean`, `prompts`, `unit`
+    rows: list[dict[str, Any]]  # one per prompt set and metric: summarize's columns, `base_mean`, `prompts`, `unit`
     alarms: list[str]
     grids: dict[str, Path]  # path in the repository -> picture
 

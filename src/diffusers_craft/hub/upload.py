@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Uploads to the Hugging Face Hub: one commit a publication, and one line that says what to do when it fails.
+"""Uploads to the Hugging Face Hub: one commit per publication, and one line that says what to do when it fails.
 
 A failed upload loses nothing: the files are on disk, and what the Hub has received it keeps, so that the same call later
 sends only what is missing.

@@ -33,11 +33,11 @@ _RECIPES = {"craft": About("CRAFT", "2603.18991"), "sft": About("supervised fine
 
 
 def find(options: Mapping[str, Any]) -> tuple[str, About | None]:
-    """The name of the objective that a run was recorded with, and what it is; `None` for one that is not of this package.
+    """The recorded name of a run's objective, and what it is; `None` for one that is not of this package.
 
     Args:
-        options (`Mapping`): the recorded options: `objective` (a class name, in any case) or `loss`, and the objective's
-            own, on which its unit may depend.
+        options (`Mapping`): the recorded options: `objective` (a class name, in any case) or `loss`, and its own, on
+            which its unit may depend.
     """
     name = options.get("objective") or options["loss"]
     kind = OBJECTIVES.get(name.lower())

@@ -1,7 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Which candidates to train on, and how much: CRF filters, group advantages, selection.
 
-CRAFT (arXiv 2603.18991), sections 3.2-3.3, eq. 4 and algorithm 1. Arrays are flat, one row a candidate: `groups` is
+CRAFT (arXiv 2603.18991), sections 3.2-3.3, eq. 4 and algorithm 1. Arrays are flat, one row per candidate: `groups` is
 the prompt index i, `variants` is j, where 0 is the image of the original prompt (threshold only, never trained on).
 An image that is not valid has NaN in every reward: it enters no statistic, wins nothing and is never selected.
 """

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""A scored pool of candidates, from raw rewards to the rows that are trained on (CRAFT, arXiv 2603.18991, algorithm 1)."""
+"""A scored pool of candidates, from raw rewards to the selected rows (CRAFT, arXiv 2603.18991, algorithm 1)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from .filtering import crf_filter, group_advantages, restrict_weights, select_sa
 
 @dataclass(frozen=True)
 class ScoredPool:
-    """All n candidates of a build with their scores, and which k of them are selected. Arrays are flat, one row a candidate.
+    """All n candidates of a build, their scores and which k are selected. Arrays are flat, one row per candidate.
 
     Args:
         groups (`np.ndarray`): (n,) prompt index i.

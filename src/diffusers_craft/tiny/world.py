@@ -1,11 +1,11 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """A miniature text-to-image world: its captions, what they mean, and what scenes consist of.
 
-Pictures are 64 x 64 RGB scenes of flat shapes on a 4 x 4 grid. Captions follow GenEval's six tasks (arXiv 2310.11513): one
-object, two objects, counting, colours, position and attribute binding. Like web data, the world is imperfect: of the
-pictures that the models learned from, those under plain captions were *flawed* half of the time (washed-out colours, blur,
-often the wrong content), while captions with words of quality ("sharp focus", "vivid colors") came with clean ones. That is
-what prompt refinement can find, and what alignment can move into plain captions.
+Pictures are 64 x 64 RGB scenes of flat shapes on a 4 x 4 grid. Captions follow GenEval's six tasks (arXiv 2310.11513):
+one object, two objects, counting, colours, position and attribute binding. Like web data, the world is imperfect: of the
+pictures that the models learned from, those under plain captions were *flawed* half of the time (washed-out colours,
+blur, often the wrong content), while captions with words of quality ("sharp focus", "vivid colors") came with clean
+ones. That is what prompt refinement can find, and what alignment can move into plain captions.
 """
 
 import re

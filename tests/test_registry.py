@@ -212,7 +212,7 @@ def test_backends_of_other_names_are_refused():
 
 def test_the_package_backend_is_another_class(monkeypatch: pytest.MonkeyPatch):
     asked = []
-    monkeypatch.setattr(registry, "_import", lambda spec, flag=None: asked.append(spec) or OneScore)
+    monkeypatch.setattr(registry, "import_object", lambda spec, flag=None: asked.append(spec) or OneScore)
     load_reward("hps_v2.1", backend="package")
     load_reward("hps_v2.1")
     assert asked == ["diffusers_craft.rewards.packages:PackageHPSReward", "diffusers_craft.rewards.hps:HPSReward"]

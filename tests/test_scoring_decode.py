@@ -70,7 +70,7 @@ def test_what_is_no_image_is_one_line(num_workers: int):
 
 
 def test_workers_import_nothing_heavy():
-    code = "import sys, diffusers_craft.scoring_decode as d; print(*sorted(sys.modules))"
+    code = "import sys, diffusers_craft.scoring.decode as d; print(*sorted(sys.modules))"
     names = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "numpy", "pyarrow", "transformers", "tqdm"} & set(names)
 
@@ -102,7 +102,7 @@ def test_a_killed_process_is_an_error_and_no_wait():
 
 def test_processes_end_when_their_parent_is_killed():
     code = (
-        "import sys, time\nfrom diffusers_craft.scoring_decode import ImageDecoder\n"
+        "import sys, time\nfrom diffusers_craft.scoring.decode import ImageDecoder\n"
         "decoder = ImageDecoder(1)\ndecoder.submit([b''])()\n"
         "print(decoder._workers[0].process.pid, flush=True)\ntime.sleep(60)\n"
     )

@@ -1,25 +1,19 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Stage 6: scores of a base and of tuned models become means, medians and win rates with their uncertainty.
 
-Every model draws every prompt from the same seeds, so models are compared image by image. `evaluation_alarms` looks for
-what pleases a reward without better pictures, `evaluation_tables` prints, `evaluation_compare` merges several runs.
+Every model draws every prompt from the same seeds, so models are compared image by image. `alarms` looks for what
+pleases a reward without better pictures, `tables` prints, `compare` merges several runs.
 """
 
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from ..core.files import atomic_write_bytes, atomic_write_json
 from ..core.records import REFINED_SCHEMA, derive_seed
 from ..errors import UserError
-from .tables import format_checks, format_csv, format_latex, format_table
-
-
-RESULTS_FORMAT = 1  # of results.json
 
 
 def evaluation_rows(prompts: Sequence[str], images_per_prompt: int = 1) -> pa.Table:
@@ -162,31 +156,3 @@ def _row(values: np.ndarray, base: np.ndarray | None, seed: int) -> dict[str, An
 
 def _number(statistic: Any, values: Sequence[float]) -> float | None:
     return float(statistic(values)) if len(values) else None
-
-
-def write_evaluation(
-    folder: str | Path,
-    settings: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
-    alarms: Sequence[Mapping[str, Any]],
-    checks: Sequence[Mapping[str, Any]] = (),
-) -> None:
-    """Writes `results.json` (`format`, `settings`, `rows`, `alarms`, `checks`; strict JSON), `table.md`, `.csv`, `.tex`.
-
-    Args:
-        folder (`str | Path`): made if missing.
-        settings (`Mapping[str, Any]`): all that the numbers depend on: models, prompts, sampler, seed, scorers.
-        rows (`Sequence[Mapping[str, Any]]`): what `summarize` returns, with the prompt set's name as `prompts` where
-            there are several.
-        alarms (`Sequence[Mapping[str, Any]]`): what `find_alarms` returns.
-        checks (`Sequence[Mapping[str, Any]]`, *optional*): all checks, those that gave no alarm too.
-    """
-    results = {"format": RESULTS_FORMAT, "settings": dict(settings), "rows": list(rows), "alarms": list(alarms)}
-    atomic_write_json(Path(folder) / "results.json", results | {"checks": list(checks)})
-    warning_lines = "".join(f"\n- Alarm: {alarm['message']}" for alarm in alarms)
-    notes = "".join(f"\n- {note}" for note in settings.get("notes", ()))
-    table = format_table(rows) + notes + warning_lines + ("\n" * bool(notes + warning_lines))
-    if checks:
-        table += "\n" + format_checks(checks)
-    for name, text in {"table.md": table, "table.csv": format_csv(rows), "table.tex": format_latex(rows)}.items():
-        atomic_write_bytes(Path(folder) / name, text.encode())

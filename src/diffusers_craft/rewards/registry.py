@@ -6,15 +6,13 @@ A new one is one file beside this and one line in `_FACTORIES`. Users have three
 of a name. A reward is any object with `score(prompts, images) -> (B,) float32`.
 """
 
-import importlib
 import importlib.metadata
 import inspect
-import os
 import re
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ..core.load import import_object
 from ..errors import UserError
 
 
@@ -92,7 +90,7 @@ def register_spec(spec: str) -> str:
     Raises:
         UserError: if it cannot be imported, or its name belongs to another reward.
     """
-    factory = _import(spec, flag="--rewards")
+    factory = import_object(spec, flag="--rewards")
     own = getattr(factory, "name", None)
     name = own if isinstance(own, str) else spec.partition(":")[2].rpartition(".")[2]
     taken = _FACTORIES.get(name) or _entry_points().get(name)
@@ -132,7 +130,7 @@ def load_reward(
         name = register_spec(name)
     factory = _factory(name, backend)
     try:
-        factory = _import(factory) if isinstance(factory, str) else factory
+        factory = import_object(factory) if isinstance(factory, str) else factory
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         extra = "'diffusers-craft[rewards]'" if package in _EXTRA_PACKAGES else package
@@ -158,34 +156,6 @@ def _entry_points() -> dict[str, str]:
     """Name to "module:Class" of the rewards that installed packages offer."""
     points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
     return {p.name: p.value for p in points if _SAFE_NAME.fullmatch(p.name) and p.name not in _RESERVED}
-
-
-def _import(spec: str, flag: str | None = None) -> Any:
-    """What "module:attribute" names. With a flag, i.e. typed by the user, failures are user errors."""
-    module_name, _, attribute = spec.partition(":")
-    try:
-        value = _import_module(module_name)
-        for part in attribute.split("."):
-            value = getattr(value, part)
-        return value
-    except (ImportError, AttributeError, ValueError) as error:
-        if flag is None:
-            raise
-        missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
-        found = f"no module {error.name!r} here or among the installed packages" if missing else str(error)
-    raise UserError(f"{flag}: expected MODULE:CLASS that can be imported, found {spec!r} ({found})")
-
-
-def _import_module(name: str) -> Any:
-    """Imports a module, from the current directory too: a script's own folder is in the path instead of it."""
-    if name in sys.modules:
-        return sys.modules[name]
-    here = os.getcwd()
-    sys.path.append(here)  # last: a file here must not hide an installed package
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(here)
 
 
 def _make(name: str, factory: Any, options: dict[str, Any]) -> Any:

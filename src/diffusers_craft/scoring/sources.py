@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..core.files import fingerprint
+from ..core.load import load_hub_dataset
 from ..errors import UserError
 from .run import ImageRow
 
@@ -259,13 +260,8 @@ class DatasetImages:
         import datasets
 
         name, _, split = source.partition(":")
-        try:
-            dataset = datasets.load_dataset(name, split=split or "train")
-        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(
-                f"--images: expected a folder, a Parquet file or a dataset of the Hub, found {source!r}: {reason}"
-            ) from None
+        expected = "--images: expected a folder, a Parquet file or a dataset of the Hub"
+        dataset = load_hub_dataset(name, split or "train", expected=expected, found=source)
         if not isinstance(dataset.features.get(image_column), datasets.Image):
             columns = ", ".join(dataset.column_names)
             raise UserError(

@@ -34,9 +34,9 @@ def script():
     spec = importlib.util.spec_from_file_location("score_images_script", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.ROWS_PER_SHARD = 3
-    module.__name__ = "__main__"  # what it refuses itself is a user error, as when it is run
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffusers_craft.scoring.table.ROWS_PER_SHARD", 3)
+        yield module
 
 
 @pytest.fixture(scope="module")
@@ -224,10 +224,8 @@ def test_two_processes_make_the_same_bytes(script, captioned, tmp_path):
     run(script, "--images", captioned, "--output_dir", tmp_path / "one", "--reward_residency", "together")
     driver = tmp_path / "driver.py"  # shards small enough that both ranks have some
     driver.write_text(
-        "import runpy, sys\n"
-        f"module = runpy.run_path({str(SCRIPT)!r})\n"
-        "module['main'].__globals__['ROWS_PER_SHARD'] = 3\n"
-        "module['run_script'](module['main'], module['parse_args']())\n"
+        "import runpy\nimport diffusers_craft.scoring.table as table\ntable.ROWS_PER_SHARD = 3\n"
+        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(driver)]
     arguments = ["--images", str(captioned), "--output_dir", str(tmp_path / "two"), "--dataloader_num_workers", "1"]

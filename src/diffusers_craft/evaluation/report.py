@@ -15,7 +15,19 @@ from PIL import Image
 
 from ..core.files import atomic_write_bytes
 from ..figures.grid import image_grid
-from ..figures.page import BLUE, GRAY, GREEN, ORANGE, PINK, THUMBNAIL, Panel, chart_images, render_page, thumbnail_uri
+from ..figures.page import (
+    BLUE,
+    GRAY,
+    GREEN,
+    ORANGE,
+    PINK,
+    Panel,
+    chart_images,
+    draw_histograms,
+    html_table,
+    image_tag,
+    render_page,
+)
 from .results import EvaluationResults, ExampleRow
 from .tables import PRINTED_TIMES, Rows, Table, all_tables, check_table, metric_label, unchecked_notes
 
@@ -48,33 +60,20 @@ def win_rate_panel(rows: Rows, axes: Axes) -> None:
 
 def distribution_panel(scores: Mapping[str, np.ndarray], metric: str, axes: Axes) -> None:
     """A metric's histogram of every model; the base, which comes first, is filled."""
-    scale = PRINTED_TIMES.get(metric, 1)
-    finite = {model: scale * values[np.isfinite(values)] for model, values in scores.items()}
-    edges = np.histogram_bin_edges(np.concatenate(list(finite.values())), bins=24)
-    for index, (model, values) in enumerate(finite.items()):
-        if len(values):
-            color, _, line = _style(index - 1)
-            look = {"color": color, "linestyle": line, "histtype": "step", "linewidth": 1.6}
-            look = {"color": GRAY, "alpha": 0.45, "histtype": "stepfilled"} if index == 0 else look
-            axes.hist(values, edges, weights=np.full(len(values), 100 / len(values)), label=model, **look)
-    axes.set_xlabel(metric_label(metric), fontsize=9)
-    axes.set_ylabel("images (%)", fontsize=9)
+    base, *tuned = scores
+    styles: dict[str, dict[str, Any]] = {base: {"color": GRAY, "alpha": 0.45, "histtype": "stepfilled"}}
+    for index, model in enumerate(tuned):
+        color, _, line = _style(index)
+        styles[model] = {"color": color, "linestyle": line, "histtype": "step", "linewidth": 1.6}
+    scaled = {model: PRINTED_TIMES.get(metric, 1) * values for model, values in scores.items()}
+    draw_histograms(axes, scaled, styles, metric_label(metric), "images (%)")
 
 
 def _html(table: Table) -> str:
     """A table with the best value bold and the second best underlined."""
-    groups = [group for group in table.groups if group[0]]
-    names = [name for name, width in groups for _ in range(width)] if len(groups) > 1 else []
-    columns = [f"{name}: {column}" for name, column in zip(names, table.columns)] if names else table.columns
-    tags = {0: "{}", 1: "<b>{}</b>", 2: "<u>{}</u>"}
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in (table.title, *columns))
-    body = "".join(
-        f"<tr><td>{html.escape(line)}</td>"
-        + "".join(f"<td>{tags[cell.rank].format(html.escape(cell.text))}</td>" for cell in cells)
-        + "</tr>"
-        for line, cells in table.lines
-    )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    tags = {1: "b", 2: "u"}
+    rows = [[line, *((cell.text, tags.get(cell.rank, "")) for cell in cells)] for line, cells in table.lines]
+    return html_table((table.title, *table.header), rows)
 
 
 def _alarms(checks: Rows) -> str:
@@ -87,14 +86,6 @@ def _alarms(checks: Rows) -> str:
     table = re.sub(r"<td>([^<]*ALARM)</td>", r'<td class="alarm">\1</td>', _html(check_table(checks)))
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in unchecked_notes(checks))
     return f'{head}<p class="muted">{about}</p>{table}' + (f'<ul class="muted">{notes}</ul>' if notes else "")
-
-
-def _picture(image: Image.Image | None, prompt: str, model: str) -> str:
-    if image is None:
-        return '<div class="muted">no valid image</div>'
-    small = ' class="small"' if max(image.size) <= THUMBNAIL // 2 else ""
-    about = html.escape(f"{model}: {prompt}", quote=True)
-    return f'<img{small} loading="lazy" alt="{about}" src="{thumbnail_uri(image)}">'
 
 
 def _score(metric: str, value: float, best: bool) -> str:
@@ -116,9 +107,10 @@ def _side_by_side(rows: Sequence[ExampleRow]) -> str:
                 f"<dt>{html.escape(metric_label(metric))}</dt><dd>{_score(metric, value, value == best[metric])}</dd>"
                 for metric, value in row.scores[model].items()
             )
+            about = f"{model}: {row.prompt}"
+            picture = '<div class="muted">no valid image</div>' if image is None else image_tag(image, about)
             figures.append(
-                f"<figure>{_picture(image, row.prompt, model)}<figcaption><b>{html.escape(model)}</b>"
-                f"<dl>{numbers}</dl></figcaption></figure>"
+                f"<figure>{picture}<figcaption><b>{html.escape(model)}</b><dl>{numbers}</dl></figcaption></figure>"
             )
         parts.append(f'<h3>{html.escape(row.prompt)}</h3><div class="row">{"".join(figures)}</div>')
     return "".join(parts)

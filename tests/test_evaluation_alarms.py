@@ -19,7 +19,7 @@ from diffusers_craft.evaluation.alarms import (
     pair_diversity,
     run_checks,
 )
-from diffusers_craft.evaluation.measures import clip_embedding, image_statistics
+from diffusers_craft.evaluation.measures import MEASURES, Measure, clip_embedding, image_statistics
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +41,10 @@ def test_image_statistics_closed_forms():
     red = Image.new("RGB", (300, 200), (255, 0, 0))
     half = Image.fromarray(np.repeat([[0, 255]], 64, axis=0).repeat(32, axis=1).astype(np.uint8))
     found = image_statistics(image for image in (red, half, None))
-    np.testing.assert_allclose(found.saturation, [1, 0, np.nan])
-    np.testing.assert_allclose(found.contrast, [0, 0.5, np.nan], atol=1e-9)
+    np.testing.assert_allclose(found.measures["saturation"], [1, 0, np.nan])
+    np.testing.assert_allclose(found.measures["contrast"], [0, 0.5, np.nan], atol=1e-9)
     # One step of 1 among 63 horizontal differences, none among the vertical ones; variance 1 / 4.
-    np.testing.assert_allclose(found.high_frequency, [0, (1 / 63 + 0) / 2 / (2 * 0.25), np.nan])
+    np.testing.assert_allclose(found.measures["high_frequency"], [0, (1 / 63 + 0) / 2 / (2 * 0.25), np.nan])
     np.testing.assert_allclose(found.embeddings[0].reshape(16, 16, 3)[3, 5], np.array([1, 0, 0]) / np.sqrt(768))
     assert np.isnan(found.embeddings[2]).all() and found.valid.tolist() == [True, True, False]
     assert red.size == (300, 200), "the caller's image was changed"
@@ -52,7 +52,7 @@ def test_image_statistics_closed_forms():
 
 def test_high_frequency_of_white_noise_is_one():
     noise = np.random.default_rng(0).integers(0, 256, (256, 256), dtype=np.uint8)
-    assert image_statistics([Image.fromarray(noise)]).high_frequency[0] == pytest.approx(1, abs=0.02)
+    assert image_statistics([Image.fromarray(noise)]).measures["high_frequency"][0] == pytest.approx(1, abs=0.02)
 
 
 def test_thumbnail_distance_is_the_root_mean_square_difference():
@@ -113,6 +113,15 @@ def test_vivid_gray_blurred_and_sharpened_pictures(clean, base):
     assert fired(change_checks("craft", blurred, base)) == {"high_frequency"}
     sharp = image_statistics([image.filter(ImageFilter.UnsharpMask(2, 200, 0)) for image in clean])
     assert "high_frequency" in fired(change_checks("craft", sharp, base))
+
+
+def test_a_measure_is_one_line(clean, monkeypatch):
+    """Of the table `MEASURES`, which the alarms and the stored statistics follow."""
+    monkeypatch.setitem(MEASURES, "red", Measure(lambda small, crop: small[..., 0].mean(), 0.1))
+    redder = [Image.merge("RGB", [i.getchannel("R").point(lambda v: v // 2), *i.split()[1:]]) for i in clean]
+    checks = change_checks("craft", image_statistics(redder), image_statistics(clean))
+    (red,) = [check for check in checks if check["alarm"] == "red"]
+    assert red["fired"] and red["limit"] == "+-10%" and red["value"] == pytest.approx(red["base"] / 2, rel=0.02)
 
 
 def test_one_picture_for_all_prompts(clean, base):

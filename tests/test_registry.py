@@ -93,7 +93,7 @@ def test_a_script_imports_from_the_current_directory(tmp_path: Path):
     (tmp_path / "own_rewards.py").write_text(OWN)
     script = tmp_path / "scripts" / "script.py"
     script.write_text(
-        "import sys\nfrom diffusers_craft import parse_reward_weights\nbefore = list(sys.path)\n"
+        "import sys\nfrom diffusers_craft.scripts import parse_reward_weights\nbefore = list(sys.path)\n"
         "print(parse_reward_weights(['own_rewards:Length=2']), sys.path == before)\n"
     )
     result = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=True)

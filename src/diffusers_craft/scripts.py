@@ -39,7 +39,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "prompts.sets": ["PROMPT_SETS", "PromptSet"],
         "rewards.mps": ["convert_mps_checkpoint"],
         "rewards.settings": ["add_reward_arguments", "load_rewards", "parse_reward_weights", "reward_source"],
-        "scoring.run": ["CandidateImages", "ScoringJob", "score_candidates"],
+        "scoring.run": ["CandidateImages", "ScoringJob"],
         "scoring.sources": ["add_image_arguments"],
         "scoring.table": ["score_table", "table_paths"],
         "selection.funnel": ["format_funnel"],

@@ -230,8 +230,3 @@ def run_checks(
         elif trained_on is not None:
             checks.append(skipped_check(model, "reward_gap", "the rewards it was trained on are unknown"))
     return checks
-
-
-def find_alarms(statistics: Mapping[str, ImageStatistics], **known: Any) -> list[Check]:
-    """The checks of `run_checks`, which takes the same arguments, that gave an alarm."""
-    return [check for check in run_checks(statistics, **known) if check["fired"]]

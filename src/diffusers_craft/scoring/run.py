@@ -129,27 +129,6 @@ def _passes(rewards: "Mapping[str, Reward | Any]", residency: str) -> list[list[
     return list(passes.values())
 
 
-def score_candidates(
-    candidates: Stage | pa.Table, reward: "Reward | Any", stage: Stage, shards: Sequence[int] | None = None
-) -> None:
-    """Scores every valid candidate against its original prompt and writes the scores shard by shard.
-
-    Shards that are on disk are not scored again; candidates that are not valid get NaN without being scored.
-
-    Args:
-        candidates (`Stage` or `pa.Table`): rows of `CANDIDATE_SCHEMA`, as many as `stage` has, sorted by row.
-        reward (`Reward`): an object with `name` and `score(prompts, images)`.
-        stage (`Stage`): the work folder's `scores/<reward>`; receives rows of `SCORE_SCHEMA`.
-        shards (`Sequence[int]`, *optional*): which shards to make; by default all that are missing.
-
-    Raises:
-        UserError: if the reward returns NaN or infinity for a valid image, or another number of scores.
-    """
-    shards = stage.missing() if shards is None else list(shards)
-    job = ScoringJob(CandidateImages(candidates), {reward.name: stage})
-    _score_pass([(job, {reward.name: shards})], {reward.name: reward})
-
-
 class _Task(NamedTuple):
     """Rows that one or several rewards score from one decoding."""
 

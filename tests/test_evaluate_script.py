@@ -228,7 +228,7 @@ def test_exact_metric_for_a_tiny_base_with_captions(run, monkeypatch):
 
 def test_the_exact_metric_takes_captions_only(monkeypatch):
     monkeypatch.setattr(engine, "is_tiny", lambda name: True)
-    metrics = Evaluation("b", rewards=["brightness"])._load_metrics("cpu", "b")
+    metrics = Evaluation("b", (), "p", rewards=["brightness"])._load_metrics("cpu", "b")
     assert list(metrics) == ["exact", "brightness"]
     sets = [PromptSet("x", tuple(map(EvaluationPrompt, prompts))) for prompts in (PROMPTS, ["a cat"])]
     assert [metrics["exact"].bind(prompts) for prompts in sets] == [True, False]
@@ -432,6 +432,8 @@ def test_how_alarms_compare_images():
         assert record["alarm_embedding"] == expected
         if expected == "clip":
             np.testing.assert_allclose(embed([Image.new("RGB", (4, 4))]), [[2**-0.5] * 2])
+    with pytest.raises(UserError, match="--alarm_embedding: expected one of auto, clip, pixels, found 'eye'"):
+        choose_embedding("eye", "b", {})
     with pytest.raises(UserError, match="--alarm_embedding clip: expected the reward aesthetic or clip_score"):
         choose_embedding("clip", "b", {"brightness": Brightness()})
 
@@ -476,9 +478,22 @@ def test_an_evaluation_without_a_folder_leaves_none(random_sd15, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     prompts = PromptSet("own", tuple(map(EvaluationPrompt, PROMPTS[:2])))
     models, settings = {"mine": Brightness()}, GenerationSettings(num_inference_steps=1)
-    results = Evaluation(str(random_sd15), prompts=prompts, rewards=[], reward_models=models, settings=settings).run()
+    results = Evaluation(str(random_sd15), {}, prompts, rewards=[], reward_models=models, settings=settings).run()
     assert list(results.scores["own"]) == ["random-sd15"] and list(results.settings["metrics"]) == ["mine"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_several_processes_need_a_folder(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="output_dir: expected a folder, which several processes share, found none"):
+        Evaluation("b", (), "p").run()
+
+
+def test_a_metric_that_scores_nothing_is_said(run, monkeypatch, caplog):
+    monkeypatch.setattr(Brightness, "abstains", True, raising=False)
+    monkeypatch.setattr(Brightness, "score", lambda self, prompts, images: np.full(len(images), np.nan))
+    run()
+    assert "prompts: brightness scored none of the images, so no table shows it" in caplog.messages
 
 
 def test_a_metric_of_the_set_stands_in_every_table(run, finished, monkeypatch):

@@ -11,6 +11,7 @@ from ..errors import UserError
 from ..models.loading import add_source_arguments
 
 
+ALARM_EMBEDDINGS = ("auto", "clip", "pixels")
 PROTOCOL_IMAGES = {"geneval": 4}  # images per prompt where the benchmark itself says so; 1 elsewhere
 
 
@@ -71,7 +72,7 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser, prompt_sets: Seque
     )
     parser.add_argument(
         "--alarm_embedding",
-        choices=["auto", "clip", "pixels"],
+        choices=ALARM_EMBEDDINGS,
         default="auto",
         help="How images are compared for the alarms: by the CLIP of the reward aesthetic or clip_score, or as "
         "thumbnails; auto: CLIP where there is one, thumbnails for a tiny base.",

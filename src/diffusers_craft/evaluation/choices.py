@@ -16,7 +16,7 @@ from ..data.dataset import load_craft_dataset
 from ..errors import UserError
 from ..rewards.settings import reward_source
 from ..tiny import is_tiny
-from .args import as_texts
+from .args import ALARM_EMBEDDINGS, as_texts
 from .measures import Embed, clip_embedding, thumbnail_embedding
 from .prompt_run import PromptRun
 
@@ -56,6 +56,8 @@ def choose_metrics(metrics: Mapping[str, Any], runs: Sequence[PromptRun]) -> Non
 
 def choose_embedding(asked: str, base: str, metrics: Mapping[str, Any]) -> tuple[Embed, dict[str, Any]]:
     """How the alarms compare images, and its record. The embedded CLIPs know the tiny world's looks only: thumbnails."""
+    if asked not in ALARM_EMBEDDINGS:
+        raise UserError(f"--alarm_embedding: expected one of {', '.join(ALARM_EMBEDDINGS)}, found {asked!r}")
     towers = [metric for metric in metrics.values() if hasattr(metric, "tower")]
     if asked == "clip" and not towers:
         raise UserError("--alarm_embedding clip: expected the reward aesthetic or clip_score, found neither")

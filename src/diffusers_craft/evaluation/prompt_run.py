@@ -1,6 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """One prompt set of an evaluation: the stages of every model's images, scores and measurements in the work folder."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,8 @@ from .metrics import SetMetric, measure_set, set_metric_rows
 from .results import ExampleRow, read_examples
 from .summary import evaluation_rows, summarize
 
+
+logger = logging.getLogger(__name__)
 
 GRID_ROWS = 12  # prompts per set shown in the grid and the report
 
@@ -117,7 +120,11 @@ class PromptRun:
 
     def summarize(self, seed: int, set_metrics: Mapping[str, SetMetric]) -> list[dict[str, Any]]:
         """The rows of the results."""
-        rows = summarize(self.read_scores(), seed, self.prompts.categories)
+        scores = self.read_scores()
+        for name in self.metrics:
+            if not any(np.isfinite(values[name]).any() for values in scores.values()):
+                logger.warning("%s: %s scored none of the images, so no table shows it", self.prompts.name, name)
+        rows = summarize(scores, seed, self.prompts.categories)
         rows += set_metric_rows(self.set_values, set_metrics)
         return [{"prompts": self.prompts.name, **row} for row in rows]
 

@@ -40,7 +40,7 @@ def _style(index: int) -> tuple[Any, ...]:
 
 
 def win_rate_panel(rows: Rows, axes: Axes) -> None:
-    """Win rates with their intervals, a line a metric, a mark a model; the base is the line at 50 % (Figure 5)."""
+    """Win rates with their intervals, one line per metric, one mark per model; the base is the line at 50 % (Figure 5)."""
     won = [row for row in rows if row["win_rate"] is not None]
     metrics, models = (list(dict.fromkeys(row[key] for row in won)) for key in ("metric", "model"))
     axes.axvline(50, color=GRAY, linewidth=1)

@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline
 
 from ..core.records import derive_seed
 from ..core.script import default_device
-from ..core.workdir import WorkDir, is_first_rank
+from ..core.workdir import WorkDir, is_first_rank, rank_and_world
 from ..errors import UserError
 from ..models.generation import GenerationSettings, generate_candidates, generation_options
 from ..models.loading import load_pipeline, load_tuned_pipeline
@@ -48,7 +48,7 @@ class Evaluation:
 
     Args:
         base (`str`): the base pipeline, as `load_pipeline` takes it; `NAME=MODEL` sets its name in the tables.
-        tuned (`Mapping[str, str]` or `Sequence[str]`, *optional*): name to what `load_tuned_pipeline` takes, or a list
+        tuned (`Mapping[str, str]` or `Sequence[str]`): name to what `load_tuned_pipeline` takes, or a list
             of MODEL and NAME=MODEL.
         prompts (`str`, `PromptSet` or a sequence of them): what `load_prompt_set` takes, or sets that exist.
         rewards (`Sequence[str]`, *optional*): metrics of single images: what `load_reward` takes. A tiny base adds
@@ -75,8 +75,8 @@ class Evaluation:
     """
 
     base: str
-    tuned: Mapping[str, str] | Sequence[str] = ()
-    prompts: str | PromptSet | Sequence[str | PromptSet] = ()
+    tuned: Mapping[str, str] | Sequence[str]
+    prompts: str | PromptSet | Sequence[str | PromptSet]
     rewards: Sequence[str] = ("hps_v2.1", "pickscore", "aesthetic")
     set_metrics: Sequence[str | SetMetric] = ()
     settings: GenerationSettings = field(default_factory=GenerationSettings)
@@ -105,6 +105,8 @@ class Evaluation:
         """
         if self.output_dir is not None:
             return self._run(Path(self.output_dir))
+        if rank_and_world()[1] > 1:
+            raise UserError("output_dir: expected a folder, which several processes share, found none")
         with tempfile.TemporaryDirectory(prefix="craft-evaluation-") as folder:
             return self._run(Path(folder))
 

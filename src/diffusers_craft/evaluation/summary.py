@@ -17,7 +17,7 @@ from ..errors import UserError
 
 
 def evaluation_rows(prompts: Sequence[str], images_per_prompt: int = 1) -> pa.Table:
-    """The prompts as unrefined rows, one group a prompt, in the form in which candidates are generated.
+    """The prompts as unrefined rows, one group per prompt, in the form in which candidates are generated.
 
     Args:
         prompts (`Sequence[str]`): n prompts.
@@ -59,7 +59,7 @@ def win_rate(tuned: np.ndarray, base: np.ndarray) -> float:
     """Share of prompts on which `tuned` scores higher; ties count half: (wins + ties / 2) / n.
 
     Args:
-        tuned (`np.ndarray`): (n,) scores, or (n, k) of k images a prompt.
+        tuned (`np.ndarray`): (n,) scores, or (n, k) of k images per prompt.
         base (`np.ndarray`): scores of the same prompts and seeds; pairs with a NaN are left out.
 
     Returns:
@@ -78,7 +78,7 @@ def bootstrap_interval(
     their three values. Where all values are equal the interval has no width, however few they are.
 
     Args:
-        values (`np.ndarray`): (n,) without NaN, e.g. 1 / 0.5 / 0 per prompt. One value a prompt: images of one prompt
+        values (`np.ndarray`): (n,) without NaN, e.g. 1 / 0.5 / 0 per prompt. One value per prompt: images of one prompt
             are not independent, and resampling them would give too narrow an interval.
         confidence (`float`, *optional*, defaults to 0.95): coverage aimed at.
         num_resamples (`int`, *optional*, defaults to 10000): resamples.
@@ -103,7 +103,7 @@ def summarize(
 
     Args:
         scores (`Mapping[str, Mapping[str, np.ndarray]]`): model to metric to (n,) scores on the same prompts, or (n, k)
-            with k images a prompt, whose mean then counts. NaN marks an image without a score: the base's row leaves it
+            with k images per prompt, whose mean then counts. NaN marks an image without a score: the base's row leaves it
             out, a tuned model's row leaves out every prompt that lacks either score.
         seed (`int`, *optional*, defaults to 0): seed of the bootstrap; a row's own does not depend on other rows.
         categories (`Sequence[str | None]`, *optional*): (n,) category of each prompt, `None` for none.
@@ -115,7 +115,7 @@ def summarize(
         base, and where nothing could be counted.
 
     Raises:
-        UserError: if models have different metrics, or there is not one category a prompt.
+        UserError: if models have different metrics, or there is not one category per prompt.
     """
     base_name, base = next(iter(scores.items()))
     known = np.array([category or "" for category in categories or []], dtype=object)

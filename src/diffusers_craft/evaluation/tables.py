@@ -75,7 +75,7 @@ def _distinct(rows: Rows, key: str) -> list[Any]:
 
 
 def model_table(rows: Rows, key: str, models: Sequence[str]) -> Table:
-    """One line a model, one column a prompt set and metric (the paper's tables 2 and 3).
+    """One line per model, one column per prompt set and metric (the paper's tables 2 and 3).
 
     Args:
         rows (`Sequence[Mapping[str, Any]]`): what `summarize` returns; those of single categories are left out.
@@ -102,7 +102,7 @@ def model_table(rows: Rows, key: str, models: Sequence[str]) -> Table:
 
 
 def category_tables(rows: Rows) -> list[Table]:
-    """Means by category, a table a prompt set and metric: one line a category, one column a model."""
+    """Means by category, a table per prompt set and metric: one line per category, one column per model."""
     tables, sets = [], _distinct(rows, "prompts")
     for prompts in sets:
         here = [row for row in rows if row.get("prompts") == prompts and row.get("category") is not None]
@@ -209,7 +209,7 @@ def format_csv(rows: Rows) -> str:
 
 
 def check_table(checks: Rows) -> Table:
-    """One line a check and prompt set, one column a model: what the base has, what the tuned model has, the verdict.
+    """One line per check and prompt set, one column per model: what the base has, what the tuned model has, the verdict.
 
     The limit comes last: a narrow screen shows the first columns.
     """
@@ -233,7 +233,7 @@ def _check_text(check: Mapping[str, Any] | None) -> str:
 
 
 def unchecked_notes(checks: Rows) -> list[str]:
-    """Why checks could not be made, one line a model and reason; with the prompt sets where it does not hold for all."""
+    """Why checks could not be made, one line per model and reason; with the prompt sets where it does not hold for all."""
     sets = {check.get("prompts") for check in checks}
     found: dict[str, list[str]] = {}
     for check in checks:

@@ -3,7 +3,7 @@
 
 A worker is this module run as a program: it reads encoded images from stdin and answers with pixels on stdout. Nothing
 is forked, so no lock of torch, pyarrow or a tokenizer can be inherited in a locked state (the usual way in which worker
-processes hang), a worker costs no import of torch, and the user's script needs no `if __name__ == "__main__"`. A thread a
+processes hang), a worker costs no import of torch, and the user's script needs no `if __name__ == "__main__"`. One thread per
 worker asks one question at a time and waits for its answer; when the parent dies, the worker reads the end of its stdin
 and ends too. Threads would not do: two of them decode PNG files of 512 pixels no faster than one, half as fast as two
 processes.

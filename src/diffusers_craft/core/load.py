@@ -4,7 +4,7 @@
 import importlib
 import os
 import sys
-from types import ModuleType
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def import_object(spec: str, flag: str | None = None) -> Any:
-    """What `"module:attribute"` names; the module may lie in the current directory.
+    """What `"module:attribute"` names; the module may lie in the current directory, as a script's own does not.
 
     Args:
         spec (`str`): e.g. `"my_package.metrics:FID"`.
@@ -24,30 +24,22 @@ def import_object(spec: str, flag: str | None = None) -> Any:
     Raises:
         UserError: with a flag, if it cannot be imported.
     """
-    module_name, _, attribute = spec.partition(":")
+    module, _, attribute = spec.partition(":")
+    here = os.getcwd()
     try:
-        value = _import_module(module_name)
-        for part in attribute.split("."):
-            value = getattr(value, part)
-        return value
+        if module not in sys.modules:
+            sys.path.append(here)  # last: a file here must not hide an installed package
+            try:
+                importlib.import_module(module)
+            finally:
+                sys.path.remove(here)
+        return attrgetter(attribute)(sys.modules[module])
     except (ImportError, AttributeError, ValueError) as error:
         if flag is None:
             raise
-        missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
+        missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
         found = f"no module {error.name!r} here or among the installed packages" if missing else str(error)
-    raise UserError(f"{flag}: expected MODULE:CLASS that can be imported, found {spec!r} ({found})")
-
-
-def _import_module(name: str) -> ModuleType:
-    """Imports a module, from the current directory too: a script's own folder is in the path instead of it."""
-    if name in sys.modules:
-        return sys.modules[name]
-    here = os.getcwd()
-    sys.path.append(here)  # last: a file here must not hide an installed package
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(here)
+        raise UserError(f"{flag}: expected MODULE:CLASS that can be imported, found {spec!r} ({found})") from error
 
 
 def load_hub_dataset(

@@ -7,7 +7,7 @@ A further measure is a function and a line in `MEASURES`, which also says when i
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -41,10 +41,7 @@ def _contrast(small: np.ndarray, crop: np.ndarray) -> float:
 
 
 def _high_frequency(small: np.ndarray, crop: np.ndarray) -> float:
-    """Share of the luminance's energy in differences of neighbouring pixels: their mean square over twice the variance.
-
-    That is 1 - autocorrelation at a distance of one pixel: 0 for smooth pictures, 1 for white noise.
-    """
+    """1 - autocorrelation of the luminance at a distance of one pixel: 0 for smooth pictures, 1 for white noise."""
     luminance = _luminance(crop)
     variance = luminance.var()
     if variance < 1e-8:
@@ -53,18 +50,11 @@ def _high_frequency(small: np.ndarray, crop: np.ndarray) -> float:
     return float(np.mean([square.mean() for square in squares if square.size]) / (2 * variance))
 
 
-@dataclass(frozen=True)
-class Measure:
-    """A number of a picture, and how far its mean may move before it is an alarm.
+class Measure(NamedTuple):
+    """A number of a picture, and how far its mean may move before it is an alarm."""
 
-    Args:
-        function (`Callable`): the picture at no more than 128 pixels and its centre of 512 pixels at its own resolution,
-            (h, w, 3) RGB in [0, 1] both, to the number.
-        limit (`float`): relative change of the mean against the base's, in either direction.
-    """
-
-    function: Callable[[np.ndarray, np.ndarray], float]
-    limit: float
+    function: Callable[[np.ndarray, np.ndarray], float]  # of `small` and `crop`, see `_measure`
+    limit: float  # relative change of the mean against the base's, in either direction
 
 
 # CRAFT on the tiny world: saturation -3 to -5 %, contrast +30 to +36 %, high frequencies +1 to +7 %. Clean pictures with
@@ -164,7 +154,7 @@ def _statistics(numbers: np.ndarray, embeddings: Sequence[Any], images_per_promp
 
 
 def _measure(image: Image.Image) -> np.ndarray:
-    """The `MEASURES` of a picture: (m,)."""
+    """The `MEASURES` (m,) of a picture: of all of it reduced, and of its centre at its own resolution, (h, w, 3)."""
     image = image.convert("RGB")
     left, top = max(0, image.width - CROP) // 2, max(0, image.height - CROP) // 2
     crop = image.crop((left, top, left + min(CROP, image.width), top + min(CROP, image.height)))

@@ -73,8 +73,7 @@ def register_metric(name: str, factory: str | Callable[[], SetMetric]) -> None:
 
     Args:
         name (`str`): letters, digits, `.`, `_` and `-`.
-        factory (`Callable` or `str`): a class or function without arguments that gives the `SetMetric`, or where to
-            import it from, `"module:Class"`.
+        factory (`Callable` or `str`): what gives the `SetMetric` when called, or its `"module:Class"`.
 
     Raises:
         UserError: if the name cannot be the name of a folder and of a column.
@@ -85,32 +84,25 @@ def register_metric(name: str, factory: str | Callable[[], SetMetric]) -> None:
 
 
 def load_set_metrics(wanted: Iterable[str | SetMetric], taken: Iterable[str] = ()) -> dict[str, SetMetric]:
-    """Name to metric.
-
-    Args:
-        wanted (`Iterable[str | SetMetric]`): registered names, `module:Class`, or objects.
-        taken (`Iterable[str]`, *optional*): names that other metrics of the same tables have.
+    """Name to metric, of registered names, `module:Class` and objects; `taken` are names of other metrics.
 
     Raises:
         UserError: for an unknown, repeated or taken name, or what has no `name` and `compute`.
     """
     metrics: dict[str, SetMetric] = {}
     for one in wanted:
-        metric = _make(one) if isinstance(one, str) else one
-        name = getattr(metric, "name", None)
-        if not callable(getattr(metric, "compute", None)) or not isinstance(name, str):
+        metric = one
+        if isinstance(one, str):
+            factory = _METRICS.get(one, one)
+            if factory is one and ":" not in one:
+                raise UserError(f"--set_metrics: expected one of {', '.join(_METRICS)} or MODULE:CLASS, found {one!r}")
+            metric = (import_object(factory, flag="--set_metrics") if isinstance(factory, str) else factory)()
+        if not callable(getattr(metric, "compute", None)) or not isinstance(getattr(metric, "name", None), str):
             raise UserError(f"--set_metrics: expected an object with name and compute(images), found {one!r}")
-        if name in metrics or name in taken:
-            raise UserError(f"--set_metrics: expected metrics of different names, found {name} twice")
-        metrics[name] = metric
+        if metric.name in metrics or metric.name in taken:
+            raise UserError(f"--set_metrics: expected metrics of different names, found {metric.name} twice")
+        metrics[metric.name] = metric
     return metrics
-
-
-def _make(name: str) -> SetMetric:
-    if ":" not in name and name not in _METRICS:
-        raise UserError(f"--set_metrics: expected one of {', '.join(_METRICS)} or MODULE:CLASS, found {name!r}")
-    factory = _METRICS.get(name, name)
-    return (import_object(factory, flag="--set_metrics") if isinstance(factory, str) else factory)()
 
 
 class StoredImages(Sequence):
@@ -158,7 +150,7 @@ def measure_set(
 def set_metric_rows(
     values: Mapping[str, Mapping[str, Stage]], metrics: Mapping[str, SetMetric]
 ) -> list[dict[str, Any]]:
-    """One row per model and metric in the form of `summarize`: the number as `mean`.
+    """One row per model and metric in the form of `summarize`, the number as `mean`.
 
     Args:
         values (`Mapping[str, Mapping[str, Stage]]`): model to metric to what `measure_set` wrote.

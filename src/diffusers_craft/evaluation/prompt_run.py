@@ -37,25 +37,15 @@ class EvaluatedModel:
 
 @dataclass
 class PromptRun:
-    """One prompt set with k images per prompt.
-
-    Args:
-        prompts (`PromptSet`): n prompts.
-        num_images (`int`): k.
-        metrics (`Sequence[str]`): names of the metrics of single images that fit the prompts.
-        images (`dict[str, Stage]`): model to its n * k images.
-        scores (`dict[str, dict[str, Stage]]`): model to metric to their scores.
-        statistics (`dict[str, Stage]`): model to what the alarms look at.
-        set_values (`dict[str, dict[str, Stage]]`): model to metric of the whole set to its number.
-    """
+    """One set of n prompts with k images per prompt, and by model the stages of what is made of them."""
 
     prompts: PromptSet
-    num_images: int
-    metrics: Sequence[str] = ()
+    num_images: int  # k
+    metrics: Sequence[str] = ()  # of single images, those that fit the prompts
     images: dict[str, Stage] = field(default_factory=dict)
-    scores: dict[str, dict[str, Stage]] = field(default_factory=dict)
+    scores: dict[str, dict[str, Stage]] = field(default_factory=dict)  # by metric
     statistics: dict[str, Stage] = field(default_factory=dict)
-    set_values: dict[str, dict[str, Stage]] = field(default_factory=dict)
+    set_values: dict[str, dict[str, Stage]] = field(default_factory=dict)  # by metric of the whole set
 
     def __post_init__(self) -> None:
         self.rows: pa.Table = evaluation_rows(self.prompts.prompts, self.num_images)
@@ -63,11 +53,9 @@ class PromptRun:
     @property
     def about(self) -> dict[str, Any]:
         """What determines the prompts, for records."""
-        prompts = self.prompts.prompts
-        return {
-            "prompts": f"{len(prompts)} prompts, hash {fingerprint(prompts)}",
-            "images_per_prompt": self.num_images,
-        }
+        texts = self.prompts.prompts
+        found = f"{len(texts)} prompts, hash {fingerprint(texts)}"
+        return {"prompts": found, "images_per_prompt": self.num_images}
 
     def open(
         self,
@@ -82,23 +70,15 @@ class PromptRun:
         for name, one in evaluated.items():
             place, options = f"{self.prompts.name}/{name}", one.options | self.about
             self.images[name] = work.stage(f"images/{place}", options, *size)
-            self.scores[name] = {
-                title: work.stage(
-                    f"scores/{place}/{title}", options | {f"reward {title}": reward_source(metrics[title])}, *size
-                )
-                for title in self.metrics
-            }
             self.statistics[name] = work.stage(f"statistics/{place}", options | embedding, *size)
-            against = {} if name == base else {"base": evaluated[base].options}
-            self.set_values[name] = {
-                title: work.stage(
-                    f"set_metrics/{place}/{title}",
-                    options | against | {f"metric {title}": reward_source(metric)},
-                    1,
-                    1,
-                )
-                for title, metric in set_metrics.items()
-            }
+            self.scores[name], self.set_values[name] = {}, {}
+            for title in self.metrics:
+                about = options | {f"reward {title}": reward_source(metrics[title])}
+                self.scores[name][title] = work.stage(f"scores/{place}/{title}", about, *size)
+            for title, metric in set_metrics.items():
+                about = options | {f"metric {title}": reward_source(metric)}
+                about |= {} if name == base else {"base": evaluated[base].options}
+                self.set_values[name][title] = work.stage(f"set_metrics/{place}/{title}", about, 1, 1)
 
     def measure(self, set_metrics: Mapping[str, SetMetric], embed: Embed) -> None:
         """Measures what the alarms look at, and computes the metrics of whole sets."""
@@ -135,12 +115,7 @@ class PromptRun:
     def check(
         self, memories: Mapping[str, np.ndarray], training_columns: Mapping[str, Sequence[str]]
     ) -> Iterator[dict[str, Any]]:
-        """The checks against reward hacking.
-
-        Args:
-            memories (`Mapping[str, np.ndarray]`): model to (m, d) embeddings of its training images.
-            training_columns (`Mapping[str, Sequence[str]]`): model to the columns of its training data, rewards among them.
-        """
+        """The checks against reward hacking; `memories`: model to (m, d) embeddings of its training images."""
         statistics = {name: read_statistics(stage, self.num_images) for name, stage in self.statistics.items()}
         trained_on = {name: [m for m in self.metrics if m in columns] for name, columns in training_columns.items()}
         for found in run_checks(statistics, self.read_scores(), memories, trained_on):

@@ -187,13 +187,10 @@ def _parse_line(line: str, number: int, path: Path) -> Mapping[str, Any]:
 
 
 class ColumnImages:
-    """Images and captions in columns.
+    """Images and captions in columns; subclasses have `num_rows`, `facts` (what changes with the content) and read.
 
     Images are encoded files: a `binary` column, or the `struct` of `bytes` and `path` that `datasets` writes.
     """
-
-    num_rows: int
-    facts: Any  # what changes with the content
 
     def __init__(self, image_column: str, caption_column: str | None, prompt: str | None):
         self.image_column, self.caption_column, self.prompt = image_column, caption_column, prompt
@@ -221,14 +218,6 @@ class ColumnImages:
             prompt = self.prompt if self.prompt is not None else _caption(record[self.caption_column], label)
             found.append(ImageRow(label, prompt, _image_bytes(record[self.image_column])))
         return found
-
-    def _captions(self) -> list[str]:
-        """All captions."""
-        raise NotImplementedError
-
-    def _records(self, rows: range) -> Iterable[Mapping[str, Any]]:
-        """The columns of some rows."""
-        raise NotImplementedError
 
 
 class ParquetImages(ColumnImages):

@@ -248,7 +248,7 @@ def test_residency_decides_over_memory_and_decoding_only(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("residency", ["sequential", "together"])
-def test_decoding_processes_change_no_byte(residency: str, tmp_path: Path):
+def test_decoding_threads_change_no_byte(residency: str, tmp_path: Path):
     alone = score_twice(tmp_path / "alone")
     assert score_twice(tmp_path / "helped", residency=residency, num_workers=2)[1] == alone[1]
 
@@ -339,7 +339,7 @@ def test_the_source_of_a_reward_without_one_is_its_class():
     assert reward_source(Brightness()) == {"checkpoint": f"{__name__}:Brightness"}
 
 
-def test_number_of_decoding_processes(monkeypatch: pytest.MonkeyPatch):
+def test_number_of_decoding_threads(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 12)
     assert RewardSettings().workers("cpu") == 0 and RewardSettings().workers("cuda") == 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")

@@ -100,7 +100,7 @@ def score_images(
         rewards (`Mapping[str, Reward]`): name to an object with `score(prompts, images)`.
         residency (`str`, *optional*, defaults to `"sequential"`): `"sequential"` has one reward in memory at a time and
             decodes the images once for each; `"together"` keeps all loaded and decodes every image once. Same scores.
-        num_workers (`int`, *optional*, defaults to 0): processes that decode images.
+        num_workers (`int`, *optional*, defaults to 0): threads that decode images.
         skip_unreadable (`bool`, *optional*, defaults to `False`): whether an image that cannot be decoded gets NaN and
             a warning, instead of ending the run.
 

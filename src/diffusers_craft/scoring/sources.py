@@ -301,7 +301,7 @@ class DatasetImages(ColumnImages):
         others = [column for column in dataset.column_names if column != image_column]
         if prompt is None:
             self.caption_column = _pick_caption_column(others, caption_column, name)
-        # Still encoded, so that the worker processes decode.
+        # Still encoded, so that the decoding threads have something to do.
         self.dataset = dataset.select_columns(self.columns).cast_column(image_column, datasets.Image(decode=False))
         self.num_rows, self.facts = len(dataset), dataset._fingerprint
 

@@ -130,6 +130,8 @@ def test_failures_are_marked_and_counted_once(tmp_path, caplog):
 @pytest.mark.parametrize("texts", [["one"], ["one", "two", ""], ["one", "two", None]])
 def test_refiner_that_breaks_its_promise(tmp_path, texts):
     class Broken:
+        name, options = "Broken", {}
+
         def refine(self, prompt, n, seed):
             return texts
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionModelWithProjection
 
-from .base import tower_precision
+from .precision import tower_precision
 from .preprocessing import ClipProcessor
 
 

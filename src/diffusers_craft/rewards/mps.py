@@ -14,11 +14,11 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 
 from ..errors import UserError
 from .base import Reward, cosines
-from .checkpoints import describe_checkpoint, load_tensors
+from .checkpoints import describe_checkpoint, fill_model, fitting_state, load_tensors
 from .mps_model import CrossModel
 from .pickscore import load_clip_h_tokenizer
+from .precision import rest_in_checkpoint_precision
 from .preprocessing import ClipProcessor
-from .residency import fill_model, rest_in_checkpoint_precision
 from .safe_pickle import read_pickled_module
 
 
@@ -178,17 +178,11 @@ class MPSReward(Reward):
         clip_state, cross_state = _split(self._tensors(), self._path)
         own = (folder / "config.json").exists()
         config = CLIPConfig.from_pretrained(folder) if own else CLIPConfig(**CLIP_H)
-        try:
+        with fitting_state(self.name, "tensors of the sizes of config.json", self._path, found="others"):
             with torch.device("meta"):
                 clip, cross = CLIPModel(config), CrossModel(**CrossModel.sizes(cross_state))
             fill_model(clip, clip_state)
             fill_model(cross, cross_state)
-        except (KeyError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[-1].strip()
-            raise UserError(
-                f"--reward_checkpoint {self.name}: expected tensors of the sizes of config.json in {self._path}, "
-                f"found others ({reason})"
-            ) from None
         blocks = [*clip.text_model.encoder.layers, *clip.vision_model.encoder.layers]
         autocast = self.dtype != torch.float32
         rest_in_checkpoint_precision(clip, blocks, clip.text_model.embeddings.token_embedding, autocast)

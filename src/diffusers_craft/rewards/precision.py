@@ -1,8 +1,9 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Half-precision checkpoints stay as small in memory as on disk, and still compute in float32.
+"""Precision of the towers: autocast or true float32, and weights that rest in half precision.
 
-The weights of the transformer blocks and the token embedding rest in the precision of the checkpoint. Where the towers
-run in float32, a block is cast while it runs: exactly the numbers of a model cast as a whole, at half its memory.
+Half-precision checkpoints stay as small in memory as on disk, and still compute in float32: the weights of the
+transformer blocks and the token embedding rest in the precision of the checkpoint. Where the towers run in float32, a
+block is cast while it runs: exactly the numbers of a model cast as a whole, at half its memory.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,6 +11,28 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+
+@contextmanager
+def tower_precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Autocast to `dtype`; for float32 none, and no TF32 either, in which a GPU convolves unless told otherwise."""
+    if dtype != torch.float32:
+        with torch.autocast(device.type, dtype=dtype):
+            yield
+        return
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    if hasattr(cudnn, "conv"):  # PyTorch 2.9 and newer; the old names must not be mixed with these
+        switches = [(cudnn.conv, "fp32_precision", "ieee"), (matmul, "fp32_precision", "ieee")]
+    else:
+        switches = [(cudnn, "allow_tf32", False), (matmul, "allow_tf32", False)]
+    before = [getattr(owner, name) for owner, name, _ in switches]
+    try:
+        for owner, name, value in switches:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for (owner, name, _), value in zip(switches, before):
+            setattr(owner, name, value)
 
 
 @contextmanager
@@ -26,21 +49,6 @@ def _in_float32(block: nn.Module) -> Iterator[None]:
     finally:
         for module, name, weight in resting:
             module._parameters[name] = weight
-
-
-def fill_model(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Gives a model that was built on the meta device the tensors of `state` themselves, without a copy.
-
-    Raises:
-        RuntimeError: if names or shapes differ.
-    """
-    model.load_state_dict(state, assign=True)
-    for module in model.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.is_meta:
-                if name != "position_ids":  # the only buffer that transformers' models do not save
-                    raise RuntimeError(f"no {name}")
-                module._buffers[name] = torch.arange(buffer.shape[-1]).expand(buffer.shape)
 
 
 def _cast_while_running(block: nn.Module) -> None:

@@ -22,16 +22,8 @@ TOKENS = 35  # every prompt is padded or cut to
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the head's output over the authors' data
 
 # med_config.json of the official repository: BERT-base, and BLIP's two tokens more.
-BERT = {
-    "vocab_size": 30524,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "max_position_embeddings": 512,
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-12,
-}
+BERT = {"vocab_size": 30524, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
+BERT |= {"num_attention_heads": 12, "max_position_embeddings": 512, "hidden_act": "gelu", "layer_norm_eps": 1e-12}
 
 # Names of the official vision transformer and of transformers' BLIP, in the order of replacement.
 VISION_NAMES = (

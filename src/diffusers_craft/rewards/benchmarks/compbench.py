@@ -6,7 +6,6 @@ Spatial relations need UniDet, which is left out: such rows have no score and ar
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,8 +14,7 @@ from PIL import Image
 from transformers import BertTokenizerFast, BlipForQuestionAnswering
 
 from ...errors import UserError
-from ..base import Reward, cosines
-from ..checkpoints import describe_checkpoint, find_checkpoint
+from ..base import CheckpointReward, cosines
 from ..clip_score import ClipScoreReward
 from ..preprocessing import normalize_pixels, to_rgb
 from .compbench_rules import CATEGORIES, MAX_CHUNKS, attribute_score, combine, evaluators
@@ -63,7 +61,7 @@ class LoadedBlip(NamedTuple):
     tokenizer: BertTokenizerFast
 
 
-class CompBenchReward(Reward):
+class CompBenchReward(CheckpointReward):
     """T2I-CompBench's score in [0, 1] of its own prompts, see `bind`; NaN for those that need UniDet.
 
     Args:
@@ -74,6 +72,7 @@ class CompBenchReward(Reward):
     """
 
     name = "t2i_compbench"
+    hub_id, size = BLIP_ID, "1.54 GB"
     unit = "probability, product over noun phrases; cosine for non-spatial prompts; their mean for complex ones"
     abstains = True
     note = (
@@ -84,11 +83,10 @@ class CompBenchReward(Reward):
     def __init__(
         self, checkpoint: str | None = None, image_size: int = IMAGE_SIZE, parse: Parse | None = None, **options
     ):
-        super().__init__(**options)
-        blip, _, clip = (checkpoint or BLIP_ID).partition(",")
-        self._asked, self.image_size = blip, image_size
-        self._path = find_checkpoint(self.name, blip, None, "1.54 GB")
-        self._clip = _Clip(checkpoint=clip or CLIP_ID, **options)
+        blip, _, clip = (checkpoint or "").partition(",")
+        super().__init__(blip or None, **options)
+        self.image_size = image_size
+        self._clip = _Clip(clip or CLIP_ID, **options)
         if parse is not None:
             self.parse = parse
         self._kinds: dict[str, tuple[str, str | None]] = {}  # prompt -> category, three_in_one
@@ -99,7 +97,7 @@ class CompBenchReward(Reward):
 
     @property
     def checkpoint(self) -> dict[str, Any]:
-        return {**describe_checkpoint(self._asked, Path(self._path)), "clip": self._clip.checkpoint}
+        return {**super().checkpoint, "clip": self._clip.checkpoint}
 
     def bind(self, prompts: Any) -> bool:
         """Learns the categories of a set; whether it is T2I-CompBench's, i.e. all its categories are."""

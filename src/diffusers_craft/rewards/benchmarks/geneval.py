@@ -7,7 +7,6 @@ detections are calibrated against GenEval's human annotations its scores do not 
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +16,7 @@ from torch.nn import functional as F
 from transformers import Mask2FormerForUniversalSegmentation
 
 from ...errors import UserError
-from ..base import Reward, l2_normalize
-from ..checkpoints import describe_checkpoint, find_checkpoint
+from ..base import CheckpointReward, l2_normalize
 from ..clip_score import ClipScoreReward
 from ..preprocessing import normalize_pixels, to_rgb
 from .geneval_rules import COLORS, MIN_SCORE, Detection, find_failures, keep_detections
@@ -92,7 +90,7 @@ def crop_object(image: Image.Image, detection: Detection) -> Image.Image:
     return image.crop(tuple(map(round, detection.box)))
 
 
-class GenEvalReward(Reward):
+class GenEvalReward(CheckpointReward):
     """1.0 where an image shows its prompt by GenEval's rules, else 0.0; for GenEval's own prompts, see `bind`.
 
     Args:
@@ -100,26 +98,24 @@ class GenEvalReward(Reward):
             classes, and a `CLIPModel`.
     """
 
-    name = "geneval"
-    unit = "1 if GenEval's rules hold, else 0"
+    name, unit = "geneval", "1 if GenEval's rules hold, else 0"
+    hub_id, size = DETECTOR_ID, "280 MB"
     note = (
         "geneval: objects found by transformers' Mask2Former instead of mmdet's; not comparable with published GenEval "
         "scores until calibrated. Its overall score is the mean of categories."
     )
 
     def __init__(self, checkpoint: str | None = None, short_side: int = SHORT_SIDE, **options):
-        super().__init__(**options)
-        detector, _, clip = (checkpoint or DETECTOR_ID).partition(",")
-        self._asked, self.short_side = detector, short_side
-        self._path = find_checkpoint(self.name, detector, None, "280 MB")
-        self._clip = _Clip(checkpoint=clip or None, **options)
+        detector, _, clip = (checkpoint or "").partition(",")
+        super().__init__(detector or None, **options)
+        self.short_side = short_side
+        self._clip = _Clip(clip or None, **options)
         self._requirements: dict[str, Mapping[str, Any]] = {}
         self._classifiers: dict[str, torch.Tensor] = {}  # class -> (10, D) text embeddings of its colours
 
     @property
     def checkpoint(self) -> dict[str, Any]:
-        found = describe_checkpoint(self._asked, Path(self._path))
-        return {**found, "colors": self._clip.checkpoint, "calibrated": "no"}
+        return {**super().checkpoint, "colors": self._clip.checkpoint, "calibrated": "no"}
 
     def bind(self, prompts: Any) -> bool:
         """Learns what the prompts of a set ask for; whether they are GenEval's, i.e. all have an `include`."""

@@ -105,17 +105,7 @@ def load_tensors(reward: str, path: Path) -> dict[str, Any]:
 
 @contextmanager
 def fitting_state(reward: str, expected: str, path: Path, found: str = "another") -> Iterator[None]:
-    """Makes one line of what goes wrong while a model takes a checkpoint's tensors.
-
-    Args:
-        reward (`str`): name of the reward, for the line, as are the others.
-        expected (`str`): what the file should hold.
-        path (`Path`): the file.
-        found (`str`, *optional*): what it holds instead.
-
-    Raises:
-        UserError: where the code inside meets tensors of other names or shapes.
-    """
+    """Makes one line of it where the code inside meets tensors of other names or shapes than those `expected` in a file."""
     try:
         yield
     except (AttributeError, KeyError, RuntimeError) as error:

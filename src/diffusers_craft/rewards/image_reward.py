@@ -48,18 +48,15 @@ class LoadedImageReward(NamedTuple):
     processor: ClipProcessor
 
 
-def _vision_name(name: str) -> str:
-    for pattern, replacement in VISION_NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
 def _split(state: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
     """The official state dict by part (`vision`, `text`, `head`), with transformers' names."""
     parts: dict[str, dict[str, torch.Tensor]] = {"vision": {}, "text": {}, "head": {}}
     for name, tensor in state.items():
         if name.startswith("blip.visual_encoder."):
-            parts["vision"][_vision_name(name.removeprefix("blip.visual_encoder."))] = tensor.float()
+            name = name.removeprefix("blip.visual_encoder.")
+            for pattern, replacement in VISION_NAMES:
+                name = re.sub(pattern, replacement, name)
+            parts["vision"][name] = tensor.float()
         elif name.startswith("mlp."):
             parts["head"][name] = tensor
         elif name.startswith("blip.text_encoder.") and name not in UNUSED:

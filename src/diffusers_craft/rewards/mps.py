@@ -169,7 +169,8 @@ class MPSReward(Reward):
         blocks = [*clip.text_model.encoder.layers, *clip.vision_model.encoder.layers]
         autocast = self.dtype != torch.float32
         rest_in_checkpoint_precision(clip, blocks, clip.text_model.embeddings.token_embedding, autocast)
-        rest_in_checkpoint_precision(cross, list(cross.layers), None, autocast)
+        cross_blocks = [block for layer in cross.layers for block in layer.values()]
+        rest_in_checkpoint_precision(cross, cross_blocks, None, autocast)
         clip, cross = clip.eval().to(self.device), cross.eval().to(self.device)
         condition, _ = self._encode_text(clip, tokenizer, [self.condition])
         return LoadedMPS(clip, cross, tokenizer, ClipProcessor.from_folder(folder), condition[0])

@@ -35,28 +35,23 @@ def tower_precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-@contextmanager
-def _in_float32(block: nn.Module) -> Iterator[None]:
-    resting: list[tuple[nn.Module, str, nn.Parameter]] = []
-    for module in block.modules():
-        for name, weight in module._parameters.items():
-            if weight is not None and weight.is_floating_point() and weight.dtype != torch.float32:
-                resting.append((module, name, weight))
-    try:
-        for module, name, weight in resting:
-            module._parameters[name] = weight.float()
-        yield
-    finally:
-        for module, name, weight in resting:
-            module._parameters[name] = weight
-
-
 def _cast_while_running(block: nn.Module) -> None:
     forward: Callable = block.forward
 
     def forward_in_float32(*args, **kwargs):
-        with _in_float32(block):
+        resting = [
+            (module, name, weight)
+            for module in block.modules()
+            for name, weight in module._parameters.items()
+            if weight is not None and weight.is_floating_point() and weight.dtype != torch.float32
+        ]
+        try:
+            for module, name, weight in resting:
+                module._parameters[name] = weight.float()
             return forward(*args, **kwargs)
+        finally:
+            for module, name, weight in resting:
+                module._parameters[name] = weight
 
     block.forward = forward_in_float32
 

@@ -7,7 +7,7 @@ detections are calibrated against GenEval's human annotations its scores do not 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,11 +42,6 @@ class _Clip(ClipScoreReward):
     """The CLIP half, whose missing files are those of this metric."""
 
     name = "geneval"
-
-
-class LoadedGenEval(NamedTuple):
-    detector: Mask2FormerForUniversalSegmentation
-    clip: ClipScoreReward
 
 
 def find_instances(
@@ -129,14 +124,14 @@ class GenEvalReward(CheckpointReward):
         self._requirements |= asked
         return True
 
-    def _load(self) -> LoadedGenEval:
+    def _load(self) -> Mask2FormerForUniversalSegmentation:
         detector = Mask2FormerForUniversalSegmentation.from_pretrained(self._path).float().eval().to(self.device)
         if detector.config.num_labels != len(CLASSES):
             raise UserError(
                 f"--reward_checkpoint geneval: expected a detector of COCO's {len(CLASSES)} classes, "
                 f"found {detector.config.num_labels}"
             )
-        return LoadedGenEval(detector, self._clip)
+        return detector
 
     def release(self) -> None:
         self._clip.release()
@@ -152,7 +147,7 @@ class GenEvalReward(CheckpointReward):
         pixels = torch.tensor(resized).permute(2, 0, 1)[None].float() / 255
         pixels = normalize_pixels(pixels, IMAGENET_MEAN, IMAGENET_STD)
         pixels = F.pad(pixels, (0, -width % MULTIPLE, 0, -height % MULTIPLE)).to(self.device)
-        output = self.model.detector(pixel_values=pixels)  # float32: its thresholds are part of the rules
+        output = self.model(pixel_values=pixels)  # float32: its thresholds are part of the rules
         masks = output.masks_queries_logits[0].float()
         scale_up = pixels.shape[-1] // masks.shape[-1]
         return find_instances(
@@ -162,13 +157,13 @@ class GenEvalReward(CheckpointReward):
     def find_colors(self, image: Image.Image, objects: Sequence[Detection]) -> list[str]:
         """The colour of each of several objects of one class, among GenEval's ten."""
         crops = [crop_object(to_rgb(image), one) for one in objects]
-        embeddings = l2_normalize(self.model.clip.encode_images(crops))
+        embeddings = l2_normalize(self._clip.encode_images(crops))
         return [COLORS[index] for index in (embeddings @ self._classifier(objects[0].label).T).argmax(-1).tolist()]
 
     def _classifier(self, name: str) -> torch.Tensor:
         if name not in self._classifiers:
             texts = [template.format(color=color, name=name) for color in COLORS for template in TEMPLATES]
-            embeddings = l2_normalize(self.model.clip.encode_prompts(texts)).view(len(COLORS), len(TEMPLATES), -1)
+            embeddings = l2_normalize(self._clip.encode_prompts(texts)).view(len(COLORS), len(TEMPLATES), -1)
             self._classifiers[name] = l2_normalize(embeddings.mean(1))
         return self._classifiers[name]
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from diffusers_craft.rewards.mps import MPSReward, convert_mps_checkpoint
+from diffusers_craft import load_reward
 from diffusers_craft.rewards.safe_pickle import Inert, read_pickled_module
+from diffusers_craft.scripts import convert_mps_checkpoint
 
 
 class Block(nn.Module):
@@ -168,5 +169,5 @@ def test_conversion_refuses_what_is_not_mps(tmp_path: Path):
     with pytest.raises(ValueError, match="convert_mps_checkpoint: expected a module saved by torch"):
         convert_mps_checkpoint(tmp_path / "bad.pth", tmp_path / "out.safetensors")
     with pytest.raises(ValueError, match="--reward_checkpoint mps: expected MPS_overall_checkpoint.pth or its"):
-        MPSReward(str(tmp_path / "nowhere"))
+        load_reward("mps", str(tmp_path / "nowhere"))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["bad.pth", "module.pth"]

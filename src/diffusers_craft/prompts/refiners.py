@@ -123,9 +123,8 @@ def refine_prompts(
     num_seeds: int,
     seed: int,
     stage: Stage,
-    progress: bool = True,
 ) -> pa.Table:
-    """Writes the texts of all candidates to a stage, one row a candidate.
+    """Writes the texts of all candidates to a stage, one row per candidate.
 
     Args:
         prompts (`Sequence[str]`): the original prompts; prompt i is group i.
@@ -135,7 +134,6 @@ def refine_prompts(
         seed (`int`): the run's seed.
         stage (`Stage`): of `len(prompts) * (1 + R * S)` rows; shards that are done are kept. Its shards should hold
             whole groups: a group on two shards is refined for each of them.
-        progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
 
     Returns:
         `pa.Table`: all rows, see `REFINED_SCHEMA`.
@@ -149,7 +147,7 @@ def refine_prompts(
         raise RuntimeError(f"{stage.path}: expected a stage of {size * len(prompts)} rows, found {stage.num_rows}")
     if not stage.is_complete:
         done = sum(len(stage.rows(shard)) for shard in range(stage.num_shards) if stage.is_done(shard))
-        bar = tqdm(desc="Refine", unit="prompt", total=len(prompts), initial=done // size, disable=not progress)
+        bar = tqdm(desc="Refine", unit="prompt", total=len(prompts), initial=done // size)
         with bar, ThreadPoolExecutor(getattr(refiner, "num_workers", 1)) as pool:
             for shard in stage.missing():
                 rows = stage.rows(shard)

@@ -22,7 +22,7 @@ def load_prompts(
     """Distinct prompts in the order of their first appearance, stripped, without empty ones.
 
     Args:
-        source (`str` or `os.PathLike`): a file (`.txt` with a prompt a line, `.jsonl`, `.json` with a list, `.csv`,
+        source (`str` or `os.PathLike`): a file (`.txt` with one prompt per line, `.jsonl`, `.json` with a list, `.csv`,
             `.tsv`, `.parquet`), a dataset of the Hub as `name` or `name:split` (default split `train`) or a local folder of
             one, or `tiny-train` / `tiny-heldout`.
         column (`str`, *optional*, defaults to `"prompt"`): where the prompts stand; text lines have none.

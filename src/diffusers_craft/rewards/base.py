@@ -148,7 +148,8 @@ class CheckpointReward(Reward):
 
     hub_id: str
     revision: str | None = None  # commit of `hub_id`; the newest by default
-    filename: str | None = None  # of the weights; without one the whole repository is needed
+    filename: str | None = None  # of the weights; without one they are a folder of transformers
+    architecture: str = "CLIPModel"  # of such a folder
     size: str  # of the download, e.g. "1.97 GB"
 
     def __init__(self, checkpoint: str | None = None, **options: Any):
@@ -156,17 +157,14 @@ class CheckpointReward(Reward):
         self._asked = checkpoint or self.hub_id
         revision = None if checkpoint else self.revision
         self._path = find_checkpoint(self.name, self._asked, self.filename, self.size, revision)
+        if self.filename is None and not (config := self._path / "config.json").exists():
+            raise UserError(
+                f"--reward_checkpoint {self.name}: expected a {self.architecture} folder, found no {config}"
+            )
 
     @cached_property
     def checkpoint(self) -> dict[str, Any]:
         return describe_checkpoint(self._asked, self._path)
-
-    def _require_config(self) -> None:
-        """Refuses a folder that transformers' CLIP cannot be loaded from."""
-        if not (self._path / "config.json").exists():
-            raise UserError(
-                f"--reward_checkpoint {self.name}: expected a CLIPModel folder, found no {self._path}/config.json"
-            )
 
 
 class PromptImageReward(CheckpointReward):

@@ -105,7 +105,7 @@ def load_tensors(reward: str, path: Path) -> dict[str, Any]:
 
 @contextmanager
 def fitting_state(reward: str, expected: str, path: Path, found: str = "another") -> Iterator[None]:
-    """Makes one line of it where the code inside meets tensors of other names or shapes than those `expected` in a file."""
+    """Ends in one line where a model does not take a file's tensors: what was `expected` of the file and what was `found`."""
     try:
         yield
     except (AttributeError, KeyError, RuntimeError) as error:

@@ -44,7 +44,6 @@ class ClipScoreReward(PromptImageReward):
 
     def __init__(self, checkpoint: str | None = None, **options):
         super().__init__(checkpoint, **options)
-        self._require_config()
         self.tower = ClipImageTower(self._path, self.device, self.dtype)
 
     def _load(self) -> LoadedClipText:

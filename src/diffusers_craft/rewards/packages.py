@@ -34,8 +34,7 @@ def import_package(reward: str, package: str, module: str) -> Any:
     try:
         return importlib.import_module(module)
     except Exception as error:  # the packages fail in many ways: missing files, names and libraries
-        root = module.split(".")[0]
-        if isinstance(error, ModuleNotFoundError) and error.name == root:
+        if isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]:
             found = f"it is not installed (pip install --no-deps {package})"
         else:
             found = f"its import failed ({_one_line(error)})"

@@ -49,10 +49,6 @@ class PickScoreReward(PromptImageReward):
     hub_id, revision = "yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800"
     size = "3.94 GB"
 
-    def __init__(self, checkpoint: str | None = None, **options):
-        super().__init__(checkpoint, **options)
-        self._require_config()
-
     def _load(self) -> LoadedPickScore:
         tokenizer = load_clip_h_tokenizer(self.name, self._path)
         clip = CLIPModel.from_pretrained(self._path).float().eval().to(self.device)

@@ -47,15 +47,7 @@ class _Storage(NamedTuple):
     values: torch.Tensor  # one-dimensional, of the storage's own dtype (uint8 for an untyped storage)
 
 
-def _rebuild_tensor(
-    storage: Any,
-    offset: Any,
-    size: Any,
-    stride: Any,
-    requires_grad: Any = False,
-    hooks: Any = None,
-    metadata: Any = None,
-) -> torch.Tensor:
+def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> torch.Tensor:
     """`torch._utils._rebuild_tensor_v2` on checked arguments: a view of the stored values, never beyond them."""
     numbers = (offset, *size, *stride) if isinstance(size, tuple) and isinstance(stride, tuple) else (None,)
     if not isinstance(storage, _Storage) or not all(type(n) is int and n >= 0 for n in numbers):
@@ -66,7 +58,7 @@ def _rebuild_tensor(
     return torch.as_strided(storage.values, size, stride, offset)
 
 
-# Names of storage classes' dtypes.
+# What the names of storage classes start with.
 _DTYPES = {"Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16, "Double": torch.float64}
 _DTYPES |= {"Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8}
 _DTYPES |= {"Byte": torch.uint8, "Bool": torch.bool}

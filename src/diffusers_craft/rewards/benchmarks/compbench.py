@@ -17,7 +17,7 @@ from transformers import BertTokenizerFast, BlipForQuestionAnswering
 from ...errors import UserError
 from ..base import CheckpointReward, cosines
 from ..clip_score import ClipScoreReward
-from ..preprocessing import normalize_pixels, to_rgb
+from ..preprocessing import normalize_pixels, to_rgb, to_tensor
 
 
 BLIP_ID, CLIP_ID = "Salesforce/blip-vqa-capfilt-large", "openai/clip-vit-base-patch32"
@@ -107,7 +107,7 @@ class CompBenchReward(CheckpointReward):
     """
 
     name = "t2i_compbench"
-    hub_id, size = BLIP_ID, "1.54 GB"
+    hub_id, size, architecture = BLIP_ID, "1.54 GB", "BlipForQuestionAnswering"
     unit = "probability, product over noun phrases; cosine for non-spatial prompts; their mean for complex ones"
     abstains = True
     note = (
@@ -162,8 +162,8 @@ class CompBenchReward(CheckpointReward):
         """Probabilities of the answers yes and no to each question about an image: the first token's."""
         blip, tokenizer = self.model
         size = (self.image_size, self.image_size)
-        pixels = np.asarray(to_rgb(image).resize(size, Image.Resampling.BICUBIC))
-        pixels = normalize_pixels(torch.tensor(pixels).permute(2, 0, 1)[None].float() / 255).to(self.device)
+        pixels = to_tensor(to_rgb(image).resize(size, Image.Resampling.BICUBIC))[None]
+        pixels = normalize_pixels(pixels).to(self.device)
         start = blip.config.text_config.bos_token_id
         answers = []
         with self._autocast():

@@ -9,7 +9,6 @@ detections are calibrated against GenEval's human annotations its scores do not 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
@@ -18,7 +17,7 @@ from transformers import Mask2FormerForUniversalSegmentation
 from ...errors import UserError
 from ..base import CheckpointReward, l2_normalize
 from ..clip_score import ClipScoreReward
-from ..preprocessing import normalize_pixels, to_rgb
+from ..preprocessing import normalize_pixels, to_rgb, to_tensor
 from .geneval_rules import COLORS, MIN_SCORE, Detection, find_failures, keep_detections
 
 
@@ -94,7 +93,7 @@ class GenEvalReward(CheckpointReward):
     """
 
     name, unit = "geneval", "1 if GenEval's rules hold, else 0"
-    hub_id, size = DETECTOR_ID, "280 MB"
+    hub_id, size, architecture = DETECTOR_ID, "280 MB", "Mask2FormerForUniversalSegmentation"
     note = (
         "geneval: objects found by transformers' Mask2Former instead of mmdet's; not comparable with published GenEval "
         "scores until calibrated. Its overall score is the mean of categories."
@@ -143,8 +142,7 @@ class GenEvalReward(CheckpointReward):
         image = to_rgb(image)
         scale = min(self.short_side / min(image.size), self.short_side * LONG_SIDE / SHORT_SIDE / max(image.size))
         width, height = (max(1, round(side * scale)) for side in image.size)
-        resized = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
-        pixels = torch.tensor(resized).permute(2, 0, 1)[None].float() / 255
+        pixels = to_tensor(image.resize((width, height), Image.Resampling.BILINEAR))[None]
         pixels = normalize_pixels(pixels, IMAGENET_MEAN, IMAGENET_STD)
         pixels = F.pad(pixels, (0, -width % MULTIPLE, 0, -height % MULTIPLE)).to(self.device)
         output = self.model(pixel_values=pixels)  # float32: its thresholds are part of the rules

@@ -22,14 +22,10 @@ from ..errors import UserError
 def find_checkpoint(
     reward: str, checkpoint: str, filename: str | None, size: str, revision: str | None = None
 ) -> Path:
-    """The local path of a checkpoint: a path of the user, or a Hub id that is downloaded into the cache.
+    """The local path of a checkpoint: a file or folder of the user, or a Hub id that is downloaded into the cache.
 
-    Args:
-        reward (`str`): name of the reward, for error texts.
-        checkpoint (`str`): file, folder, or Hub id (`org/name`).
-        filename (`str`, *optional*): the file that is needed; the whole repository by default.
-        size (`str`): of the download, for error texts, e.g. `"1.97 GB"`.
-        revision (`str`, *optional*): the commit of the Hub repository; the newest by default.
+    Of a folder or repository the file `filename` is needed, or all of it. `reward` and `size` (of the download) are for
+    error texts, `revision` is the commit of the Hub repository, the newest by default.
 
     Raises:
         UserError: if there is no such path, or the download is not possible; one line that names what is missing.
@@ -133,12 +129,8 @@ def fill_model(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
 def build_linear_head(reward: str, state: dict[str, torch.Tensor], path: Path) -> nn.Sequential:
     """A chain of linear layers with one output; its sizes are read from the tensors.
 
-    The official heads have dropout and no activations, so at inference they are nothing else.
-
-    Args:
-        reward (`str`): name of the reward, for error texts.
-        state (`dict`): `<prefix>.<number>.weight` and `.bias`; the numbers give the order.
-        path (`Path`): the file they come from, for error texts.
+    The official heads have dropout and no activations, so at inference they are nothing else. Names in `state` are
+    `<prefix>.<number>.weight` and `.bias`; the numbers give the order.
     """
     weights = {name.removesuffix(".weight"): value for name, value in state.items() if name.endswith(".weight")}
     layers, width = nn.Sequential(), None

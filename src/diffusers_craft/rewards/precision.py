@@ -61,11 +61,9 @@ def rest_in_checkpoint_precision(
 ) -> None:
     """Casts what is small to float32, and arranges that `blocks` compute in float32 without a second copy.
 
-    Args:
-        model (`nn.Module`): its parameters and buffers have the precision of the checkpoint.
-        blocks (`list[nn.Module]`): the transformer blocks, which hold nearly all weights.
-        embedding (`nn.Embedding`, *optional*): of the tokens; its rows are cast by the float32 positions that they are added to.
-        autocast (`bool`): the towers run under autocast, which casts by itself what it needs in float32.
+    The model has the precision of the checkpoint; `blocks` are its transformer blocks, which hold nearly all weights.
+    Rows of the token `embedding` are cast by the float32 positions that they are added to. Under `autocast` the towers
+    cast by themselves what they need in float32.
     """
     resting = {id(weight) for module in (*blocks, embedding) if module for weight in module.parameters()}
     for tensor in (*model.parameters(), *model.buffers()):

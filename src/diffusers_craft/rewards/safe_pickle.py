@@ -115,15 +115,10 @@ def _state_dict(module: Any, prefix: str = "") -> dict[str, torch.Tensor]:
 def read_pickled_module(flag: str, path: str | Path) -> dict[str, torch.Tensor]:
     """The state dict of a module that was saved whole with `torch.save(module, path)`; no code in the file runs.
 
-    Args:
-        flag (`str`): for error texts.
-        path (`str` or `Path`): a file of torch 1.6 or later (a zip archive).
-
-    Returns:
-        `dict[str, torch.Tensor]`: name to tensor, in the precision of the file. Empty if there is no module in it.
+    Tensors have the precision of the file, a zip archive of torch 1.6 or later; there are none if it holds no module.
 
     Raises:
-        UserError: if the file is no such archive, or damaged; one line.
+        UserError: if the file is no such archive, or damaged; one line that starts with `flag`.
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -3,7 +3,7 @@
 
 A new one is one file beside this and one line in `_FACTORIES`. Users have three ways, none of which edits this file:
 `register_reward(name, factory)`; the entry-point group `diffusers_craft.rewards` of a package; `module:Class` in place
-of a name. A reward is any object with `score(prompts, images) -> (B,) float32`.
+of a name. A reward is any object with `score(prompts, images) -> (B,) float32`, a subclass of `Reward` for example.
 """
 
 import importlib.metadata
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..core.load import import_object
+from ..core.records import CANDIDATE_SCHEMA
 from ..errors import UserError
 
 
@@ -31,8 +32,8 @@ _FACTORIES: "dict[str, str | Callable[..., Reward]]" = {
     "image_reward": "diffusers_craft.rewards.image_reward:ImageRewardReward",
     "mps": "diffusers_craft.rewards.mps:MPSReward",
     "clip_score": "diffusers_craft.rewards.clip_score:ClipScoreReward",
-    "geneval": "diffusers_craft.rewards.geneval:GenEvalReward",
-    "t2i_compbench": "diffusers_craft.rewards.compbench:CompBenchReward",
+    "geneval": "diffusers_craft.rewards.benchmarks.geneval:GenEvalReward",
+    "t2i_compbench": "diffusers_craft.rewards.benchmarks.compbench:CompBenchReward",
     "mllm": "diffusers_craft.rewards.mllm:MLLMReward",
 }
 # The same scores from the packages of their authors.
@@ -42,8 +43,7 @@ _PACKAGE_FACTORIES = {
 }
 _SAFE_NAME = re.compile(r"[\w.-]+")  # names of folders, columns and NAME=VALUE flags
 # Other columns of the tables in which a reward's scores are a column.
-_RESERVED = ("row", "group", "variant", "image", "prompt", "refined_prompt", "seed", "latent", "latent_vae")
-_RESERVED += ("reward", "advantage")
+_RESERVED = {*CANDIDATE_SCHEMA.names, "latent_vae", "reward", "advantage", "kept", "selected"}
 _EXTRA_PACKAGES = ("open_clip", "torchvision")  # what the extra `rewards` installs
 
 
@@ -58,8 +58,8 @@ def check_reward_name(name: str) -> None:
     Raises:
         UserError: names those it takes.
     """
-    if name not in _FACTORIES and name not in reward_names():
-        raise UserError(f"--rewards: expected one of {', '.join(reward_names())} or MODULE:CLASS, found {name!r}")
+    if name not in _FACTORIES and name not in (names := reward_names()):
+        raise UserError(f"--rewards: expected one of {', '.join(names)} or MODULE:CLASS, found {name!r}")
 
 
 def register_reward(name: str, factory: "str | Callable[..., Reward | Any]") -> None:
@@ -88,7 +88,7 @@ def register_spec(spec: str) -> str:
     The name is the class's own `name` if it has one, else `Class`. The module may lie in the current directory.
 
     Raises:
-        UserError: if it cannot be imported, or its name belongs to another reward.
+        UserError: if it cannot be imported, or another reward has its name.
     """
     factory = import_object(spec, flag="--rewards")
     own = getattr(factory, "name", None)
@@ -133,10 +133,11 @@ def load_reward(
         factory = import_object(factory) if isinstance(factory, str) else factory
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
+        if package == __name__.split(".")[0]:  # a wrong entry above
+            raise
         extra = "'diffusers-craft[rewards]'" if package in _EXTRA_PACKAGES else package
         raise UserError(f"reward {name}: needs the package {package}; install it with: pip install {extra}") from None
-    options = {"checkpoint": checkpoint, "device": device, "dtype": dtype, "batch_size": batch_size}
-    return _make(name, factory, options)
+    return _make(name, factory, checkpoint=checkpoint, device=device, dtype=dtype, batch_size=batch_size)
 
 
 def _factory(name: str, backend: str | None) -> "str | Callable[..., Reward]":
@@ -146,10 +147,8 @@ def _factory(name: str, backend: str | None) -> "str | Callable[..., Reward]":
             known = ", ".join(f"{known}=package" for known in _PACKAGE_FACTORIES)
             raise UserError(f"--reward_backend: expected one of {known}, found {name}={backend}")
         return _PACKAGE_FACTORIES[name]
-    if name in _FACTORIES:
-        return _FACTORIES[name]
     check_reward_name(name)
-    return _entry_points()[name]
+    return _FACTORIES[name] if name in _FACTORIES else _entry_points()[name]
 
 
 def _entry_points() -> dict[str, str]:
@@ -158,7 +157,7 @@ def _entry_points() -> dict[str, str]:
     return {p.name: p.value for p in points if _SAFE_NAME.fullmatch(p.name) and p.name not in _RESERVED}
 
 
-def _make(name: str, factory: Any, options: dict[str, Any]) -> Any:
+def _make(name: str, factory: Any, **options: Any) -> Any:
     """The reward that a factory makes from the options which its signature has; an object with `score` as it is."""
     if not inspect.isclass(factory) and hasattr(factory, "score"):
         return factory

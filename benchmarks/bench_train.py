@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from datasets import Dataset
 from datasets import Image as ImageFeature
+from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from PIL import Image
 from torchvision import transforms
@@ -113,7 +114,8 @@ def stock_steps(model: str, dataset: Dataset, accelerator: Accelerator, args: ar
     """The stock loop; yields the mean loss of every optimizer step."""
     backbone, batches = SHAPES[model]
     components = backbone.load(ModelSource(model))
-    unet, scheduler = components.unet.train(), components.noise_scheduler
+    unet = components.unet.train()
+    scheduler = DDPMScheduler.from_config(backbone.pipeline(ModelSource(model)).scheduler.config)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, weight_decay=args.adam_weight_decay)
     unet, optimizer = accelerator.prepare(unet, optimizer)
     lr_scheduler, train_loss = get_scheduler("constant", optimizer), 0.0

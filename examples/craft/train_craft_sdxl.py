@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> None:
 
     # Data: every image and caption is encoded once, then VAE and text encoders are dropped.
     source = ModelSource.from_args(args)
-    components = SDXL.load(source, device=accelerator.device)
+    components = SDXL.load(source, accelerator.device, args.prediction_type)
     with accelerator.main_process_first():
         dataset = load_craft_dataset(
             args.dataset_name or args.train_data_dir, args.dataset_config_name, cache_dir=args.cache_dir
@@ -60,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
     for step in run.steps():
         for batch in run.micro_batches(step):
             prediction = SDXL.predict(run.unet, batch.noisy_latents, batch.timesteps, batch.conditioning)
-            loss = craft_loss(prediction, batch.target, batch.advantages, batch.timestep_weights)
+            loss = craft_loss(prediction, batch.target, batch.weights, batch.timestep_weights)
             run.backward(loss, prediction, batch)
         run.finish_step()
     run.finish()

@@ -68,7 +68,7 @@ def prepare_training_data(
         raise UserError("--dataset_name: expected at least one row, found none")
     if args.use_generated_latents:
         check_latents(dataset, components.vae, args)
-    advantages = advantage_weights(dataset, args)
+    weights = advantage_weights(dataset, args)
     captions = _captions(dataset, args.caption_column)
     distinct = list(dict.fromkeys(captions))
     row_of = {caption: row for row, caption in enumerate(distinct)}
@@ -85,7 +85,7 @@ def prepare_training_data(
         prompts=_with_prefix(tensors, "prompts."),
         prompt_rows=torch.tensor([row_of[caption] for caption in captions]),
         sizes=_with_prefix(tensors, "sizes."),
-        advantages=advantages,
+        weights=weights,
         captions=tuple(distinct),
     )
 
@@ -113,7 +113,7 @@ def prepare_prompt_data(
         prompts={name: value.cpu() for name, value in _encode_captions(distinct, backbone, components).items()},
         prompt_rows=torch.tensor([row_of[caption] for caption in captions]),
         sizes=sizes,
-        advantages=torch.ones(len(captions)),
+        weights=torch.ones(len(captions)),
         captions=tuple(distinct),
     )
 

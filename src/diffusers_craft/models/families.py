@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 
 from .. import tiny
 from ..errors import UserError
 from .loading import load_pipeline, load_vae, pipeline_class_name
+from .noise import NoisePath
 
 
 class ModelSource(NamedTuple):
@@ -41,7 +42,7 @@ class Components:
     """The parts of a pipeline that training needs; VAE and text encoders go once the data is encoded."""
 
     unet: UNet2DConditionModel
-    noise_scheduler: DDPMScheduler
+    path: NoisePath
     force_zeros_for_empty_prompt: bool
     vae: AutoencoderKL | None = None
     text_encoders: list[torch.nn.Module] = field(default_factory=list)
@@ -79,8 +80,10 @@ class Backbone:
     paper_hours: float
     inversion_beta: float
 
-    def load(self, source: ModelSource, device: str | torch.device = "cpu") -> Components:
-        """The parts that training needs, in float32, with a DDPM scheduler made from the pipeline's own schedule.
+    def load(
+        self, source: ModelSource, device: str | torch.device = "cpu", prediction_type: str | None = None
+    ) -> Components:
+        """The parts that training needs, in float32, with the noise path of the pipeline's scheduler.
 
         VAE and text encoders go to `device`. The UNet stays on the CPU: a small card holds it only once the encoders are
         gone, and perhaps not in float32.
@@ -88,7 +91,7 @@ class Backbone:
         pipeline = self.pipeline(source)
         return Components(
             unet=pipeline.unet,
-            noise_scheduler=DDPMScheduler.from_config(pipeline.scheduler.config),
+            path=NoisePath.from_scheduler(pipeline.scheduler, prediction_type),
             force_zeros_for_empty_prompt=bool(pipeline.config.get("force_zeros_for_empty_prompt", False)),
             vae=pipeline.vae.requires_grad_(False).to(device),
             text_encoders=[getattr(pipeline, name).requires_grad_(False).to(device) for name in self.text_encoders],

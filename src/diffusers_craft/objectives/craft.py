@@ -21,7 +21,7 @@ def craft_loss(
         model_pred (`torch.Tensor`): (B, C, H, W) prediction of the UNet.
         target (`torch.Tensor`): (B, C, H, W) noise, velocity or sample, as the model predicts.
         advantages (`torch.Tensor`): (B,) weights.
-        timestep_weights (`torch.Tensor`, *optional*): (B,) w_t, e.g. of `min_snr_weights`; the default is 1.
+        timestep_weights (`torch.Tensor`, *optional*): (B,) w_t, e.g. of `NoisePath.min_snr_weights`; the default is 1.
 
     Returns:
         `torch.Tensor`: scalar, float32.

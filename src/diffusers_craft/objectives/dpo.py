@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from .base import LossOutput, Noised, Objective, check_range, error_changes, pair_margins, pair_metrics
+from .base import Batch, LossOutput, Objective, check_range, error_changes, pair_margins, pair_metrics
 
 
 def dpo_loss(changes: torch.Tensor, beta: float, factors: torch.Tensor | None = None) -> torch.Tensor:
@@ -46,6 +46,6 @@ class DPO(Objective):
     def __post_init__(self) -> None:
         check_range("beta", self.beta, 0, above=True)
 
-    def loss(self, batch: Noised, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
+    def loss(self, batch: Batch, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
         changes = error_changes(batch, prediction, reference)
         return LossOutput(dpo_loss(changes, self.beta), pair_metrics(changes))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import UserError
-from .base import LossOutput, Noised, Objective, check_choice, check_range, error_changes
+from .base import Batch, LossOutput, Objective, check_choice, check_range, error_changes
 
 
 UTILITIES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -52,7 +52,7 @@ def kto_loss(
 
 @dataclass
 class KTO(Objective):
-    """Diffusion-KTO; the sign of a row's `advantages` is its label.
+    """Diffusion-KTO; the sign of a row's `weights` is its label.
 
     The mean gain z is taken over the micro-batches of all processes that run together, so results depend on how a batch
     is cut (with batches of 2, as in the paper, it is mostly noise).
@@ -81,10 +81,10 @@ class KTO(Objective):
         if not self.liked_weight and not self.disliked_weight:
             raise UserError("--liked_weight, --disliked_weight: expected one above 0, found 0 for both")
 
-    def loss(self, batch: Noised, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
+    def loss(self, batch: Batch, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
         changes = error_changes(batch, prediction, reference)
         mean_gain = -changes.detach().mean()
         baseline = mean_gain if self.average is None else self.average(mean_gain)
         weights = (self.liked_weight, self.disliked_weight)
-        loss = kto_loss(changes, batch.advantages, self.beta, baseline, self.utility, *weights)
+        loss = kto_loss(changes, batch.weights, self.beta, baseline, self.utility, *weights)
         return LossOutput(loss, {"mean_gain": mean_gain})

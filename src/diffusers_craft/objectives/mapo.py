@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from .base import LossOutput, Noised, Objective, check_choice, check_range, denoising_errors, order_accuracy
+from .base import Batch, LossOutput, Objective, check_choice, check_range, noise_errors, order_accuracy
 
 
 FORMS = ("paper", "code")
@@ -66,7 +66,7 @@ class MaPO(Objective):
         check_range("beta", self.beta, 0)
         check_range("scale", self.scale, 0, above=True)
 
-    def loss(self, batch: Noised, prediction: torch.Tensor, reference: torch.Tensor | None = None) -> LossOutput:
-        errors = denoising_errors(prediction, batch.target)
+    def loss(self, batch: Batch, prediction: torch.Tensor, reference: torch.Tensor | None = None) -> LossOutput:
+        errors = noise_errors(batch, prediction)
         loss = mapo_loss(errors, self.beta, self.form, self.scale)
         return LossOutput(loss, {"accuracy": order_accuracy(*errors.detach().chunk(2))})

@@ -12,7 +12,7 @@ from PIL import Image
 from ..core.records import derive_seed
 from ..errors import UserError
 from ..models.families import Backbone, Components
-from ..objectives.base import MicroBatch, Noised, Objective
+from ..objectives.base import Batch, Objective
 from ..scoring.scorer import CompositeScorer
 from .run import TrainingRun
 from .weights import compile_blocks
@@ -43,13 +43,14 @@ class AlignmentContext:
         components: Components,
         scorer: CompositeScorer | None = None,
     ) -> None:
-        kind = args.prediction_type or components.noise_scheduler.config.prediction_type
-        if type(objective).prepare is not Objective.prepare and kind != "epsilon":
-            raise UserError(f"--prediction_type: expected epsilon for {type(objective).__name__}, found {kind}")
+        path = components.path
+        if type(objective).prepare is not Objective.prepare and path.kind == "epsilon" and path.ends_without_signal:
+            wanted = f"expected v_prediction or sample for {type(objective).__name__} with zero terminal SNR"
+            raise UserError(f"--prediction_type: {wanted}, where noise says nothing of the image, found epsilon")
         if objective.uses_reference and args.use_lora and args.lora_dropout:
             raise UserError(f"--lora_dropout: expected 0 beside a reference model, found {args.lora_dropout}")
         self.objective, self.args, self.backbone, self.scorer = objective, args, backbone, scorer
-        self.alphas_cumprod = components.noise_scheduler.alphas_cumprod.double()
+        self.path = path
         self._vae = components.vae.eval() if scorer is not None else None
         self._frozen = None
         if objective.uses_reference and not args.use_lora:
@@ -61,7 +62,7 @@ class AlignmentContext:
         """Tells the context which run it serves."""
         self._run = run
         device = run.accelerator.device
-        self.alphas_cumprod = self.alphas_cumprod.to(device)
+        self.path = run.path
         if self._frozen is not None:  # in the precision, layout and kernels of the trained one
             layout = torch.channels_last if self.args.channels_last else torch.preserve_format
             run.weights.prepare(self._frozen, run.dtype)
@@ -73,36 +74,36 @@ class AlignmentContext:
         if self._vae is not None:
             self._vae.to(device)
 
-    def at(self, step: int, batch: MicroBatch) -> "AlignmentContext":
+    def at(self, step: int, batch: Batch) -> "AlignmentContext":
         """Points at the micro-batch that is prepared next."""
         self._step, self._batch = step, batch
         return self
 
-    def reference(self, batch: Noised) -> torch.Tensor:
+    def reference(self, batch: Batch) -> torch.Tensor:
         """The reference's output (B, C, h, w) for a prepared batch."""
-        return self.predict_reference(batch.noisy_latents, batch.timesteps, batch.conditioning)
+        return self.predict_reference(batch.noisy_latents, batch.times, batch.conditioning)
 
     @torch.no_grad()
-    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: dict) -> torch.Tensor:
-        """The trained UNet's noise (B, C, h, w), in float32."""
+    def predict(self, latents: torch.Tensor, times: torch.Tensor, conditioning: dict) -> torch.Tensor:
+        """The trained UNet's output (B, C, h, w), in float32."""
         unet = self._run.unet
         was_training = unet.training
         unet.eval()
         try:
-            return self.backbone.predict(unet, latents, timesteps, conditioning).float()
+            return self.backbone.predict(unet, latents, self.path.labels[times], conditioning).float()
         finally:
             unet.train(was_training)
 
     @torch.no_grad()
-    def predict_reference(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: dict) -> torch.Tensor:
+    def predict_reference(self, latents: torch.Tensor, times: torch.Tensor, conditioning: dict) -> torch.Tensor:
         """The reference's output (B, C, h, w), in float32, through the same autocast."""
         if self._frozen is not None:
             with self._run.accelerator.autocast():
-                return self.backbone.predict(self._frozen, latents, timesteps, conditioning).float()
+                return self.backbone.predict(self._frozen, latents, self.path.labels[times], conditioning).float()
         unet = self._run.accelerator.unwrap_model(self._run.unet)
         unet.disable_adapters()
         try:
-            return self.backbone.predict(self._run.unet, latents, timesteps, conditioning).float()
+            return self.backbone.predict(self._run.unet, latents, self.path.labels[times], conditioning).float()
         finally:
             unet.enable_adapters()
 

@@ -122,7 +122,7 @@ def load_data(
         rows, labels = labels_of_pairs(preferences.pairs, len(preferences.images))
         chosen = random_rows(len(rows), args.max_train_samples, args.seed)
         data = prepare_training_data(preferences.images.select(rows[chosen]), backbone, components, image_args)
-        data.advantages = torch.tensor(labels[chosen], dtype=torch.float32)
+        data.weights = torch.tensor(labels[chosen], dtype=torch.float32)
         return data
     images = prepare_training_data(preferences.images, backbone, components, image_args)
     return PairData(images, torch.as_tensor(preferences.pairs), _factors(preferences, objective))

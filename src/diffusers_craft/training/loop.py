@@ -44,7 +44,7 @@ def train_alignment(args: Namespace, objective: Objective) -> TrainingRun:
     accelerator = create_accelerator(args)
     backbone = BACKBONES[args.backbone]
     source = ModelSource.from_args(args)
-    components = backbone.load(source, device=accelerator.device)
+    components = backbone.load(source, accelerator.device, args.prediction_type)
     preferences = load_pairs(args, objective, accelerator) if objective.unit in ("pair", "label") else None
     with accelerator.main_process_first():
         data = load_data(args, objective, backbone, components, preferences)

@@ -5,7 +5,7 @@ run = TrainingRun(args, accelerator, backbone, source, components, data)
 for step in run.steps():
     for batch in run.micro_batches(step):
         prediction = backbone.predict(run.unet, batch.noisy_latents, batch.timesteps, batch.conditioning)
-        loss = craft_loss(prediction, batch.target, batch.advantages, batch.timestep_weights)
+        loss = craft_loss(prediction, batch.target, batch.weights, batch.timestep_weights)
         run.backward(loss, prediction, batch)
     run.finish_step()
 run.finish()
@@ -31,7 +31,7 @@ from ..data.rows import TrainingData, shuffled_rows
 from ..hub.upload import forget_published
 from ..models.families import Backbone, Components, ModelSource
 from ..models.noise import diffuse
-from ..objectives.base import MicroBatch, denoising_errors
+from ..objectives.base import Batch, denoising_errors
 from .checkpoints import drop_old_checkpoints, keep_unet_in_checkpoints, save_checkpoint
 from .log import MetricLog
 from .optimizer import create_optimizer
@@ -68,8 +68,7 @@ class TrainingRun:
     ) -> None:
         self.args, self.accelerator, self.backbone, self.source = args, accelerator, backbone, source
         components.free_encoders()
-        self.noise_scheduler = components.noise_scheduler
-        self.prediction_type = args.prediction_type or self.noise_scheduler.config.prediction_type
+        self.path = components.path.to(accelerator.device)
         precisions = {"fp16": torch.float16, "bf16": torch.bfloat16}
         self.dtype = precisions.get(accelerator.mixed_precision, torch.float32)
         self.weights = trained_weights(args, backbone.pipeline_class)
@@ -102,11 +101,10 @@ class TrainingRun:
         """The optimizer steps that are left, counted from 0."""
         yield from range(self.step, self.max_train_steps)
 
-    def micro_batches(self, step: int) -> Iterator[MicroBatch]:
+    def micro_batches(self, step: int) -> Iterator[Batch]:
         """This process's share of a global batch; gradients are exchanged after the last piece only."""
         args, size = self.args, self.args.train_batch_size
         rows = shuffled_rows(len(self.data), step, self.batch_size, args.seed)
-        num_timesteps = self.noise_scheduler.config.num_train_timesteps
         for micro_step in range(args.gradient_accumulation_steps):
             start = (micro_step * self.accelerator.num_processes + self.accelerator.process_index) * size
             slots = range(start, start + size)
@@ -115,11 +113,11 @@ class TrainingRun:
                 slots,
                 rows[slots.start : slots.stop],
                 args.seed,
-                num_timesteps,
+                self.path,
                 caption_dropout=args.caption_dropout,
                 noise_offset=args.noise_offset,
             )
-            batch = diffuse(draw, self.noise_scheduler, self.prediction_type, args.snr_gamma)
+            batch = diffuse(draw, self.path, args.snr_gamma)
             if args.use_lora and args.lora_dropout:  # the only randomness that torch draws by itself
                 torch.manual_seed(derive_seed(args.seed, "dropout", step, start))
             with self.accelerator.accumulate(self.unet):
@@ -129,7 +127,7 @@ class TrainingRun:
         self,
         loss: torch.Tensor,
         prediction: torch.Tensor,
-        batch: MicroBatch,
+        batch: Batch,
         metrics: dict[str, torch.Tensor] | None = None,
     ) -> None:
         """Adds the gradient of a micro-batch; `loss` is a mean over its units, the step's loss one over all units.
@@ -137,12 +135,12 @@ class TrainingRun:
         Args:
             loss (`torch.Tensor`): scalar.
             prediction (`torch.Tensor`): (B, C, h, w) what the UNet said.
-            batch (`MicroBatch`): or anything with `target` and `advantages` of B rows.
+            batch (`Batch`): B rows.
             metrics (`dict[str, torch.Tensor]`, *optional*): scalars to average over the step and log.
         """
         self.accelerator.backward(loss)  # divides by the number of micro-batches
         errors = denoising_errors(prediction.detach(), batch.target)
-        good, bad = (batch.advantages > 0).float(), (batch.advantages < 0).float()
+        good, bad = (batch.weights > 0).float(), (batch.weights < 0).float()
         parts = [
             loss.detach().float() * self.args.train_batch_size,
             good @ errors,
@@ -311,16 +309,18 @@ class TrainingRun:
         pipeline = self.backbone.pipeline(self.source, unet=unet, device=device)
         if self.args.prediction_type is not None:
             config = pipeline.scheduler.config
-            pipeline.scheduler = type(pipeline.scheduler).from_config(config, prediction_type=self.prediction_type)
+            pipeline.scheduler = type(pipeline.scheduler).from_config(
+                config, prediction_type=self.args.prediction_type
+            )
         return pipeline
 
     def _advice(self) -> str:
         """What to try after a loss that is not finite."""
-        unlearns = self.args.loss == "craft" and bool((self.data.advantages < 0).any())
+        unlearns = self.args.loss == "craft" and bool((self.data.weights < 0).any())
         return "try a lower --learning_rate" + (" or --advantage_clip_min 0" if unlearns else "")
 
     def _announce(self) -> None:
-        args, negative = self.args, int((self.data.advantages < 0).sum())
+        args, negative = self.args, int((self.data.weights < 0).sum())
         logger.info("***** Running training *****")
         logger.info("  Rows = %d, of which %d with a negative advantage", len(self.data), negative)
         logger.info("  Batch = %d a process and pass, %d in total", args.train_batch_size, self.batch_size)

@@ -127,6 +127,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "craft-mixed": ("craft", "sd15 sdxl", f"{BF16} {FEW}"),
     "craft-velocity": ("craft", "sd15", f"--prediction_type v_prediction --snr_gamma 5 {FEW}"),
     "craft-folder": ("craft", "sd15", f"--train_data_dir {{folder}} --caption_column text {FEW}"),
+    "craft-vae": ("craft", "sdxl", f"--pretrained_vae_model_name_or_path {{work}}/train/sdxl-craft-full/vae {FEW}"),
     "craft-drawn": (
         "craft",
         "sd15",
@@ -188,10 +189,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 HALVES = "--train_batch_size 2"  # of a batch that two processes share
 TWO_PROCESSES: dict[str, tuple[str, ...]] = {
     **{f"{method}-full": (method, "sd15", f"--max_train_steps 4 {HALVES}") for method in METHODS},
-    **{
-        f"{method}-lora": (method, "sdxl", f"--max_train_steps 4 {HALVES} {LORA}")
-        for method in ("craft", "dpo", "kto", "smpo", "spo", "sharpening-rlhf")
-    },
+    **{f"{method}-lora": (method, "sdxl", f"--max_train_steps 4 {HALVES} {LORA}") for method in METHODS},
     "craft-weighted": (
         "craft",
         "sd15",
@@ -216,7 +214,8 @@ TABLES = {  # the demo: name -> script, flags
         EVALUATE,
         "--base base=tiny-sd15 --tuned craft={work}/train/sd15-craft-full sft={work}/train/sd15-sft-full"
         " lora={work}/train/sd15-craft-lora ruined={work}/train/sd15-craft-ruined"
-        " --prompts tiny-heldout --num_prompts 24 --num_inference_steps 6 --guidance_scale 2 --batch_size 24"
+        " checkpoint={work}/train/sd15-craft-resumed/checkpoint-4 --training_data sft={work}/build/small"
+        " --prompts tiny-heldout --num_prompts 36 --num_inference_steps 6 --guidance_scale 2 --batch_size 24"
         " --output_dir {output}",
     ),
     "sdxl": (
@@ -236,9 +235,10 @@ TABLES = {  # the demo: name -> script, flags
         " --output_dir {output} --output_file {output}/scores.csv {output}/scores.parquet",
     ),
 }
-KEPT = {"sd15-craft-full", "sd15-sft-full", "sd15-craft-lora", "sd15-craft-ruined", "sdxl-craft-full", "sdxl-sft-lora"}
+KEPT = {"sd15-craft-full", "sd15-sft-full", "sd15-craft-lora", "sd15-craft-ruined", "sd15-craft-resumed"}
+KEPT |= {"sdxl-craft-full", "sdxl-sft-lora"}
 
-VOLATILE = {"paths", "versions", "speed", "cost"}  # keys of the scripts' records: places, libraries and times
+VOLATILE = {"paths", "_name_or_path", "versions", "speed", "cost"}  # keys in JSON: places, libraries and times
 SHOWN = 40  # characters of a value in the table of differences
 NUMBERS = (int, float, type(None))
 
@@ -363,7 +363,7 @@ def load_script(name: str) -> ModuleType:
     path = ROOT / "examples" / name
     spec = importlib.util.spec_from_file_location(path.stem, path)
     script = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = script
+    sys.modules[path.stem] = script  # where dataclasses look for their module
     spec.loader.exec_module(script)
     return script
 
@@ -437,7 +437,8 @@ def run_build(job: Job, work: Path) -> dict[str, Any]:
     """The entry of a build, whose images then become the other data that trainings read."""
     result = run_job(job, work)
     if job.each:
-        write_other_data(work / "data", job.family)
+        with output_to(work / "logs" / f"data-{job.family}.txt"):
+            write_other_data(work / "data", job.family)
     return result
 
 
@@ -479,9 +480,9 @@ def run_jobs(jobs: Sequence[Job], record: Record, work: Path) -> None:
     """Runs jobs in this process, which may be one of several; the first one records."""
     is_first = os.environ.get("RANK", "0") == "0"
     several = "WORLD_SIZE" in os.environ
+    if several:
+        keep_process_group()
     for number, job in enumerate(jobs, start=1):
-        # Gives each run's process group a part of its own in the store that torchrun's workers share.
-        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)
         start = time.perf_counter()
         try:
             result = RUNNERS.get(job.key.partition("/")[0], run_job)(job, work)
@@ -497,11 +498,22 @@ def run_jobs(jobs: Sequence[Job], record: Record, work: Path) -> None:
             raise SystemExit(1)  # or the other process would wait for this one
 
 
+def keep_process_group() -> None:
+    """All runs share one group: their end would close it, and torchrun's store cannot make a second one."""
+    from accelerate.state import PartialState
+
+    PartialState.destroy_process_group = lambda self, group=None: None
+
+
 def run_two_processes(jobs: Sequence[Job], args: argparse.Namespace) -> None:
-    """The same program on two processes, under torchrun."""
+    """The same program on two processes, under torchrun; a run that fails ends both, and the next one starts anew."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*launcher, __file__, "--output", str(args.output), "--work", str(args.work)]
-    subprocess.run([*command, "--only", *(job.key for job in jobs)])
+    command = [*launcher, __file__, "--output", str(args.output), "--work", str(args.work), "--only"]
+    while jobs:
+        subprocess.run([*command, *(job.key for job in jobs)])
+        record = Record(args.output)
+        done = next((number for number, job in enumerate(jobs) if not record.is_done(job.key)), len(jobs))
+        jobs = jobs[done + 1 :]
 
 
 def record_all(args: argparse.Namespace) -> int:

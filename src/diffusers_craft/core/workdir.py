@@ -15,10 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import UserError
-from .files import atomic_write_bytes, atomic_write_json, remove_leftovers
+from .files import atomic_write_bytes, atomic_write_json, read_json, remove_leftovers
 
 
 DATASET_FOLDER = "dataset"  # the selected rows
+BUILD_FILE = "craft_build.json"  # a finished build: its options and results
+CONSTANTS_FILE = "normalization.json"  # of the rewards of a build
 RUN_FILE = "craft_run.json"  # a finished training: its options and results
 SCORED_FILE = "scored.parquet"  # every candidate with its scores, without images
 OPTIONS_FILE = "options.json"
@@ -61,6 +63,11 @@ def rank_and_world() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
+def is_first_rank() -> bool:
+    """Whether this process writes what all ranks have in common."""
+    return rank_and_world()[0] == 0
+
+
 class WorkDir:
     """A folder that holds one subfolder per stage.
 
@@ -98,7 +105,7 @@ class WorkDir:
         now = json.loads(json.dumps(options, default=os.fspath))  # tuples become lists, as they read back
         if not options_file.exists():
             atomic_write_json(options_file, {"options": now, "num_rows": num_rows, "rows_per_shard": rows_per_shard})
-        there = json.loads(options_file.read_text(encoding="utf-8"))
+        there = read_json(options_file)
         found = _differences(there["options"], now)
         if there["num_rows"] != num_rows:
             found.append(f"number of rows ({there['num_rows']} there, {num_rows} now)")
@@ -152,7 +159,7 @@ class Stage:
     def finish(self) -> None:
         """Waits until all ranks have written their shares; the first one marks the stage complete."""
         while not self.is_complete:
-            if rank_and_world()[0] == 0 and not self.missing():
+            if is_first_rank() and not self.missing():
                 self.mark_complete()
             else:
                 time.sleep(POLL_SECONDS)

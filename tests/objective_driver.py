@@ -15,6 +15,14 @@ SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_l
 PATH = NoisePath.from_scheduler(DDIMScheduler(**SCHEDULE))
 ALPHAS = PATH.levels  # abar
 
+# a, s, c and d of x = a x_0 + s n and o = c x_0 + d n at a level (abar, or sigma).
+COEFFICIENTS = {
+    "epsilon": lambda abar: (abar.sqrt(), (1 - abar).sqrt(), 0.0, 1.0),
+    "v_prediction": lambda abar: (abar.sqrt(), (1 - abar).sqrt(), -(1 - abar).sqrt(), abar.sqrt()),
+    "sample": lambda abar: (abar.sqrt(), (1 - abar).sqrt(), 1.0, 0.0),
+    "flow": lambda sigma: (1 - sigma, sigma, -1.0, 1.0),
+}
+
 
 class Context:
     """A policy and a reference of one kind, rewards by a function, numbers by purpose."""

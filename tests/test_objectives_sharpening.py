@@ -9,8 +9,8 @@ import torch
 from objective_driver import ALPHAS, PATH, SHAPE, Context, closeness, gradient, micro_batch, random_latents, small_net
 
 from diffusers_craft.objectives.base import Batch, denoising_errors
-from diffusers_craft.objectives.craft import craft_loss
 from diffusers_craft.objectives.chains import inversion_times, sample
+from diffusers_craft.objectives.craft import craft_loss
 from diffusers_craft.objectives.dpo import DPO, dpo_loss
 from diffusers_craft.objectives.sharpening import RLHFSharpening, SFTSharpening, follow, sharpening_preference_loss
 

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class ChatServer:
     """Answers chat requests with `reply(request, number)`: (status, body); keeps the requests and their keys."""
 
-    def __init__(self, reply):
+    def __init__(self, reply, port: int = 0):
         self.requests, self.keys = [], []
         lock = threading.Lock()
 
@@ -31,7 +31,7 @@ class ChatServer:
             def log_message(self, *_):
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
 

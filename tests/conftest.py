@@ -292,18 +292,16 @@ def _tokenizer(folder: Path, pad_token: str = "<|endoftext|>", max_length: int =
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch):
-    """`serve(reply)` starts a `ChatServer`; clients wait next to nothing between tries."""
-    from diffusers_craft.prompts import llm
-    from diffusers_craft.rewards import mllm
+    """`serve(reply, port)` starts a `ChatServer`; clients wait next to nothing between tries."""
+    from diffusers_craft.core import chat
 
-    for client in (llm, mllm):
-        monkeypatch.setattr(client, "RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(chat, "RETRY_SECONDS", 0.001)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     servers = []
 
-    def start(reply) -> ChatServer:
-        servers.append(ChatServer(reply))
+    def start(reply, port: int = 0) -> ChatServer:
+        servers.append(ChatServer(reply, port))
         return servers[-1]
 
     yield start

@@ -238,7 +238,7 @@ def test_a_folder_built_with_other_options_is_refused(
 def test_an_unreachable_refiner_keeps_the_prompts(
     random_sd15: Path, prompt_file: Path, tmp_path: Path, script: ModuleType, monkeypatch
 ) -> None:
-    monkeypatch.setattr("diffusers_craft.prompts.llm.RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("diffusers_craft.core.chat.RETRY_SECONDS", 0.0)
     more = ["--refiner", "openai", "--refiner_model", "m", "--refiner_base_url", "http://127.0.0.1:9/v1"]
     more += ["--num_prompts", "3", "--filter_rule", "none", "--num_samples", "2"]
     script.main(script.parse_args(arguments(random_sd15, prompt_file, tmp_path / "work", *more)))

@@ -58,7 +58,7 @@ def test_lasting_failures_keep_the_original(serve, status, body):
     assert len(server.requests) == 3 + 1 + 1, "a service that fails is asked once a text, without waiting"
 
 
-def test_refused_connection_keeps_the_original_and_recovers(serve, monkeypatch):
+def test_refused_connection_keeps_the_original_and_recovers(serve):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -67,8 +67,7 @@ def test_refused_connection_keeps_the_original_and_recovers(serve, monkeypatch):
     for _ in range(20):
         assert refiner.refine("a prompt", 2, seed=0) == ["a prompt"] * 2
     assert time.monotonic() - start < 5
-    server = serve(lambda _, number: (200, chat(f"text {number}")))
-    refiner._client = refiner._client.with_options(base_url=server.url)
+    serve(lambda _, number: (200, chat(f"text {number}")), port)
     assert refiner.refine("a prompt", 2, seed=0) == ["text 1", "text 2"]
 
 

@@ -10,7 +10,7 @@ import pytest
 from chat_server import chat
 from PIL import Image
 
-from diffusers_craft.rewards import load_reward
+from diffusers_craft import load_reward
 from diffusers_craft.rewards.mllm import ASPECTS, SCHEMA, MLLMReward, parse_grades
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from diffusers_craft.prompts.sources import load_prompts
+from diffusers_craft import load_prompts
 
 
 ROWS = ["  a red circle ", "two stars", "", "a red circle", 'a "blue", small cross', "étoile\u2028verte", "   "]

@@ -5,9 +5,10 @@ import logging
 
 import pytest
 
+from diffusers_craft import load_refiner
 from diffusers_craft.core.records import REFINED_SCHEMA
-from diffusers_craft.core.workdir import WorkDir
-from diffusers_craft.prompts.refiners import MODIFIERS, IdentityRefiner, TemplateRefiner, load_refiner, refine_prompts
+from diffusers_craft.prompts.refiners import MODIFIERS
+from diffusers_craft.scripts import WorkDir, refine_prompts
 
 
 PROMPTS = [f"a red circle {i}" for i in range(7)]
@@ -20,24 +21,28 @@ def open_stage(folder, num_refinements=3, num_seeds=2, rows_per_shard=14, prompt
 
 @pytest.mark.parametrize("n", [1, 4, 162])
 def test_template_variants_are_distinct_sets_of_words(n):
-    texts = TemplateRefiner().refine("a star", n, seed=3)
+    texts = load_refiner("template").refine("a star", n, seed=3)
     sets = set()
     for text in texts:
         prompt, *words = text.split(", ")
         assert prompt == "a star" and 1 <= len(words) <= 4 and set(words) <= set(MODIFIERS)
         sets.add(frozenset(words))
     assert len(sets) == len(texts) == n
-    assert TemplateRefiner().refine("a star", n, seed=3) == texts != TemplateRefiner().refine("a star", n, seed=4)
+    assert (
+        load_refiner("template").refine("a star", n, seed=3)
+        == texts
+        != load_refiner("template").refine("a star", n, seed=4)
+    )
 
 
 def test_template_limit():
     with pytest.raises(ValueError, match="--num_refinements: expected at most 162 with --refiner template, found 163"):
-        TemplateRefiner().refine("a star", 163, seed=0)
+        load_refiner("template").refine("a star", 163, seed=0)
 
 
 def test_load_refiner():
-    assert isinstance(load_refiner("template", model=None, base_url=None), TemplateRefiner)
-    assert isinstance(load_refiner("none"), IdentityRefiner)
+    names = [load_refiner("template", model=None, base_url=None).name, load_refiner("none").name]
+    assert names == ["template", "none"]
     refiner = load_refiner("openai", model="qwen", base_url="http://localhost:1/v1", temperature=None)
     assert refiner.options["refiner_model"] == "qwen" and refiner.temperature == 1.0
 
@@ -64,7 +69,7 @@ def test_load_refiner_errors(name, options, text):
 @pytest.mark.parametrize("rows_per_shard", [1, 5, 14, 100])
 def test_layout_of_rows(tmp_path, rows_per_shard):
     stage = open_stage(tmp_path, rows_per_shard=rows_per_shard)
-    table = refine_prompts(PROMPTS, TemplateRefiner(), 3, 2, 0, stage, progress=False)
+    table = refine_prompts(PROMPTS, load_refiner("template"), 3, 2, 0, stage)
     assert table.schema.equals(REFINED_SCHEMA) and stage.is_complete
     rows = table.to_pylist()
     assert [row["row"] for row in rows] == list(range(49))
@@ -80,7 +85,7 @@ def test_layout_of_rows(tmp_path, rows_per_shard):
 
 
 def test_identity_marks_nothing_and_warns_of_nothing(tmp_path, caplog):
-    table = refine_prompts(PROMPTS, IdentityRefiner(), 1, 4, 0, open_stage(tmp_path, 1, 4), progress=False)
+    table = refine_prompts(PROMPTS, load_refiner("none"), 1, 4, 0, open_stage(tmp_path, 1, 4))
     assert table["refined_prompt"].to_pylist() == table["prompt"].to_pylist()
     assert not any(table["refined"].to_pylist()) and not caplog.records
 
@@ -103,23 +108,23 @@ class FlakyRefiner:
 
 
 def test_interrupted_refinement_goes_on_where_it_was(tmp_path):
-    undisturbed = refine_prompts(PROMPTS, FlakyRefiner(), 3, 2, 0, open_stage(tmp_path / "a"), progress=False)
+    undisturbed = refine_prompts(PROMPTS, FlakyRefiner(), 3, 2, 0, open_stage(tmp_path / "a"))
     with pytest.raises(KeyboardInterrupt):
-        refine_prompts(PROMPTS, FlakyRefiner(PROMPTS[4]), 3, 2, 0, open_stage(tmp_path / "b"), progress=False)
+        refine_prompts(PROMPTS, FlakyRefiner(PROMPTS[4]), 3, 2, 0, open_stage(tmp_path / "b"))
     again = FlakyRefiner()
-    table = refine_prompts(PROMPTS, again, 3, 2, 0, open_stage(tmp_path / "b"), progress=False)
+    table = refine_prompts(PROMPTS, again, 3, 2, 0, open_stage(tmp_path / "b"))
     assert again.asked == PROMPTS[4:] and table.equals(undisturbed)
     for shard in range(4):
         files = [open_stage(tmp_path / folder).shard_path(shard).read_bytes() for folder in "ab"]
         assert files[0] == files[1]
     done = FlakyRefiner()
-    assert refine_prompts(PROMPTS, done, 3, 2, 0, open_stage(tmp_path / "b"), progress=False).equals(undisturbed)
+    assert refine_prompts(PROMPTS, done, 3, 2, 0, open_stage(tmp_path / "b")).equals(undisturbed)
     assert not done.asked
 
 
 def test_failures_are_marked_and_counted_once(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        table = refine_prompts(PROMPTS, FlakyRefiner(), 3, 2, 0, open_stage(tmp_path), progress=False)
+        table = refine_prompts(PROMPTS, FlakyRefiner(), 3, 2, 0, open_stage(tmp_path))
     for row in table.to_pylist():
         assert row["refined"] == (row["variant"] > 0 and row["group"] % 2 == 1)
     assert [record.getMessage() for record in caplog.records] == [
@@ -130,15 +135,17 @@ def test_failures_are_marked_and_counted_once(tmp_path, caplog):
 @pytest.mark.parametrize("texts", [["one"], ["one", "two", ""], ["one", "two", None]])
 def test_refiner_that_breaks_its_promise(tmp_path, texts):
     class Broken:
+        name, options = "Broken", {}
+
         def refine(self, prompt, n, seed):
             return texts
 
     with pytest.raises(ValueError, match="refiner 'Broken': expected 3 texts for the prompt 'a red circle 0', found"):
-        refine_prompts(PROMPTS, Broken(), 3, 2, 0, open_stage(tmp_path), progress=False)
+        refine_prompts(PROMPTS, Broken(), 3, 2, 0, open_stage(tmp_path))
 
 
 def test_counts_and_stage_size(tmp_path):
     with pytest.raises(ValueError, match="--num_refinements, --num_seeds: expected at least 1 each, found 0 and 2"):
-        refine_prompts(PROMPTS, TemplateRefiner(), 0, 2, 0, open_stage(tmp_path), progress=False)
+        refine_prompts(PROMPTS, load_refiner("template"), 0, 2, 0, open_stage(tmp_path))
     with pytest.raises(RuntimeError, match="expected a stage of 35 rows, found 49"):
-        refine_prompts(PROMPTS, TemplateRefiner(), 2, 2, 0, open_stage(tmp_path), progress=False)
+        refine_prompts(PROMPTS, load_refiner("template"), 2, 2, 0, open_stage(tmp_path))

@@ -1,16 +1,21 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Rewards of users: registered, from entry points of installed packages, from modules; and what is refused."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from PIL import Image
 
-from diffusers_craft import load_reward, register_reward
+from diffusers_craft import RewardSettings, load_reward, register_reward
+from diffusers_craft.core.records import CANDIDATE_SCHEMA, pack_latent
+from diffusers_craft.data.dataset import assemble_dataset, assemble_scores
 from diffusers_craft.rewards import registry, reward_names
-from diffusers_craft.scripts import parse_reward_weights
+from diffusers_craft.scripts import load_rewards, parse_reward_weights, reward_source
 
 
 OWN = """
@@ -93,7 +98,7 @@ def test_a_script_imports_from_the_current_directory(tmp_path: Path):
     (tmp_path / "own_rewards.py").write_text(OWN)
     script = tmp_path / "scripts" / "script.py"
     script.write_text(
-        "import sys\nfrom diffusers_craft import parse_reward_weights\nbefore = list(sys.path)\n"
+        "import sys\nfrom diffusers_craft.scripts import parse_reward_weights\nbefore = list(sys.path)\n"
         "print(parse_reward_weights(['own_rewards:Length=2']), sys.path == before)\n"
     )
     result = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -173,7 +178,8 @@ def test_an_entry_point_of_an_installed_package(tmp_path: Path, monkeypatch: pyt
     assert reward_names()[-1] == "length"
     assert parse_reward_weights(["length=0.5"]) == {"length": 0.5}
     assert score_of(load_reward("length")) == [2, 1]
-    assert registry._factory("pickscore", None).startswith("diffusers_craft.")
+    with pytest.raises(ValueError, match="reward pickscore: needs yuvalkirstain/PickScore_v1"):
+        load_reward("pickscore")
     sys.modules.pop("their_rewards")
 
 
@@ -210,17 +216,65 @@ def test_backends_of_other_names_are_refused():
         )
 
 
-def test_the_package_backend_is_another_class(monkeypatch: pytest.MonkeyPatch):
-    asked = []
-    monkeypatch.setattr(registry, "_import", lambda spec, flag=None: asked.append(spec) or OneScore)
-    load_reward("hps_v2.1", backend="package")
-    load_reward("hps_v2.1")
-    assert asked == ["diffusers_craft.rewards.packages:PackageHPSReward", "diffusers_craft.rewards.hps:HPSReward"]
+@pytest.mark.parametrize("place", [*registry._FACTORIES.values(), *registry._PACKAGE_FACTORIES.values()])
+def test_every_name_of_this_package_has_its_class(place: str):
+    module, _, kind = place.partition(":")
+    assert callable(getattr(importlib.import_module(module), kind).score)
 
 
-class OneScore:
-    def __init__(self, **_: object):
-        pass
+def test_a_wrong_entry_of_this_package_is_a_defect(monkeypatch: pytest.MonkeyPatch):
+    """And no package that the user can install."""
+    monkeypatch.setitem(registry._FACTORIES, "mps", "diffusers_craft.rewards.moved:MPSReward")
+    with pytest.raises(ModuleNotFoundError, match="diffusers_craft.rewards.moved"):
+        load_reward("mps")
 
-    def score(self, prompts, images):
-        return np.ones(len(images), np.float32)
+
+OUTSIDE = """
+import numpy as np, torch
+from diffusers_craft import Reward
+
+class Redness(Reward):
+    name, unit = "redness", "mean of the red channel, 0 to 255"
+
+    def _load(self):
+        return None
+
+    def _score(self, prompts, images):
+        return torch.tensor([float(np.asarray(image.convert("RGB"))[..., 0].mean()) for image in images])
+"""
+
+
+def test_a_subclass_outside_this_package_needs_nothing_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The example of `Reward`: named on the command line, loaded, checked and recorded like one of this package."""
+    (tmp_path / "outside.py").write_text(OUTSIDE)
+    monkeypatch.chdir(tmp_path)
+    weights = parse_reward_weights(["outside:Redness=2"])
+    reward = load_rewards(list(weights), RewardSettings(batch_size=3), "cpu")["redness"]
+    assert weights == {"redness": 2.0} and reward.batch_size == 3
+    assert reward.score(["a", "b"], [Image.new("RGB", (4, 4), color) for color in ("red", "black")]).tolist() == [
+        255,
+        0,
+    ]
+    with pytest.raises(ValueError, match="images of reward redness: expected one for each of 1 prompts, found 0"):
+        reward.score(["a"], [])
+    unit = "mean of the red channel, 0 to 255"
+    assert reward_source(reward) == {"checkpoint": "outside:Redness", "unit": unit, "dtype": "float32"}
+    sys.modules.pop("outside")
+
+
+def test_no_reward_takes_the_name_of_a_column():
+    """Those of the training set and of the table of all candidates."""
+    row = {field.name: 0 if pa.types.is_integer(field.type) else None for field in CANDIDATE_SCHEMA}
+    row |= {
+        "prompt": "a",
+        "refined_prompt": "a",
+        "valid": True,
+        "latent": pack_latent(np.zeros((4, 2, 2), np.float16)),
+    }
+    one = pa.Table.from_pylist([row], schema=CANDIDATE_SCHEMA)
+    columns = set(assemble_dataset(one, {}, np.zeros(1), np.zeros(1)).column_names)
+    columns |= set(assemble_scores(one, {}, np.zeros(1), np.zeros(1), np.ones(1), np.zeros(1, int)).column_names)
+    assert len(columns) > 10
+    for name in columns:
+        with pytest.raises(ValueError, match=f"register_reward: expected another name, found '{name}', a column"):
+            register_reward(name, object)

@@ -11,7 +11,6 @@ from PIL import Image
 from diffusers_craft import load_reward
 from diffusers_craft.rewards import packages
 from diffusers_craft.rewards.checkpoints import check_hash, file_hash
-from diffusers_craft.rewards.packages import PackageHPSReward, PackageImageReward
 
 
 @pytest.fixture
@@ -29,34 +28,31 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    "cls, reward, package, module",
-    [
-        (PackageHPSReward, "hps_v2.1", "hpsv2", "hpsv2"),
-        (PackageImageReward, "image_reward", "image-reward", "ImageReward"),
-    ],
+    "reward, package, module",
+    [("hps_v2.1", "hpsv2", "hpsv2"), ("image_reward", "image-reward", "ImageReward")],
 )
-def test_broken_package_says_which_import_failed(cls, reward: str, package: str, module: str, fake, tmp_path: Path):
+def test_broken_package_says_which_import_failed(reward: str, package: str, module: str, fake, tmp_path: Path):
     fake(module, "import no_such_library")
     with pytest.raises(ValueError) as error:
-        cls(str(tmp_path))
+        load_reward(reward, str(tmp_path), backend="package")
     assert str(error.value) == (
         f"reward {reward}: backend 'package' needs the package {package}, and its import failed (ModuleNotFoundError: "
         "No module named 'no_such_library'); the built-in backend needs no package"
     )
 
 
-@pytest.mark.parametrize("cls, package", [(PackageHPSReward, "hpsv2"), (PackageImageReward, "image-reward")])
-def test_missing_package_says_how_to_install_it(cls, package: str, monkeypatch: pytest.MonkeyPatch):
-    def import_module(name: str):
-        raise ModuleNotFoundError(f"No module named {name!r}", name=name.split(".")[0])
+@pytest.mark.parametrize("reward, package", [("hps_v2.1", "hpsv2"), ("image_reward", "image-reward")])
+def test_missing_package_says_how_to_install_it(reward: str, package: str, monkeypatch: pytest.MonkeyPatch):
+    class Nothing:
+        def find_spec(self, name: str, *_):
+            if name.split(".")[0] in ("hpsv2", "ImageReward"):
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name.split(".")[0])
 
-    monkeypatch.setattr(packages.importlib, "import_module", import_module)
+    monkeypatch.setattr(sys, "meta_path", [Nothing(), *sys.meta_path])
     with pytest.raises(ValueError) as error:
-        cls()
-    assert f"needs the package {package}, and it is not installed (pip install --no-deps {package})" in str(
-        error.value
-    )
-    assert "\n" not in str(error.value)
+        load_reward(reward, backend="package")
+    found = f"needs the package {package}, and it is not installed (pip install --no-deps {package})"
+    assert found in str(error.value) and "\n" not in str(error.value)
 
 
 def test_package_that_cannot_load_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -66,7 +62,7 @@ def test_package_that_cannot_load_its_model(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(packages, "import_package", lambda *_: SimpleNamespace(initialize_model=initialize_model))
     (tmp_path / "HPS_v2.1_compressed.pt").write_bytes(b"x")
     with pytest.raises(ValueError) as error:
-        PackageHPSReward(str(tmp_path)).score(["a"], [Image.new("RGB", (4, 4))])
+        load_reward("hps_v2.1", str(tmp_path), backend="package").score(["a"], [Image.new("RGB", (4, 4))])
     assert str(error.value) == (
         "reward hps_v2.1: backend 'package': hpsv2 could not load its model (OSError: no route); "
         "the built-in backend needs no package"
@@ -85,7 +81,7 @@ def test_package_scores_keep_the_order_of_the_pairs(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(packages, "import_package", lambda *_: code)
     (tmp_path / "HPS_v2.1_compressed.pt").write_bytes(b"x")
     images = [Image.new("L", (2, 2), i) for i in range(4)]
-    scores = PackageHPSReward(str(tmp_path)).score(["a", "bb", "a", "bb"], images)
+    scores = load_reward("hps_v2.1", str(tmp_path), backend="package").score(["a", "bb", "a", "bb"], images)
     assert scores.tolist() == [1000, 2001, 1002, 2003]
     assert calls == [(p, 2, {"RGB"}, "HPS_v2.1_compressed.pt", "v2.1") for p in ("a", "bb")]
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from diffusers_craft.rewards.mps import MPSReward, convert_mps_checkpoint
+from diffusers_craft import load_reward
 from diffusers_craft.rewards.safe_pickle import Inert, read_pickled_module
+from diffusers_craft.scripts import convert_mps_checkpoint
 
 
 class Block(nn.Module):
@@ -41,7 +42,7 @@ def save(module: object, path: Path) -> Path:
 def test_module_is_read_like_torch_reads_it(tmp_path: Path):
     module = Block()
     path = save(module, tmp_path / "module.pth")
-    found = read_pickled_module(path)
+    found = read_pickled_module("x", path)
     expected = torch.load(path, weights_only=False).state_dict()
     assert found.keys() == expected.keys() and "transient" not in found
     for name, tensor in expected.items():
@@ -85,7 +86,7 @@ def test_nothing_runs(attack, place: str, tmp_path: Path):
     elif place == "dictionary key":
         module.extra = OrderedDict([(1, hostile)])
     path = save(hostile if place == "whole" else module, tmp_path / "module.pth")
-    found = read_pickled_module(path)
+    found = read_pickled_module("x", path)
     assert not file.exists()
     assert found.keys() == (set() if place == "whole" else Block().state_dict().keys())
 
@@ -127,13 +128,13 @@ def test_tensors_never_reach_beyond_their_storage(arguments: tuple, tmp_path: Pa
     with pytest.raises(
         ValueError, match="found a tensor (that reaches beyond its storage|whose description is not one)"
     ):
-        read_pickled_module(raw_archive(tmp_path / "x.pth", buffer.getvalue()))
+        read_pickled_module("x", raw_archive(tmp_path / "x.pth", buffer.getvalue()))
 
 
 def test_tensor_within_its_storage_is_read(tmp_path: Path):
     buffer = io.BytesIO()
     StoragePickler(buffer, protocol=2).dump(Reference(1, (3,), (1,)))
-    assert read_pickled_module(raw_archive(tmp_path / "x.pth", buffer.getvalue())) == {}  # a tensor is no module
+    assert read_pickled_module("x", raw_archive(tmp_path / "x.pth", buffer.getvalue())) == {}  # a tensor is no module
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", pickle.dumps(1)], ids=["empty", "text", "plain pickle"])
@@ -141,13 +142,13 @@ def test_other_files_are_one_line(content: bytes, tmp_path: Path):
     path = tmp_path / "module.pth"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="expected a module saved by torch 1.6 or later in .*, found") as error:
-        read_pickled_module(path)
+        read_pickled_module("x", path)
     assert "\n" not in str(error.value)
 
 
 def test_damaged_pickle_is_one_line(tmp_path: Path):
     with pytest.raises(ValueError, match="expected a module saved by torch 1.6 or later") as error:
-        read_pickled_module(raw_archive(tmp_path / "x.pth", b"\x80\x02cos\nsystem\n"))
+        read_pickled_module("x", raw_archive(tmp_path / "x.pth", b"\x80\x02cos\nsystem\n"))
     assert "\n" not in str(error.value)
 
 
@@ -168,5 +169,5 @@ def test_conversion_refuses_what_is_not_mps(tmp_path: Path):
     with pytest.raises(ValueError, match="convert_mps_checkpoint: expected a module saved by torch"):
         convert_mps_checkpoint(tmp_path / "bad.pth", tmp_path / "out.safetensors")
     with pytest.raises(ValueError, match="--reward_checkpoint mps: expected MPS_overall_checkpoint.pth or its"):
-        MPSReward(str(tmp_path / "nowhere"))
+        load_reward("mps", str(tmp_path / "nowhere"))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["bad.pth", "module.pth"]

@@ -20,11 +20,16 @@ from transformers import (
 )
 from transformers.models.mask2former.image_processing_mask2former import Mask2FormerImageProcessor
 
+from diffusers_craft import load_reward
 from diffusers_craft.prompts.sets import EvaluationPrompt, PromptSet
-from diffusers_craft.rewards import load_reward
 from diffusers_craft.rewards.base import feature_tensor
-from diffusers_craft.rewards.benchmarks.compbench import CompBenchReward, load_parser
-from diffusers_craft.rewards.benchmarks.compbench_rules import attribute_score, combine, evaluators
+from diffusers_craft.rewards.benchmarks.compbench import (
+    CompBenchReward,
+    attribute_score,
+    combine,
+    evaluators,
+    load_parser,
+)
 from diffusers_craft.rewards.benchmarks.geneval import CLASSES, GenEvalReward, crop_object, find_instances
 from diffusers_craft.rewards.benchmarks.geneval_rules import COLORS, Detection
 

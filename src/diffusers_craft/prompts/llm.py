@@ -1,21 +1,16 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Language models that refine prompts: OpenAI-compatible services and local models of transformers."""
 
-import logging
 import re
-import time
 from collections.abc import Sequence
 from typing import Any
 
-from ..core.chat import open_client
+from ..core.chat import ChatClient, back_off
 from ..core.records import derive_seed
 from ..errors import UserError
 
 
-logger = logging.getLogger(__name__)
-
 MAX_WORDS = 60  # CLIP text encoders read 77 tokens
-RETRY_SECONDS = 1.0  # wait before the second try; doubles with each further one
 
 INSTRUCTION = f"""You rewrite prompts for a text-to-image model. Reply with one rewritten prompt and nothing else.
 - Keep the subject, the intent and every stated number, colour and relation.
@@ -64,11 +59,13 @@ class OpenAIRefiner:
         temperature: float = 1.0,
         max_retries: int = 3,
     ):
-        self._client, self.endpoint, self._key_name = open_client("--refiner openai", base_url, api_key_env)
-        self.model = model
-        self.temperature = temperature
-        self.max_retries = max_retries
-        self.options = {"refiner_model": model, "refiner_base_url": self.endpoint, "refiner_temperature": temperature}
+        self._chat = ChatClient("--refiner openai", model, base_url, api_key_env)
+        self.temperature, self.max_retries = temperature, max_retries
+        self.options = {
+            "refiner_model": model,
+            "refiner_base_url": self._chat.endpoint,
+            "refiner_temperature": temperature,
+        }
         self._is_down = False
 
     def refine(self, prompt: str, n: int, seed: int) -> list[str]:
@@ -81,35 +78,16 @@ class OpenAIRefiner:
         """One new text; after a few tries one that was taken already, or else the prompt itself."""
         repeated = None
         for attempt in range(1 if self._is_down else 1 + self.max_retries):
-            if attempt and repeated is None:
-                time.sleep(RETRY_SECONDS * 2 ** (attempt - 1))
-            text = self._ask(prompt, derive_seed(seed, attempt) % 2**31)
+            if repeated is None:
+                back_off(attempt)
+            reply = self._chat.ask(INSTRUCTION, f"Prompt: {prompt}", derive_seed(seed, attempt), self.temperature)
+            text = clean_reply(reply or "")
             if text and text != prompt and text not in taken:
                 self._is_down = False
                 return text
             repeated = text or repeated
         self._is_down = repeated is None
         return repeated or prompt
-
-    def _ask(self, prompt: str, seed: int) -> str | None:
-        """One request: the cleaned reply, or `None` if there is no usable one."""
-        import openai
-
-        messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": f"Prompt: {prompt}"}]
-        try:
-            reply = self._client.chat.completions.create(
-                model=self.model, messages=messages, temperature=self.temperature, seed=seed
-            )
-            return clean_reply(reply.choices[0].message.content)
-        except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-            raise UserError(
-                f"--refiner openai: expected {self.endpoint} to serve {self.model!r} with the key of {self._key_name},"
-                f" found HTTP status {error.status_code}"
-            ) from None
-        except (openai.OpenAIError, ValueError, TypeError, AttributeError, IndexError) as error:
-            # Unreachable, overloaded, or an answer that is no chat reply. The text of an error may quote the key.
-            logger.debug("%s: %s", self.endpoint, type(error).__name__)
-            return None
 
 
 class TransformersRefiner:

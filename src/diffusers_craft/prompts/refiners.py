@@ -25,15 +25,36 @@ from .llm import OpenAIRefiner, TransformersRefiner
 
 logger = logging.getLogger(__name__)
 
+# What `TemplateRefiner` appends, and how many of them at most.
+MODIFIERS = ("sharp focus", "vivid colors", "crisp edges", "clean composition", "high quality", "masterpiece")
+MODIFIERS += ("professional", "highly detailed")
+MAX_MODIFIERS = 4
+
 
 class PromptRefiner(Protocol):
-    """What a refiner must offer; `name` and `options` (JSON values) go into the records of a run."""
+    """What a refiner must offer. Any object that does can be given to the builder; nothing needs to be inherited:
+
+        class Shout:
+            name = "shout"
+            options = {"refiner_marks": 3}
+
+            def refine(self, prompt: str, n: int, seed: int) -> list[str]:
+                return [prompt + "!" * (3 + i) for i in range(n)]
+
+        CRAFTDatasetBuilder(pipeline, refiner=Shout())
+
+    Attributes:
+        name (`str`): is recorded with every text.
+        options (`dict[str, Any]`): JSON values that determine the texts besides prompt and seed. They go into the records
+            of a run, and a run is only resumed with the same ones.
+        num_workers (`int`, *optional*): prompts that are refined at once, in threads; 1 without it.
+    """
 
     name: str
     options: dict[str, Any]
 
     def refine(self, prompt: str, n: int, seed: int) -> list[str]:
-        """`n` texts for a prompt; one that could not be made is the prompt itself."""
+        """`n` texts for a prompt, the same for the same seed; one that could not be made is the prompt itself."""
         ...
 
 
@@ -41,9 +62,7 @@ class IdentityRefiner:
     """Refines nothing: candidates differ by their seeds only."""
 
     name = "none"
-
-    def __init__(self):
-        self.options: dict[str, Any] = {}
+    options: dict[str, Any] = {}
 
     def refine(self, prompt: str, n: int, seed: int) -> list[str]:
         return [prompt] * n
@@ -53,9 +72,7 @@ class TemplateRefiner:
     """Appends one to four words of quality to the prompt; the `n` results for a prompt are distinct sets of words."""
 
     name = "template"
-
-    def __init__(self):
-        self.options: dict[str, Any] = {}
+    options: dict[str, Any] = {}
 
     def refine(self, prompt: str, n: int, seed: int) -> list[str]:
         available = sum(math.comb(len(MODIFIERS), size) for size in range(1, MAX_MODIFIERS + 1))
@@ -106,9 +123,8 @@ def refine_prompts(
     num_seeds: int,
     seed: int,
     stage: Stage,
-    progress: bool = True,
 ) -> pa.Table:
-    """Writes the texts of all candidates to a stage, one row a candidate.
+    """Writes the texts of all candidates to a stage, one row per candidate.
 
     Args:
         prompts (`Sequence[str]`): the original prompts; prompt i is group i.
@@ -118,7 +134,6 @@ def refine_prompts(
         seed (`int`): the run's seed.
         stage (`Stage`): of `len(prompts) * (1 + R * S)` rows; shards that are done are kept. Its shards should hold
             whole groups: a group on two shards is refined for each of them.
-        progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
 
     Returns:
         `pa.Table`: all rows, see `REFINED_SCHEMA`.
@@ -132,18 +147,18 @@ def refine_prompts(
         raise RuntimeError(f"{stage.path}: expected a stage of {size * len(prompts)} rows, found {stage.num_rows}")
     if not stage.is_complete:
         done = sum(len(stage.rows(shard)) for shard in range(stage.num_shards) if stage.is_done(shard))
-        bar = tqdm(desc="Refine", unit="prompt", total=len(prompts), initial=done // size, disable=not progress)
+        bar = tqdm(desc="Refine", unit="prompt", total=len(prompts), initial=done // size)
         with bar, ThreadPoolExecutor(getattr(refiner, "num_workers", 1)) as pool:
             for shard in stage.missing():
                 rows = stage.rows(shard)
                 groups = range(rows.start // size, (rows.stop - 1) // size + 1)
                 texts = {}
-                for group, refined in pool.map(
-                    partial(_refine_group, prompts, refiner, num_refinements, seed), groups
-                ):
-                    texts[group] = refined
+                refine = partial(_refine_group, prompts, refiner, num_refinements, seed)
+                for group, refined in zip(groups, pool.map(refine, groups)):
+                    # Variant 0 is the prompt itself, then come the S candidates of each refinement.
+                    texts[group] = [prompts[group], *(text for text in refined for _ in range(num_seeds))]
                     bar.update()
-                stage.write(shard, _refined_table(rows, prompts, texts, num_seeds, size, refiner))
+                stage.write(shard, _refined_table(rows, size, texts, refiner.name))
         stage.mark_complete()
     table = stage.read()
     _warn_of_failures(table, refiner)
@@ -152,32 +167,25 @@ def refine_prompts(
 
 def _refine_group(
     prompts: Sequence[str], refiner: PromptRefiner, num_refinements: int, seed: int, group: int
-) -> tuple[int, list[str]]:
+) -> list[str]:
     """The R refinements of one prompt, checked."""
     texts = refiner.refine(prompts[group], num_refinements, derive_seed(seed, "refine", group))
     if len(texts) != num_refinements or not all(isinstance(text, str) and text.strip() for text in texts):
         raise UserError(
-            f"refiner {_name(refiner)!r}: expected {num_refinements} texts for the prompt {prompts[group]!r},"
+            f"refiner {refiner.name!r}: expected {num_refinements} texts for the prompt {prompts[group]!r},"
             f" found {texts!r:.200}"
         )
-    return group, texts
+    return texts
 
 
-def _refined_table(
-    rows: range,
-    prompts: Sequence[str],
-    texts: Mapping[int, list[str]],
-    num_seeds: int,
-    size: int,
-    refiner: PromptRefiner,
-) -> pa.Table:
+def _refined_table(rows: range, size: int, texts: Mapping[int, list[str]], refiner: str) -> pa.Table:
+    """Rows of `REFINED_SCHEMA`; `texts` has the `size` texts of each group."""
     records = []
     for row in rows:
         group, variant = divmod(row, size)
-        prompt = prompts[group]
-        refined = texts[group][(variant - 1) // num_seeds] if variant else prompt
-        record = {"row": row, "group": group, "variant": variant, "prompt": prompt, "refined_prompt": refined}
-        records.append({**record, "refined": refined != prompt, "refiner": _name(refiner)})
+        prompt, text = texts[group][0], texts[group][variant]
+        record = {"row": row, "group": group, "variant": variant, "prompt": prompt, "refined_prompt": text}
+        records.append({**record, "refined": text != prompt, "refiner": refiner})
     return pa.Table.from_pylist(records, schema=REFINED_SCHEMA)
 
 
@@ -187,27 +195,5 @@ def _warn_of_failures(table: pa.Table, refiner: PromptRefiner) -> None:
     asked = pc.greater(table["variant"], 0)
     failed = pc.sum(pc.and_not(asked, table["refined"])).as_py()
     if failed:
-        total = pc.sum(asked).as_py()
-        logger.warning(
-            "refiner %r gave nothing new for %d of %d candidates: they keep the original prompt (refined=False)",
-            _name(refiner),
-            failed,
-            total,
-        )
-
-
-def _name(refiner: PromptRefiner) -> str:
-    return getattr(refiner, "name", type(refiner).__name__)
-
-
-MODIFIERS = (
-    "sharp focus",
-    "vivid colors",
-    "crisp edges",
-    "clean composition",
-    "high quality",
-    "masterpiece",
-    "professional",
-    "highly detailed",
-)
-MAX_MODIFIERS = 4  # added to a prompt at once
+        message = "refiner %r gave nothing new for %d of %d candidates: they keep the original prompt (refined=False)"
+        logger.warning(message, refiner.name, failed, pc.sum(asked).as_py())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .sources import check_prompt, read_rows, sample_prompts
+from .sources import check_prompt, read_dataset, read_rows, sample_prompts
 
 
 HPD_STYLES = ("anime", "concept-art", "paintings", "photo")
@@ -54,33 +54,24 @@ class PromptSet:
         return [row.category for row in self.rows]
 
 
-def _hub_file(repository: str, file: str) -> str:
+def _load_hpd(styles: tuple[str, ...]) -> list[dict[str, Any]]:
     from huggingface_hub import hf_hub_download
 
-    return hf_hub_download(repository, file, repo_type="dataset")
-
-
-def _load_hpd(styles: tuple[str, ...]) -> list[dict[str, Any]]:
     rows = []
     for style in styles:
-        prompts = read_rows(_hub_file("zhwang/HPDv2", f"benchmark/{style}.json"), "prompt")
+        prompts = read_rows(hf_hub_download("zhwang/HPDv2", f"benchmark/{style}.json", repo_type="dataset"), COLUMNS)
         rows += [{**row, "category": style, "index": index} for index, row in enumerate(prompts)]
     return rows if len(styles) > 1 else [{**row, "category": None} for row in rows]
-
-
-def _load_dataset(name: str, split: str) -> list[dict[str, Any]]:
-    import datasets
-
-    dataset = datasets.load_dataset(name, split=split)
-    wanted = [column for column in (*COLUMNS, *CATEGORIES, "Challenge") if column in dataset.column_names]
-    return dataset.select_columns(wanted).to_list()
 
 
 # Name -> (how to load it from the Hub, or what file to bring; how many prompts it has).
 SETS: dict[str, tuple[Callable[[], list[dict[str, Any]]] | str, int]] = {
     "hpdv2": (lambda: _load_hpd(HPD_STYLES), 3200),
-    "partiprompts": (lambda: _load_dataset("nateraw/parti-prompts", "train"), 1632),
-    "pickapic": (lambda: _load_dataset("yuvalkirstain/pickapic_v1_no_images", "validation_unique"), 500),
+    "partiprompts": (lambda: read_dataset("nateraw/parti-prompts", "train", COLUMNS, CATEGORIES), 1632),
+    "pickapic": (
+        lambda: read_dataset("yuvalkirstain/pickapic_v1_no_images", "validation_unique", COLUMNS, CATEGORIES),
+        500,
+    ),
     "drawbench": (lambda: _load_hpd(("drawbench",)), 200),
     "geneval": (GENEVAL_FILE, 553),
     "t2i_compbench": (COMPBENCH_FILE, 1800),
@@ -110,7 +101,11 @@ def load_prompt_set(source: str, column: str = "prompt", num_prompts: int | None
     name, equals, place = source.partition("=")
     if not equals or Path(source).exists():
         name, place = (source, "") if source in SETS else ("", source)
-    records = _load_known(name) if not place else _load_place(place, column if name not in SETS else "")
+    if place:
+        columns = COLUMNS if name in SETS else [column]
+        records = read_rows(place, columns, (*CATEGORIES, *DETAILS))
+    else:
+        records = _load_known(name)
     rows = [row for record in records if (row := _row(record, column, source)).prompt]
     if name not in SETS:
         first: dict[tuple, EvaluationPrompt] = {}
@@ -136,35 +131,17 @@ def _load_known(name: str) -> list[dict[str, Any]]:
         raise UserError(f"--prompts {name}: expected {name}=FILE with its own file ({load}), found no file")
     try:
         records = load()
-    except ValueError as error:
-        if str(error).startswith("--"):
-            raise
-        problem = error
-    except (OSError, RuntimeError) as error:  # huggingface_hub's errors are OSErrors
-        problem = error
-    else:
-        if len(records) != size:
-            raise UserError(f"--prompts {name}: expected {size} prompts from the Hub, found {len(records)}")
-        return records
-    reason = (str(problem).splitlines() or [""])[0][:160]
-    raise UserError(
-        f"--prompts {name}: expected its prompts on the Hub or in the cache, found {type(problem).__name__}"
-        f" ({reason}); a local file works too: {name}=FILE"
-    ) from None
-
-
-def _load_place(place: str, column: str) -> list[dict[str, Any]]:
-    """The records of a file or Hub dataset; without a column, the first of the usual names that it has."""
-    extras = (*CATEGORIES, *DETAILS)
-    if column:
-        return read_rows(place, column, extras)
-    for candidate in COLUMNS:
-        try:
-            return read_rows(place, candidate, extras)
-        except ValueError as error:
-            if not str(error).startswith("--prompt_column") or candidate == COLUMNS[-1]:
-                raise
-    raise AssertionError("unreachable")
+    except UserError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:  # huggingface_hub's errors are OSErrors
+        reason = (str(error).splitlines() or [""])[0][:160]
+        raise UserError(
+            f"--prompts {name}: expected its prompts on the Hub or in the cache, found {type(error).__name__}"
+            f" ({reason}); a local file works too: {name}=FILE"
+        ) from None
+    if len(records) != size:
+        raise UserError(f"--prompts {name}: expected {size} prompts from the Hub, found {len(records)}")
+    return records
 
 
 def _tiny_task(prompt: Any, source: str) -> str | None:

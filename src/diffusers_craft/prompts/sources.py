@@ -22,7 +22,7 @@ def load_prompts(
     """Distinct prompts in the order of their first appearance, stripped, without empty ones.
 
     Args:
-        source (`str` or `os.PathLike`): a file (`.txt` with a prompt a line, `.jsonl`, `.json` with a list, `.csv`,
+        source (`str` or `os.PathLike`): a file (`.txt` with one prompt per line, `.jsonl`, `.json` with a list, `.csv`,
             `.tsv`, `.parquet`), a dataset of the Hub as `name` or `name:split` (default split `train`) or a local folder of
             one, or `tiny-train` / `tiny-heldout`.
         column (`str`, *optional*, defaults to `"prompt"`): where the prompts stand; text lines have none.
@@ -36,7 +36,7 @@ def load_prompts(
     Raises:
         UserError: if the source is missing, cannot be read, lacks the column or holds too few prompts.
     """
-    values = [check_prompt(row[column], column, source) for row in read_rows(str(source), column)]
+    values = [check_prompt(row[column], column, source) for row in read_rows(str(source), [column])]
     prompts = list(dict.fromkeys(filter(None, values)))
     if not prompts:
         raise UserError(f"--prompts: expected at least one prompt in {source}, found none")
@@ -66,51 +66,83 @@ def sample_prompts(
     ]
 
 
-def read_rows(source: str, column: str, extras: Collection[str] = ()) -> list[dict[str, Any]]:
+def read_rows(source: str, columns: Sequence[str], extras: Collection[str] = ()) -> list[dict[str, Any]]:
     """The rows of a source: the column of the prompts, and those of the `extras` that it has.
 
     Args:
         source (`str`): see `load_prompts`; a `.tsv` is read without quoting, as PartiPrompts' own is written.
-        column (`str`): where the prompts stand; text lines have none.
+        columns (`Sequence[str]`): where the prompts may stand; the first that the source has is read. Text lines and bare
+            strings have no column and get the first name.
         extras (`Collection[str]`, *optional*): further columns.
 
     Raises:
-        UserError: if the source is missing, cannot be read or lacks the column.
+        UserError: if the source is missing, cannot be read or has none of the columns.
     """
     from ..tiny import prompt_file
 
     path = Path(prompt_file(source) or source).expanduser()
     suffix = path.suffix.lower()
     if path.is_file() and suffix in SUFFIXES:
-        return _read_file(path, suffix, column, extras)
-    name, split = (source, "") if path.is_dir() or ":" not in source else source.rsplit(":", 1)
+        return _read_parquet(path, columns, extras) if suffix == ".parquet" else _read_text(path, columns, extras)
+    name, split = (source, "train") if path.is_dir() or ":" not in source else source.rsplit(":", 1)
     folder = Path(name).expanduser()
-    if path.is_file() or not folder.is_dir() and (suffix in SUFFIXES or source.startswith((".", "/", "~"))):
-        found = f"the file {source}" if path.is_file() else f"no file at {source}"
-        raise UserError(f"--prompts: expected a file ({', '.join(SUFFIXES)}) or a dataset of the Hub, found {found}")
-    return _read_dataset(str(folder) if folder.is_dir() else name, split or "train", column, extras)
+    expected = f"--prompts: expected a file ({', '.join(SUFFIXES)}) or a dataset of the Hub, found"
+    if path.is_file():
+        raise UserError(f"{expected} the file {source}")
+    if not folder.is_dir() and (suffix in SUFFIXES or source.startswith((".", "/", "~"))):
+        raise UserError(f"{expected} no file at {source}")
+    name = str(folder) if folder.is_dir() else name
+    import datasets
+
+    try:
+        return read_dataset(name, split or "train", columns, extras)
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{expected} {name!r}: {reason}") from None
 
 
-def _read_file(path: Path, suffix: str, column: str, extras: Collection[str]) -> list[dict[str, Any]]:
-    if suffix == ".parquet":
-        return _read_parquet(path, column, extras)
+def read_dataset(name: str, split: str, columns: Sequence[str], extras: Collection[str]) -> list[dict[str, Any]]:
+    """`read_rows` of a dataset of the Hub or a local folder of one; what `datasets` cannot load it raises as it is."""
+    import datasets
+
+    dataset = datasets.load_dataset(name, split=split)
+    return dataset.select_columns(_choose(dataset.column_names, columns, extras, name)).to_list()
+
+
+def _read_parquet(path: Path, columns: Sequence[str], extras: Collection[str]) -> list[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowInvalid:
+        raise UserError(f"--prompts: expected a Parquet file, found other bytes in {path}") from None
+    return file.read(columns=_choose(file.schema_arrow.names, columns, extras, path)).to_pylist()
+
+
+def _read_text(path: Path, columns: Sequence[str], extras: Collection[str]) -> list[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"--prompts: expected UTF-8 text in {path}, found other bytes") from None
-    if suffix == ".txt":
-        return [{column: line} for line in text.split("\n")]
+    suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
         style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}
-        rows = csv.DictReader(io.StringIO(text), **style)
-        return _pick(list(rows), rows.fieldnames or [], column, extras, path)
-    records = _parse_json_lines(text, path) if suffix == ".jsonl" else _parse_json(text, path)
-    if records and all(isinstance(record, str) for record in records):
-        return [{column: record} for record in records]
+        records = list(csv.DictReader(io.StringIO(text), **style))
+    elif suffix == ".txt":
+        records = text.split("\n")
+    else:
+        records = _parse_json_lines(text, path) if suffix == ".jsonl" else _parse_json(text, path)
+    if all(isinstance(record, str) for record in records):
+        return [{columns[0]: record} for record in records]
     if not all(isinstance(record, dict) for record in records):
-        raise UserError(f"--prompts: expected JSON objects with a column {column!r} in {path}, found other values")
-    names = list(dict.fromkeys(name for record in records for name in record))
-    return _pick(records, names, column, extras, path)
+        raise UserError(f"--prompts: expected JSON objects with a column {columns[0]!r} in {path}, found other values")
+    # Cells beyond a CSV's header stand under the name None.
+    names = list(dict.fromkeys(name for record in records for name in record if name is not None))
+    wanted = _choose(names, columns, extras, path)
+    return [{name: record.get(name) for name in wanted} for record in records]
 
 
 def _parse_json_lines(text: str, path: Path) -> list[Any]:
@@ -134,43 +166,9 @@ def _parse_json(text: str, path: Path) -> list[Any]:
     return records
 
 
-def _read_parquet(path: Path, column: str, extras: Collection[str]) -> list[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid:
-        raise UserError(f"--prompts: expected a Parquet file, found other bytes in {path}") from None
-    names = file.schema_arrow.names
-    _require(column, names, path)
-    return file.read(columns=[column, *(name for name in extras if name in names)]).to_pylist()
-
-
-def _read_dataset(name: str, split: str, column: str, extras: Collection[str]) -> list[dict[str, Any]]:
-    import datasets
-
-    try:
-        dataset = datasets.load_dataset(name, split=split)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"--prompts: expected a file ({', '.join(SUFFIXES)}) or a dataset of the Hub, found {name!r}: {reason}"
-        ) from None
-    _require(column, dataset.column_names, name)
-    wanted = [column, *(extra for extra in extras if extra in dataset.column_names)]
-    return dataset.select_columns(wanted).to_list()
-
-
-def _pick(
-    records: list[dict[str, Any]], names: Sequence[str], column: str, extras: Collection[str], path: Path
-) -> list[dict[str, Any]]:
-    if records:
-        _require(column, names, path)
-    wanted = [column, *(extra for extra in extras if extra in names)]
-    return [{name: record.get(name) for name in wanted} for record in records]
-
-
-def _require(column: str, names: Sequence[str], source: str | Path) -> None:
-    if column not in names:
-        raise UserError(f"--prompt_column: expected a column of {source} ({', '.join(names)}), found {column!r}")
+def _choose(names: Sequence[str], columns: Sequence[str], extras: Collection[str], source: str | Path) -> list[str]:
+    """Of the names that a source has: the first of the wanted columns, and the extras."""
+    found = next((column for column in columns if column in names), None)
+    if found is None:
+        raise UserError(f"--prompt_column: expected a column of {source} ({', '.join(names)}), found {columns[-1]!r}")
+    return list(dict.fromkeys([found, *(name for name in extras if name in names)]))

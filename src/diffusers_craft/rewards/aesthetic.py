@@ -12,9 +12,8 @@ from transformers import CLIPVisionConfig
 
 from ..errors import UserError
 from .base import Reward, l2_normalize
-from .checkpoints import describe_checkpoint, file_hash, find_checkpoint, load_tensors
+from .checkpoints import build_linear_head, describe_checkpoint, file_hash, find_checkpoint, load_tensors
 from .clip_tower import CLIP_ID, CLIP_REVISION, CLIP_SIZE, ClipImageTower
-from .heads import build_linear_head
 
 
 HEAD_URL = (

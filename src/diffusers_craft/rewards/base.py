@@ -1,9 +1,9 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""What every reward model is: prompts and images in, one raw score a pair out; batching, checks and precision."""
+"""What every reward model is: prompts and images in, one raw score per pair out; batching, checks and precision."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
 
@@ -12,34 +12,43 @@ import torch
 from PIL import Image
 
 from ..errors import UserError
+from .checkpoints import describe_checkpoint, find_checkpoint
+from .precision import tower_precision
 
 
-@contextmanager
-def tower_precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Autocast to `dtype`; for float32 none, and no TF32 either, in which a GPU convolves unless told otherwise."""
-    if dtype != torch.float32:
-        with torch.autocast(device.type, dtype=dtype):
-            yield
-        return
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    if hasattr(cudnn, "conv"):  # PyTorch 2.9 and newer; the old names must not be mixed with these
-        switches = [(cudnn.conv, "fp32_precision", "ieee"), (matmul, "fp32_precision", "ieee")]
-    else:
-        switches = [(cudnn, "allow_tf32", False), (matmul, "allow_tf32", False)]
-    before = [getattr(owner, name) for owner, name, _ in switches]
-    try:
-        for owner, name, value in switches:
-            setattr(owner, name, value)
-        yield
-    finally:
-        for (owner, name, _), value in zip(switches, before):
-            setattr(owner, name, value)
+def l2_normalize(embeddings: torch.Tensor) -> torch.Tensor:
+    """Rows of a (B, D) tensor scaled to length one, in float32."""
+    embeddings = embeddings.float()
+    return embeddings / embeddings.norm(dim=-1, keepdim=True)
+
+
+def cosines(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Row-wise cosines of two (B, D) tensors, in float32: (B,)."""
+    return (l2_normalize(first) * l2_normalize(second)).sum(-1)
+
+
+def feature_tensor(output: torch.Tensor | Any) -> torch.Tensor:
+    """The embedding that `CLIPModel.get_*_features` returns: a tensor, or since transformers 5 inside an output object."""
+    return output if isinstance(output, torch.Tensor) else output.pooler_output
 
 
 class Reward(ABC):
     """A reward model. Making one resolves its checkpoint files; the weights are loaded by the first `score`.
 
-    Subclasses set `name` and `unit`, resolve their files in `__init__`, and implement `_load` and `_score`.
+    Subclasses set `name` and `unit`, resolve their files in `__init__`, and implement `_load` and `_score`. They need no
+    change of this package: `--rewards my_module:MyReward`, `register_reward`, or an entry point of the group
+    `diffusers_craft.rewards`. Optional are `abstains = True` (a score may be NaN: no answer), `note` (a sentence for
+    the reports of evaluations) and `bind(prompt_set) -> bool` (learns the prompts of an evaluation, and says whether it
+    can judge them).
+
+        class Redness(Reward):
+            name, unit = "redness", "mean of the red channel, 0 to 255"
+
+            def _load(self):
+                return None  # what `self.model` gives
+
+            def _score(self, prompts, images):
+                return torch.tensor([float(np.asarray(image.convert("RGB"))[..., 0].mean()) for image in images])
 
     Args:
         device (`str` or `torch.device`, *optional*): defaults to a GPU if there is one.
@@ -61,12 +70,15 @@ class Reward(ABC):
         self.batch_size = batch_size
 
     @property
-    @abstractmethod
-    def checkpoint(self) -> dict[str, str]:
-        """Where the weights come from and which version they are: `{"checkpoint": ..., "revision": ...}`."""
+    def checkpoint(self) -> dict[str, Any]:
+        """Where the weights come from and which version they are: `{"checkpoint": ..., "revision": ...}`.
+
+        For a reward without files the place of its class.
+        """
+        return {"checkpoint": f"{type(self).__module__}:{type(self).__qualname__}"}
 
     @property
-    def source(self) -> dict[str, str]:
+    def source(self) -> dict[str, Any]:
         """What determines a score besides prompt and image: checkpoint, revision, unit and precision."""
         return {**self.checkpoint, "unit": self.unit, "dtype": str(self.dtype).removeprefix("torch.")}
 
@@ -126,23 +138,36 @@ class Reward(ABC):
             return self._score(prompts, images).float().cpu().numpy()
 
 
-def l2_normalize(embeddings: torch.Tensor) -> torch.Tensor:
-    """Rows of a (B, D) tensor scaled to length one, in float32."""
-    embeddings = embeddings.float()
-    return embeddings / embeddings.norm(dim=-1, keepdim=True)
+class CheckpointReward(Reward):
+    """A reward whose weights are one file or folder: the official one of the Hub, or the user's own.
+
+    Args:
+        checkpoint (`str`, *optional*): a path, or another Hub id.
+        options: see `Reward`.
+    """
+
+    hub_id: str
+    revision: str | None = None  # commit of `hub_id`; the newest by default
+    filename: str | None = None  # of the weights; without one they are a folder of transformers
+    architecture: str = "CLIPModel"  # of such a folder
+    size: str  # of the download, e.g. "1.97 GB"
+
+    def __init__(self, checkpoint: str | None = None, **options: Any):
+        super().__init__(**options)
+        self._asked = checkpoint or self.hub_id
+        revision = None if checkpoint else self.revision
+        self._path = find_checkpoint(self.name, self._asked, self.filename, self.size, revision)
+        if self.filename is None and not (config := self._path / "config.json").exists():
+            raise UserError(
+                f"--reward_checkpoint {self.name}: expected a {self.architecture} folder, found no {config}"
+            )
+
+    @cached_property
+    def checkpoint(self) -> dict[str, Any]:
+        return describe_checkpoint(self._asked, self._path)
 
 
-def cosines(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Row-wise cosines of two (B, D) tensors, in float32: (B,)."""
-    return (l2_normalize(first) * l2_normalize(second)).sum(-1)
-
-
-def feature_tensor(output: torch.Tensor | Any) -> torch.Tensor:
-    """The embedding that `CLIPModel.get_*_features` returns: a tensor, or since transformers 5 inside an output object."""
-    return output if isinstance(output, torch.Tensor) else output.pooler_output
-
-
-class PromptImageReward(Reward):
+class PromptImageReward(CheckpointReward):
     """A reward of separate text and image towers, whose score is a function of their cosine."""
 
     @abstractmethod

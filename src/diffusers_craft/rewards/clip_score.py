@@ -1,7 +1,6 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """CLIP score (arXiv 2104.08718) on OpenAI's ViT-L/14: one hundred times the cosine of prompt and image."""
 
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +11,6 @@ from transformers import CLIPTextModelWithProjection
 
 from ..errors import UserError
 from .base import PromptImageReward
-from .checkpoints import describe_checkpoint, find_checkpoint
 from .clip_tower import CLIP_ID, CLIP_REVISION, CLIP_SIZE, ClipImageTower
 
 
@@ -41,22 +39,12 @@ class ClipScoreReward(PromptImageReward):
             with another vocabulary keeps `bpe_simple_vocab_16e6.txt.gz` beside it.
     """
 
-    name = "clip_score"
-    unit = "100 * cosine, not clipped at 0"
+    name, unit = "clip_score", "100 * cosine, not clipped at 0"
+    hub_id, revision, size = CLIP_ID, CLIP_REVISION, CLIP_SIZE
 
     def __init__(self, checkpoint: str | None = None, **options):
-        super().__init__(**options)
-        self._asked = checkpoint or CLIP_ID
-        self._path = find_checkpoint(self.name, self._asked, None, CLIP_SIZE, None if checkpoint else CLIP_REVISION)
-        if not (self._path / "config.json").exists():
-            raise UserError(
-                f"--reward_checkpoint {self.name}: expected a CLIPModel folder, found no {self._path}/config.json"
-            )
+        super().__init__(checkpoint, **options)
         self.tower = ClipImageTower(self._path, self.device, self.dtype)
-
-    @cached_property
-    def checkpoint(self) -> dict[str, str]:
-        return describe_checkpoint(self._asked, self._path)
 
     def _load(self) -> LoadedClipText:
         text = TextHalf.from_pretrained(self._path).float().eval().to(self.device)

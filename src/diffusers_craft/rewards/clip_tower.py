@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionModelWithProjection
 
-from .base import tower_precision
+from .precision import tower_precision
 from .preprocessing import ClipProcessor
 
 
@@ -85,15 +85,8 @@ def share_image_pass(rewards: Iterable[Any], remember: int = 65536) -> None:
     """Makes rewards on one CLIP (`aesthetic`, `clip_score`) share its image half: each image is embedded once.
 
     It does not matter whether the rewards score in turns, batch by batch, or one after another with `release` between
-    them: the second finds the embeddings of the first.
-
-        aesthetic, clip = load_reward("aesthetic"), load_reward("clip_score")
-        share_image_pass([aesthetic, clip])
-
-    Args:
-        rewards (`Iterable`): any rewards; those without such a tower, or on another checkpoint, device or precision than
-            the others, stay as they are.
-        remember (`int`, defaults to 65536): how many embeddings are kept; 200 MB for ViT-L/14.
+    them: the second finds the embeddings of the first, `remember` of which are kept (200 MB for ViT-L/14). Rewards
+    without such a tower, or on another checkpoint, device or precision than the others, stay as they are.
     """
     groups: dict[tuple[str, str, str], list[Any]] = {}
     for reward in rewards:

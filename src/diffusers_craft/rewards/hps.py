@@ -2,7 +2,6 @@
 """HPS v2.1 (arXiv 2306.09341): an open_clip ViT-H-14 fine-tuned on human choices; the score is the bare cosine."""
 
 import json
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,15 +11,12 @@ from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 
-from ..errors import UserError
 from .base import PromptImageReward
-from .checkpoints import check_hash, describe_checkpoint, find_checkpoint, load_tensors
+from .checkpoints import check_hash, fitting_state, load_tensors
+from .precision import rest_in_checkpoint_precision
 from .preprocessing import fit_and_pad, normalize_pixels
-from .residency import rest_in_checkpoint_precision
 
 
-HUB_ID, REVISION = "xswu/HPSv2", "697403c78157020a1ae59d23f111aa58ced35b0a"
-FILENAME = "HPS_v2.1_compressed.pt"
 SHA256 = "c57a38fb4a2f7e7c15bf00da2ea377cdf165448b4dd1052a484c215a998c9837"
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 
@@ -40,24 +36,16 @@ class HPSReward(PromptImageReward):
             vocabulary, `bpe_simple_vocab_16e6.txt.gz` beside it.
     """
 
-    name = "hps_v2.1"
-    unit = "cosine, no logit scale"
-
-    def __init__(self, checkpoint: str | None = None, **options):
-        super().__init__(**options)
-        self._asked = checkpoint or HUB_ID
-        self._path = find_checkpoint(self.name, self._asked, FILENAME, "1.97 GB", None if checkpoint else REVISION)
-
-    @cached_property
-    def checkpoint(self) -> dict[str, str]:
-        return describe_checkpoint(self._asked, self._path)
+    name, unit = "hps_v2.1", "cosine, no logit scale"
+    hub_id, revision = "xswu/HPSv2", "697403c78157020a1ae59d23f111aa58ced35b0a"
+    filename, size = "HPS_v2.1_compressed.pt", "1.97 GB"
 
     def _config(self) -> dict:
         config = self._path.parent / "open_clip_config.json"
         return json.loads(config.read_text())["model_cfg"] if config.exists() else get_model_config("ViT-H-14")
 
     def _load(self) -> LoadedHPS:
-        if self._asked == HUB_ID:
+        if self._asked == self.hub_id:
             check_hash(self.name, self._path, SHA256)
         config = self._config()
         clip = self._load_clip(config).eval().to(self.device)
@@ -70,13 +58,8 @@ class HPSReward(PromptImageReward):
         with torch.device("meta"):
             clip = CLIP(**config)
         state = load_tensors(self.name, self._path)
-        try:
+        with fitting_state(self.name, "HPS v2.1's state dict", self._path):
             clip.load_state_dict(state["state_dict"], assign=True)
-        except (KeyError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[-1].strip()
-            raise UserError(
-                f"--reward_checkpoint {self.name}: expected HPS v2.1's state dict in {self._path}, found another ({reason})"
-            ) from None
         # The one tensor that is not in the file: causal attention.
         clip.attn_mask = torch.full(clip.attn_mask.shape, float("-inf")).triu(1)
         blocks = [*clip.visual.transformer.resblocks, *clip.transformer.resblocks]

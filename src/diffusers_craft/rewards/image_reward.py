@@ -4,7 +4,6 @@
 import json
 import math
 import re
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -13,30 +12,18 @@ from torch import nn
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from ..errors import UserError
-from .base import Reward
-from .checkpoints import describe_checkpoint, find_checkpoint, load_tensors
-from .heads import build_linear_head
+from .base import CheckpointReward
+from .checkpoints import build_linear_head, fill_model, find_checkpoint, fitting_state, load_tensors
 from .preprocessing import ClipProcessor
-from .residency import fill_model
 
 
-HUB_ID, REVISION = "THUDM/ImageReward", "5736be03b2652728fb87788c9797b0570450ab72"
-FILENAME = "ImageReward.pt"
 TOKENIZER, TOKENIZER_REVISION = "google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594"
 TOKENS = 35  # every prompt is padded or cut to
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the head's output over the authors' data
 
 # med_config.json of the official repository: BERT-base, and BLIP's two tokens more.
-BERT = {
-    "vocab_size": 30524,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "max_position_embeddings": 512,
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-12,
-}
+BERT = {"vocab_size": 30524, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
+BERT |= {"num_attention_heads": 12, "max_position_embeddings": 512, "hidden_act": "gelu", "layer_norm_eps": 1e-12}
 
 # Names of the official vision transformer and of transformers' BLIP, in the order of replacement.
 VISION_NAMES = (
@@ -61,18 +48,15 @@ class LoadedImageReward(NamedTuple):
     processor: ClipProcessor
 
 
-def _vision_name(name: str) -> str:
-    for pattern, replacement in VISION_NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
 def _split(state: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
     """The official state dict by part (`vision`, `text`, `head`), with transformers' names."""
     parts: dict[str, dict[str, torch.Tensor]] = {"vision": {}, "text": {}, "head": {}}
     for name, tensor in state.items():
         if name.startswith("blip.visual_encoder."):
-            parts["vision"][_vision_name(name.removeprefix("blip.visual_encoder."))] = tensor.float()
+            name = name.removeprefix("blip.visual_encoder.")
+            for pattern, replacement in VISION_NAMES:
+                name = re.sub(pattern, replacement, name)
+            parts["vision"][name] = tensor.float()
         elif name.startswith("mlp."):
             parts["head"][name] = tensor
         elif name.startswith("blip.text_encoder.") and name not in UNUSED:
@@ -98,7 +82,7 @@ def _vision_config(state: dict[str, torch.Tensor]) -> BlipVisionConfig:
     )
 
 
-class ImageRewardReward(Reward):
+class ImageRewardReward(CheckpointReward):
     """ImageReward's official score: the head's output, standardised with the authors' mean and deviation.
 
     The prompt's first token is `[CLS]` as in the official code, not BLIP's `[ENC]`.
@@ -109,17 +93,9 @@ class ImageRewardReward(Reward):
             `tokenizer.json`) replaces that of bert-base-uncased.
     """
 
-    name = "image_reward"
-    unit = f"(head - {MEAN:.5f}) / {STD:.5f}, about -2.3 to 2"
-
-    def __init__(self, checkpoint: str | None = None, **options):
-        super().__init__(**options)
-        self._asked = checkpoint or HUB_ID
-        self._path = find_checkpoint(self.name, self._asked, FILENAME, "1.79 GB", None if checkpoint else REVISION)
-
-    @cached_property
-    def checkpoint(self) -> dict[str, str]:
-        return describe_checkpoint(self._asked, self._path)
+    name, unit = "image_reward", f"(head - {MEAN:.5f}) / {STD:.5f}, about -2.3 to 2"
+    hub_id, revision = "THUDM/ImageReward", "5736be03b2652728fb87788c9797b0570450ab72"
+    filename, size = "ImageReward.pt", "1.79 GB"
 
     def _text_config(self, encoder_width: int) -> BlipTextConfig:
         path = self._path.parent / "med_config.json"
@@ -133,7 +109,7 @@ class ImageRewardReward(Reward):
         if not (folder / "vocab.txt").exists() and not (folder / "tokenizer.json").exists():
             try:
                 folder = find_checkpoint(self.name, TOKENIZER, "vocab.txt", "0.2 MB", TOKENIZER_REVISION).parent
-            except ValueError:
+            except UserError:
                 raise UserError(
                     f"reward {self.name}: needs vocab.txt of {TOKENIZER} (0.2 MB) from huggingface.co, which is not in "
                     f"the cache and could not be downloaded; or put it into {folder}"
@@ -148,7 +124,7 @@ class ImageRewardReward(Reward):
 
     def _load(self) -> LoadedImageReward:
         state = load_tensors(self.name, self._path)
-        try:
+        with fitting_state(self.name, "ImageReward's state dict", self._path):
             parts = _split(state)
             config = _vision_config(parts["vision"])
             with torch.device("meta"):
@@ -156,12 +132,6 @@ class ImageRewardReward(Reward):
                 text = BlipTextModel(self._text_config(config.hidden_size), add_pooling_layer=False)
             fill_model(vision, parts["vision"])
             fill_model(text, parts["text"])
-        except (AttributeError, KeyError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[-1].strip().strip("'\"")
-            raise UserError(
-                f"--reward_checkpoint {self.name}: expected ImageReward's state dict in {self._path}, found another "
-                f"({reason})"
-            ) from None
         head = build_linear_head(self.name, parts["head"], self._path)
         vision, text, head = (part.eval().to(self.device) for part in (vision, text, head))
         processor = ClipProcessor(config.image_size, config.image_size, half_even=True)

@@ -11,7 +11,6 @@ import io
 import json
 import logging
 import math
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..core.chat import open_client
+from ..core.chat import ChatClient, back_off
 from ..core.records import derive_seed
 from ..errors import UserError
 
@@ -47,9 +46,14 @@ SCHEMA = {
     "required": list(ASPECTS),
     "additionalProperties": False,
 }
+# A service that refuses JSON schemas is asked for plain JSON, then for nothing.
+FORMATS = (
+    {"type": "json_schema", "json_schema": {"name": "grades", "strict": True, "schema": SCHEMA}},
+    {"type": "json_object"},
+    {},
+)
 MAX_SIDE = 1024  # pixels sent
 NUM_WORKERS = 8  # images in flight
-RETRY_SECONDS = 1.0  # wait before the second try; doubles with each further one
 
 
 def parse_grades(text: str | None) -> dict[str, float] | None:
@@ -96,18 +100,14 @@ class MLLMReward:
         model, _, base_url = (checkpoint or "").partition("@")
         if not model:
             raise UserError("--reward_checkpoint: expected mllm=MODEL@BASE_URL, found no model")
-        self.model, self.max_retries = model, max_retries
-        self._client, self.endpoint, self._key_name = open_client("--rewards mllm", base_url or None)
-        self._formats: list[dict[str, Any]] = [
-            {"type": "json_schema", "json_schema": {"name": "grades", "strict": True, "schema": SCHEMA}},
-            {"type": "json_object"},
-            {},
-        ]
+        self.max_retries = max_retries
+        self._chat = ChatClient("--rewards mllm", model, base_url or None, response_formats=FORMATS)
 
     @property
     def source(self) -> dict[str, Any]:
         unit = f"mean of {', '.join(ASPECTS)}, 0 to {HIGHEST}"
-        return {"checkpoint": self.model, "endpoint": self.endpoint, "instruction": INSTRUCTION, "unit": unit}
+        chat = self._chat
+        return {"checkpoint": chat.model, "endpoint": chat.endpoint, "instruction": INSTRUCTION, "unit": unit}
 
     def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
         """Mean grades: (B,) float32, NaN for images without a usable answer, with one warning that counts them.
@@ -129,45 +129,17 @@ class MLLMReward:
             {"type": "text", "text": f"Prompt: {json.dumps(prompt, ensure_ascii=False)}"},
             {"type": "image_url", "image_url": {"url": _data_uri(image)}},
         ]
-        messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": content}]
         answered = False
         for attempt in range(1 + self.max_retries):
-            if attempt:
-                time.sleep(RETRY_SECONDS * 2 ** (attempt - 1))
-            seed = derive_seed(0, "mllm", prompt, attempt) % 2**31
-            text = self._ask(messages, seed, temperature=0.0 if attempt == 0 else 0.5)
+            back_off(attempt)
+            seed = derive_seed(0, "mllm", prompt, attempt)
+            text = self._chat.ask(INSTRUCTION, content, seed, temperature=0.5 if attempt else 0.0)
             if (grades := parse_grades(text)) is not None:
                 return grades
             answered |= text is not None
         if not answered:
             raise UserError(
-                f"--rewards mllm: expected an answer of {self.endpoint}, found none in {1 + self.max_retries} tries;"
+                f"--rewards mllm: expected an answer of {self._chat.endpoint}, found none in {1 + self.max_retries} tries;"
                 " run the command again to go on from here"
             )
         return None
-
-    def _ask(self, messages: list[dict[str, Any]], seed: int, temperature: float) -> str | None:
-        """One reply's text, `None` if the service gave none.
-
-        A service that refuses JSON schemas is asked for plain JSON, then for nothing, and what it takes is remembered.
-        """
-        import openai
-
-        options = {"model": self.model, "messages": messages, "temperature": temperature, "seed": seed}
-        for form in self._formats:
-            try:
-                reply = self._client.chat.completions.create(**options, **({"response_format": form} if form else {}))
-                self._formats = self._formats[self._formats.index(form) :] if form in self._formats else self._formats
-                return reply.choices[0].message.content or ""
-            except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-                raise UserError(
-                    f"--rewards mllm: expected {self.endpoint} to serve {self.model!r} with the key of {self._key_name},"
-                    f" found HTTP status {error.status_code}"
-                ) from None
-            except openai.BadRequestError:
-                continue  # the form, or this very picture or prompt
-            except (openai.OpenAIError, ValueError, TypeError, AttributeError, IndexError) as error:
-                # Unreachable, overloaded, or no chat reply. The text of an error may quote the key.
-                logger.debug("%s: %s", self.endpoint, type(error).__name__)
-                return None
-        return ""  # it answers, but refuses this picture or prompt in every form

@@ -14,11 +14,11 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 
 from ..errors import UserError
 from .base import Reward, cosines
-from .checkpoints import describe_checkpoint, load_tensors
+from .checkpoints import describe_checkpoint, fill_model, fitting_state, load_tensors
 from .mps_model import CrossModel
 from .pickscore import load_clip_h_tokenizer
+from .precision import rest_in_checkpoint_precision
 from .preprocessing import ClipProcessor
-from .residency import fill_model, rest_in_checkpoint_precision
 from .safe_pickle import read_pickled_module
 
 
@@ -32,31 +32,21 @@ CONDITION = (
 THRESHOLD = 0.3  # of their evaluation script; their README has 0.01
 
 # config.json of CLIP-H, for checkpoints without one beside them.
+_TOWER = {"num_attention_heads": 16, "hidden_act": "gelu", "projection_dim": 1024}
+_TOKENS = {"vocab_size": 49408, "max_position_embeddings": 77}
+_TOKENS |= {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
+_TEXT = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
+_VISION = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "image_size": 224,
+    "patch_size": 14,
+}
 CLIP_H = {
     "projection_dim": 1024,
-    "text_config": {
-        "vocab_size": 49408,
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "max_position_embeddings": 77,
-        "hidden_act": "gelu",
-        "projection_dim": 1024,
-        "bos_token_id": 49406,
-        "eos_token_id": 49407,
-        "pad_token_id": 49407,
-    },
-    "vision_config": {
-        "hidden_size": 1280,
-        "intermediate_size": 5120,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 16,
-        "image_size": 224,
-        "patch_size": 14,
-        "hidden_act": "gelu",
-        "projection_dim": 1024,
-    },
+    "text_config": {**_TOWER, **_TEXT, **_TOKENS},
+    "vision_config": {**_TOWER, **_VISION},
 }
 
 
@@ -88,10 +78,7 @@ def convert_mps_checkpoint(pickle_path: str | Path, output_path: str | Path) -> 
     output_path = Path(output_path)
     if output_path.suffix != ".safetensors":
         raise UserError(f"convert_mps_checkpoint: expected an output_path of .safetensors, found {output_path}")
-    try:
-        state = read_pickled_module(pickle_path)
-    except ValueError as error:
-        raise UserError(f"convert_mps_checkpoint: {error}") from None
+    state = read_pickled_module("convert_mps_checkpoint", pickle_path)
     _split(state, Path(pickle_path))
     partial = output_path.with_name(f".{output_path.name}.partial")
     try:
@@ -164,35 +151,26 @@ class MPSReward(Reward):
     def source(self) -> dict[str, str]:
         return {**super().source, "condition": self.condition, "threshold": f"{self.threshold:g}"}
 
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        if self._path.suffix == ".safetensors":
-            return load_tensors(self.name, self._path)
-        try:
-            return read_pickled_module(self._path)
-        except ValueError as error:
-            raise UserError(f"--reward_checkpoint {self.name}: {error}") from None
-
     def _load(self) -> LoadedMPS:
         folder = self._path.parent
         tokenizer = load_clip_h_tokenizer(self.name, folder)
-        clip_state, cross_state = _split(self._tensors(), self._path)
+        if self._path.suffix == ".safetensors":
+            state = load_tensors(self.name, self._path)
+        else:
+            state = read_pickled_module(f"--reward_checkpoint {self.name}", self._path)
+        clip_state, cross_state = _split(state, self._path)
         own = (folder / "config.json").exists()
         config = CLIPConfig.from_pretrained(folder) if own else CLIPConfig(**CLIP_H)
-        try:
+        with fitting_state(self.name, "tensors of the sizes of config.json", self._path, found="others"):
             with torch.device("meta"):
                 clip, cross = CLIPModel(config), CrossModel(**CrossModel.sizes(cross_state))
             fill_model(clip, clip_state)
             fill_model(cross, cross_state)
-        except (KeyError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[-1].strip()
-            raise UserError(
-                f"--reward_checkpoint {self.name}: expected tensors of the sizes of config.json in {self._path}, "
-                f"found others ({reason})"
-            ) from None
         blocks = [*clip.text_model.encoder.layers, *clip.vision_model.encoder.layers]
         autocast = self.dtype != torch.float32
         rest_in_checkpoint_precision(clip, blocks, clip.text_model.embeddings.token_embedding, autocast)
-        rest_in_checkpoint_precision(cross, list(cross.layers), None, autocast)
+        cross_blocks = [block for layer in cross.layers for block in layer.values()]
+        rest_in_checkpoint_precision(cross, cross_blocks, None, autocast)
         clip, cross = clip.eval().to(self.device), cross.eval().to(self.device)
         condition, _ = self._encode_text(clip, tokenizer, [self.condition])
         return LoadedMPS(clip, cross, tokenizer, ClipProcessor.from_folder(folder), condition[0])
@@ -221,10 +199,8 @@ class MPSReward(Reward):
     def encode_images(self, images: list[Image.Image], prompts: list[EncodedPrompt]) -> torch.Tensor:
         """(B, D) embeddings of one batch of images, each as its prompt has it seen."""
         pixels = self.model.processor(images).to(self.device)
-        text, keep = (
-            torch.stack([prompt.tokens for prompt in prompts]),
-            torch.stack([prompt.keep for prompt in prompts]),
-        )
+        text = torch.stack([prompt.tokens for prompt in prompts])
+        keep = torch.stack([prompt.keep for prompt in prompts])
         with self._autocast():
             tokens = self.model.clip.vision_model(pixel_values=pixels).last_hidden_state
             return self.model.cross(self.model.clip.visual_projection(tokens), text, keep)[:, 0]

@@ -72,16 +72,6 @@ class SelfBlock(nn.Module):
         return x + self.attn_out(_attend(self._rotate(q), self._rotate(k), v)) + self.ff_out(ff)
 
 
-class CrossLayer(nn.Module):
-    def __init__(self, width: int, heads: int, head_width: int, hidden: int):
-        super().__init__()
-        self.cross = CrossBlock(width, heads, head_width, hidden)
-        self.own = SelfBlock(width, heads, head_width, hidden)
-
-    def forward(self, image: torch.Tensor, text: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        return self.own(self.cross(image, text, keep))
-
-
 class CrossModel(nn.Module):
     """The layers one after another.
 
@@ -91,7 +81,9 @@ class CrossModel(nn.Module):
 
     def __init__(self, layers: int, width: int, heads: int, head_width: int, hidden: int):
         super().__init__()
-        self.layers = nn.ModuleList(CrossLayer(width, heads, head_width, hidden) for _ in range(layers))
+        sizes = width, heads, head_width, hidden
+        blocks = [{"cross": CrossBlock(*sizes), "own": SelfBlock(*sizes)} for _ in range(layers)]
+        self.layers = nn.ModuleList(map(nn.ModuleDict, blocks))
 
     @staticmethod
     def sizes(state: dict[str, torch.Tensor]) -> dict[str, int]:
@@ -109,5 +101,5 @@ class CrossModel(nn.Module):
     def forward(self, image: torch.Tensor, text: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         """Image tokens (B, N, width) and text tokens (B, T, width), of which `keep` (B, T) bool are seen: (B, N, width)."""
         for layer in self.layers:
-            image = layer(image, text, keep)
+            image = layer["own"](layer["cross"](image, text, keep))
         return image

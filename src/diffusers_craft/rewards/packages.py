@@ -1,7 +1,8 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """The official packages `hpsv2` and `image-reward` as optional backends, for whom they work.
 
-They give the numbers of the built-in backends, more slowly, and need not be installed.
+They give the numbers of the built-in backends, more slowly, and need not be installed. Checkpoints are those of the
+built-in backends, whose classes they extend.
 """
 
 import importlib
@@ -13,9 +14,9 @@ import torch
 from PIL import Image
 
 from ..errors import UserError
-from . import hps, image_reward
-from .base import Reward
-from .checkpoints import describe_checkpoint, find_checkpoint
+from .base import CheckpointReward
+from .hps import HPSReward
+from .image_reward import ImageRewardReward
 from .preprocessing import to_rgb
 
 
@@ -33,8 +34,7 @@ def import_package(reward: str, package: str, module: str) -> Any:
     try:
         return importlib.import_module(module)
     except Exception as error:  # the packages fail in many ways: missing files, names and libraries
-        root = module.split(".")[0]
-        if isinstance(error, ModuleNotFoundError) and error.name == root:
+        if isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]:
             found = f"it is not installed (pip install --no-deps {package})"
         else:
             found = f"its import failed ({_one_line(error)})"
@@ -44,17 +44,15 @@ def import_package(reward: str, package: str, module: str) -> Any:
         ) from None
 
 
-class PackageReward(Reward):
+class PackageReward(CheckpointReward):
     """A reward that an official package computes, on RGB images, in the package's own precision."""
 
     package: str
     module: str
 
-    def __init__(self, hub_id: str, revision: str, filename: str, size: str, checkpoint: str | None, **options):
-        super().__init__(**options)
+    def __init__(self, checkpoint: str | None = None, **options):
         self._code = import_package(self.name, self.package, self.module)
-        self._asked = checkpoint or hub_id
-        self._path = find_checkpoint(self.name, self._asked, filename, size, None if checkpoint else revision)
+        super().__init__(checkpoint, **options)
 
     @cached_property
     def checkpoint(self) -> dict[str, str]:
@@ -62,7 +60,7 @@ class PackageReward(Reward):
             version = metadata.version(self.package)
         except metadata.PackageNotFoundError:  # on the path, without its metadata
             version = "of unknown version"
-        return {**describe_checkpoint(self._asked, self._path), "backend": f"{self.package} {version}"}
+        return {**super().checkpoint, "backend": f"{self.package} {version}"}
 
     @property
     def source(self) -> dict[str, str]:
@@ -83,18 +81,10 @@ class PackageReward(Reward):
             ) from None
 
 
-class PackageHPSReward(PackageReward):
-    """`hpsv2.score` with `hps_version="v2.1"`; it downloads CLIP-H's own weights too, and reloads HPS's for each prompt.
+class PackageHPSReward(PackageReward, HPSReward):
+    """`hpsv2.score` with `hps_version="v2.1"`; it downloads CLIP-H's own weights too, and reloads HPS's for each prompt."""
 
-    Args:
-        checkpoint (`str`, defaults to `"xswu/HPSv2"`): as for the built-in backend.
-    """
-
-    name, unit = hps.HPSReward.name, hps.HPSReward.unit
     package, module = "hpsv2", "hpsv2.img_score"
-
-    def __init__(self, checkpoint: str | None = None, **options):
-        super().__init__(hps.HUB_ID, hps.REVISION, hps.FILENAME, "1.97 GB", checkpoint, **options)
 
     def _build(self) -> Any:
         self._code.device = str(self.device)
@@ -111,27 +101,18 @@ class PackageHPSReward(PackageReward):
         return scores
 
 
-class PackageImageReward(PackageReward):
+class PackageImageReward(PackageReward, ImageRewardReward):
     """`ImageReward.load(...).score(prompt, image)`, one pair at a time.
 
-    Args:
-        checkpoint (`str`, defaults to `"THUDM/ImageReward"`): as for the built-in backend; `med_config.json` beside a local
-            file is used, otherwise the package downloads it.
+    `med_config.json` beside a local file is used, otherwise the package downloads it.
     """
 
-    name, unit = image_reward.ImageRewardReward.name, image_reward.ImageRewardReward.unit
     package, module = "image-reward", "ImageReward.utils"
 
-    def __init__(self, checkpoint: str | None = None, **options):
-        super().__init__(
-            image_reward.HUB_ID, image_reward.REVISION, image_reward.FILENAME, "1.79 GB", checkpoint, **options
-        )
-
     def _build(self) -> Any:
-        config = self._path.parent / "med_config.json"
-        return self._code.load(
-            str(self._path), device=self.device, med_config=str(config) if config.exists() else None
-        )
+        path = self._path.parent / "med_config.json"
+        config = str(path) if path.exists() else None
+        return self._code.load(str(self._path), device=self.device, med_config=config)
 
     def _score(self, prompts: list[str], images: list[Image.Image]) -> torch.Tensor:
         pairs = zip(prompts, images)

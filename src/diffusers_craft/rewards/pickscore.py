@@ -1,7 +1,6 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """PickScore (arXiv 2305.01569): transformers' CLIP-H fine-tuned on Pick-a-Pic; the score is the scaled cosine."""
 
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,11 +10,9 @@ from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 
 from ..errors import UserError
 from .base import PromptImageReward, feature_tensor
-from .checkpoints import describe_checkpoint, find_checkpoint
 from .preprocessing import ClipProcessor
 
 
-HUB_ID, REVISION = "yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800"
 PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # whose tokenizer and preprocessing PickScore and MPS use
 PROCESSOR_REVISION = "1c2b8495b28150b8a4922ee1c8edee224c284c0c"
 
@@ -48,21 +45,9 @@ class PickScoreReward(PromptImageReward):
             tokenizer and `preprocessor_config.json` are used if it has them.
     """
 
-    name = "pickscore"
-    unit = "logit_scale.exp() * cosine"
-
-    def __init__(self, checkpoint: str | None = None, **options):
-        super().__init__(**options)
-        self._asked = checkpoint or HUB_ID
-        self._path = find_checkpoint(self.name, self._asked, None, "3.94 GB", None if checkpoint else REVISION)
-        if not (self._path / "config.json").exists():
-            raise UserError(
-                f"--reward_checkpoint {self.name}: expected a CLIPModel folder, found no {self._path}/config.json"
-            )
-
-    @cached_property
-    def checkpoint(self) -> dict[str, str]:
-        return describe_checkpoint(self._asked, self._path)
+    name, unit = "pickscore", "logit_scale.exp() * cosine"
+    hub_id, revision = "yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800"
+    size = "3.94 GB"
 
     def _load(self) -> LoadedPickScore:
         tokenizer = load_clip_h_tokenizer(self.name, self._path)

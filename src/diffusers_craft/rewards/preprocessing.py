@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""What CLIP-like rewards share: images to tensors, checkpoint files, and prompt-image cosines."""
+"""Images to tensors, as CLIP-like rewards take them."""
 
 import json
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_tensor(image: Image.Image) -> torch.Tensor:
+def to_tensor(image: Image.Image) -> torch.Tensor:
     """(3, H, W) float32 in [0, 1]."""
     return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).float() / 255
 
@@ -51,7 +51,7 @@ def fit_and_pad(image: Image.Image, size: int) -> torch.Tensor:
     Returns:
         `torch.Tensor`: (3, size, size), about [0, 1] (bicubic overshoots).
     """
-    pixels = _to_tensor(to_rgb(image))
+    pixels = to_tensor(to_rgb(image))
     height, width = pixels.shape[1:]
     scale = size / max(height, width)
     if scale != 1:
@@ -76,7 +76,7 @@ def crop_center(image: Image.Image, size: int, crop: int, half_even: bool = Fals
     image = image.resize((size * width // short, size * height // short), Image.Resampling.BICUBIC)
     margins = (image.width - crop, image.height - crop)
     left, top = (round(margin / 2) if half_even else margin // 2 for margin in margins)
-    return _to_tensor(image.crop((left, top, left + crop, top + crop)))
+    return to_tensor(image.crop((left, top, left + crop, top + crop)))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 
 A new one is one file beside this and one line in `_FACTORIES`. Users have three ways, none of which edits this file:
 `register_reward(name, factory)`; the entry-point group `diffusers_craft.rewards` of a package; `module:Class` in place
-of a name. A reward is any object with `score(prompts, images) -> (B,) float32`.
+of a name. A reward is any object with `score(prompts, images) -> (B,) float32`, a subclass of `Reward` for example.
 """
 
 import importlib
@@ -13,8 +13,10 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from ..core.records import CANDIDATE_SCHEMA
 from ..errors import UserError
 
 
@@ -33,8 +35,8 @@ _FACTORIES: "dict[str, str | Callable[..., Reward]]" = {
     "image_reward": "diffusers_craft.rewards.image_reward:ImageRewardReward",
     "mps": "diffusers_craft.rewards.mps:MPSReward",
     "clip_score": "diffusers_craft.rewards.clip_score:ClipScoreReward",
-    "geneval": "diffusers_craft.rewards.geneval:GenEvalReward",
-    "t2i_compbench": "diffusers_craft.rewards.compbench:CompBenchReward",
+    "geneval": "diffusers_craft.rewards.benchmarks.geneval:GenEvalReward",
+    "t2i_compbench": "diffusers_craft.rewards.benchmarks.compbench:CompBenchReward",
     "mllm": "diffusers_craft.rewards.mllm:MLLMReward",
 }
 # The same scores from the packages of their authors.
@@ -44,8 +46,7 @@ _PACKAGE_FACTORIES = {
 }
 _SAFE_NAME = re.compile(r"[\w.-]+")  # names of folders, columns and NAME=VALUE flags
 # Other columns of the tables in which a reward's scores are a column.
-_RESERVED = ("row", "group", "variant", "image", "prompt", "refined_prompt", "seed", "latent", "latent_vae")
-_RESERVED += ("reward", "advantage")
+_RESERVED = {*CANDIDATE_SCHEMA.names, "latent_vae", "reward", "advantage", "kept", "selected"}
 _EXTRA_PACKAGES = ("open_clip", "torchvision")  # what the extra `rewards` installs
 
 
@@ -60,8 +61,8 @@ def check_reward_name(name: str) -> None:
     Raises:
         UserError: names those it takes.
     """
-    if name not in _FACTORIES and name not in reward_names():
-        raise UserError(f"--rewards: expected one of {', '.join(reward_names())} or MODULE:CLASS, found {name!r}")
+    if name not in _FACTORIES and name not in (names := reward_names()):
+        raise UserError(f"--rewards: expected one of {', '.join(names)} or MODULE:CLASS, found {name!r}")
 
 
 def register_reward(name: str, factory: "str | Callable[..., Reward | Any]") -> None:
@@ -90,9 +91,15 @@ def register_spec(spec: str) -> str:
     The name is the class's own `name` if it has one, else `Class`. The module may lie in the current directory.
 
     Raises:
-        UserError: if it cannot be imported, or its name belongs to another reward.
+        UserError: if it cannot be imported, or another reward has its name.
     """
-    factory = _import(spec, flag="--rewards")
+    try:
+        factory = _import(spec)
+    except (ImportError, AttributeError, ValueError) as error:
+        module, missing = spec.partition(":")[0], getattr(error, "name", None)
+        mistyped = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{missing}.")
+        found = f"no module {missing!r} here or among the installed packages" if mistyped else str(error)
+        raise UserError(f"--rewards: expected MODULE:CLASS that can be imported, found {spec!r} ({found})") from error
     own = getattr(factory, "name", None)
     name = own if isinstance(own, str) else spec.partition(":")[2].rpartition(".")[2]
     taken = _FACTORIES.get(name) or _entry_points().get(name)
@@ -135,10 +142,11 @@ def load_reward(
         factory = _import(factory) if isinstance(factory, str) else factory
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
+        if package == __name__.split(".")[0]:  # a wrong entry above
+            raise
         extra = "'diffusers-craft[rewards]'" if package in _EXTRA_PACKAGES else package
         raise UserError(f"reward {name}: needs the package {package}; install it with: pip install {extra}") from None
-    options = {"checkpoint": checkpoint, "device": device, "dtype": dtype, "batch_size": batch_size}
-    return _make(name, factory, options)
+    return _make(name, factory, checkpoint=checkpoint, device=device, dtype=dtype, batch_size=batch_size)
 
 
 def _factory(name: str, backend: str | None) -> "str | Callable[..., Reward]":
@@ -148,10 +156,8 @@ def _factory(name: str, backend: str | None) -> "str | Callable[..., Reward]":
             known = ", ".join(f"{known}=package" for known in _PACKAGE_FACTORIES)
             raise UserError(f"--reward_backend: expected one of {known}, found {name}={backend}")
         return _PACKAGE_FACTORIES[name]
-    if name in _FACTORIES:
-        return _FACTORIES[name]
     check_reward_name(name)
-    return _entry_points()[name]
+    return _FACTORIES[name] if name in _FACTORIES else _entry_points()[name]
 
 
 def _entry_points() -> dict[str, str]:
@@ -160,35 +166,23 @@ def _entry_points() -> dict[str, str]:
     return {p.name: p.value for p in points if _SAFE_NAME.fullmatch(p.name) and p.name not in _RESERVED}
 
 
-def _import(spec: str, flag: str | None = None) -> Any:
-    """What "module:attribute" names. With a flag, i.e. typed by the user, failures are user errors."""
-    module_name, _, attribute = spec.partition(":")
-    try:
-        value = _import_module(module_name)
-        for part in attribute.split("."):
-            value = getattr(value, part)
-        return value
-    except (ImportError, AttributeError, ValueError) as error:
-        if flag is None:
-            raise
-        missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
-        found = f"no module {error.name!r} here or among the installed packages" if missing else str(error)
-    raise UserError(f"{flag}: expected MODULE:CLASS that can be imported, found {spec!r} ({found})")
+def _import(spec: str) -> Any:
+    """What "module:attribute" names; the module may lie in the current directory too.
+
+    A script's own folder is in the path instead of it.
+    """
+    name, _, attribute = spec.partition(":")
+    if name not in sys.modules:
+        here = os.getcwd()
+        sys.path.append(here)  # last: a file here must not hide an installed package
+        try:
+            importlib.import_module(name)
+        finally:
+            sys.path.remove(here)
+    return attrgetter(attribute)(sys.modules[name])
 
 
-def _import_module(name: str) -> Any:
-    """Imports a module, from the current directory too: a script's own folder is in the path instead of it."""
-    if name in sys.modules:
-        return sys.modules[name]
-    here = os.getcwd()
-    sys.path.append(here)  # last: a file here must not hide an installed package
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(here)
-
-
-def _make(name: str, factory: Any, options: dict[str, Any]) -> Any:
+def _make(name: str, factory: Any, **options: Any) -> Any:
     """The reward that a factory makes from the options which its signature has; an object with `score` as it is."""
     if not inspect.isclass(factory) and hasattr(factory, "score"):
         return factory

@@ -1,9 +1,10 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """The tensors of a pickled `torch.nn.Module`, without running anything that the pickle names.
 
-`torch.load(weights_only=True)` refuses a file that holds a whole module. This unpickler reads it: what rebuilds tensors
-is replaced by functions of this file, dictionaries and sets are plain ones, and every other name (the module's own
-classes, their configuration, activation functions, or malicious code) becomes an inert object that only keeps its state.
+`torch.load(weights_only=True)` refuses a file that holds a whole module, unless every class in it can be imported and is
+declared safe. This unpickler reads it: what rebuilds tensors is replaced by functions of this file, dictionaries and sets
+are plain ones, and every other name (the module's own classes, their configuration, activation functions, or malicious
+code) becomes an inert object that only keeps its state.
 """
 
 import io
@@ -36,33 +37,17 @@ class Inert:
     def __call__(self, *args: Any, **kwargs: Any) -> "Inert":
         return Inert()  # methods are pickled as the result of a call, and then called
 
-    # Pickles may fill lists, dictionaries and sets of unknown classes; their items are dropped.
-    def append(self, item: Any) -> None:
-        pass
+    def _drop(self, *items: Any) -> None:
+        """Pickles may fill lists, dictionaries and sets of unknown classes."""
 
-    def extend(self, items: Any) -> None:
-        pass
-
-    def add(self, item: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
+    append = extend = add = __setitem__ = _drop
 
 
 class _Storage(NamedTuple):
     values: torch.Tensor  # one-dimensional, of the storage's own dtype (uint8 for an untyped storage)
 
 
-def _rebuild_tensor(
-    storage: Any,
-    offset: Any,
-    size: Any,
-    stride: Any,
-    requires_grad: Any = False,
-    hooks: Any = None,
-    metadata: Any = None,
-) -> torch.Tensor:
+def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> torch.Tensor:
     """`torch._utils._rebuild_tensor_v2` on checked arguments: a view of the stored values, never beyond them."""
     numbers = (offset, *size, *stride) if isinstance(size, tuple) and isinstance(stride, tuple) else (None,)
     if not isinstance(storage, _Storage) or not all(type(n) is int and n >= 0 for n in numbers):
@@ -73,35 +58,20 @@ def _rebuild_tensor(
     return torch.as_strided(storage.values, size, stride, offset)
 
 
-def _rebuild_parameter(data: Any, *ignored: Any) -> Any:
-    return data
-
-
-_DTYPES = {
-    f"{name}Storage": dtype
-    for name, dtype in {
-        "Float": torch.float32,
-        "Half": torch.float16,
-        "BFloat16": torch.bfloat16,
-        "Double": torch.float64,
-        "Long": torch.int64,
-        "Int": torch.int32,
-        "Short": torch.int16,
-        "Char": torch.int8,
-        "Byte": torch.uint8,
-        "Bool": torch.bool,
-    }.items()
-}
+# What the names of storage classes start with.
+_DTYPES = {"Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16, "Double": torch.float64}
+_DTYPES |= {"Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8}
+_DTYPES |= {"Byte": torch.uint8, "Bool": torch.bool}
 
 # The allow-list. Nothing else that a pickle names is looked up or imported.
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
     ("collections", "OrderedDict"): OrderedDict,
     ("builtins", "set"): set,
     ("__builtin__", "set"): set,
-    **{("torch", name): dtype for name, dtype in _DTYPES.items()},
+    **{("torch", f"{name}Storage"): dtype for name, dtype in _DTYPES.items()},
     **{("torch", str(dtype).removeprefix("torch.")): dtype for dtype in _DTYPES.values()},
 }
 
@@ -142,17 +112,13 @@ def _state_dict(module: Any, prefix: str = "") -> dict[str, torch.Tensor]:
     return tensors
 
 
-def read_pickled_module(path: str | Path) -> dict[str, torch.Tensor]:
+def read_pickled_module(flag: str, path: str | Path) -> dict[str, torch.Tensor]:
     """The state dict of a module that was saved whole with `torch.save(module, path)`; no code in the file runs.
 
-    Args:
-        path (`str` or `Path`): a file of torch 1.6 or later (a zip archive).
-
-    Returns:
-        `dict[str, torch.Tensor]`: name to tensor, in the precision of the file. Empty if there is no module in it.
+    Tensors have the precision of the file, a zip archive of torch 1.6 or later; there are none if it holds no module.
 
     Raises:
-        UserError: if the file is no such archive, or damaged; one line.
+        UserError: if the file is no such archive, or damaged; one line that starts with `flag`.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -164,4 +130,4 @@ def read_pickled_module(path: str | Path) -> dict[str, torch.Tensor]:
         return _state_dict(module)
     except Exception as error:  # a hostile pickle may fail in any way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"expected a module saved by torch 1.6 or later in {path}, found {reason}") from None
+        raise UserError(f"{flag}: expected a module saved by torch 1.6 or later in {path}, found {reason}") from None

@@ -1,31 +1,24 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""The flags of every script that scores, and the reward models that they describe."""
-
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from ..errors import UserError
-from . import check_reward_name, register_spec
-
-
-if TYPE_CHECKING:
-    pass
+"""How reward models are loaded and run: as settings, as flags of every script that scores, and the loading itself."""
 
 import argparse
+import math
 import os
-from dataclasses import field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from ..core.script import parse_pairs
+from ..errors import UserError
 from ..tiny import embedded_rewards, reward_checkpoint
-from . import load_reward
+from .registry import check_reward_name, load_reward, register_spec
 
 
 EMBEDDED = "tiny"  # as a checkpoint: the one that the package ships
 PRECISIONS = {"auto": None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+RESIDENCIES = ("sequential", "together")
 MAX_WORKERS = 8
 
 
@@ -34,9 +27,9 @@ class RewardSettings:
     """How reward models are loaded and run.
 
     Args:
-        checkpoints (`Mapping[str, str]`): reward name to a checkpoint instead of the official one; `"tiny"` is the one
-            that the package ships.
-        backends (`Mapping[str, str]`): reward name to `"package"`, to use the authors' own package.
+        checkpoints (`Mapping[str, str]`, *optional*): reward name to a file, folder or Hub id instead of the official
+            checkpoint; `"tiny"` is the one that the package ships.
+        backends (`Mapping[str, str]`, *optional*): reward name to `"package"`, to use the authors' own package.
         batch_size (`int`, *optional*, defaults to 16): images per forward pass.
         precision (`str`, *optional*, defaults to `"auto"`): of the towers: `"fp16"` or `"bf16"` autocast, `"fp32"` (the
             reference), `"auto"` is fp16 on a GPU and fp32 on a CPU. Normalisation, dot products and heads are fp32.
@@ -92,54 +85,65 @@ class RewardSettings:
 def add_reward_arguments(
     parser: argparse.ArgumentParser | argparse._ArgumentGroup, rewards: Sequence[str], embedded: str = ""
 ) -> None:
-    """Adds `--rewards` and how they are loaded and run.
+    """Adds `--rewards` and a flag for every field of `RewardSettings`, with its default.
 
     Args:
         parser (`argparse.ArgumentParser`): or a group of one.
         rewards (`Sequence[str]`): the default of `--rewards`.
         embedded (`str`, *optional*): a further sentence on `--reward_checkpoint`.
     """
-    parser.add_argument(
-        "--rewards",
-        nargs="+",
-        default=list(rewards),
-        metavar="NAME=WEIGHT",
-        help="Reward models by name, or MODULE:CLASS for one of your own; =WEIGHT counts in a composite reward.",
-    )
-    parser.add_argument(
-        "--reward_checkpoint",
-        action="append",
-        default=[],
-        metavar="NAME=PATH",
-        help="Checkpoint of a reward model (file, folder, Hub id, or tiny for the embedded one); may be given several"
-        f" times. {embedded}".rstrip(),
-    )
-    parser.add_argument(
-        "--reward_backend",
-        action="append",
-        default=[],
-        metavar="NAME=package",
-        help="Score hps_v2.1 or image_reward with its authors' own package, where that is installed and works.",
-    )
-    parser.add_argument("--reward_batch_size", type=int, default=16, help="Images scored together.")
-    parser.add_argument(
-        "--reward_precision",
-        choices=list(PRECISIONS),
-        default="auto",
-        help="Of the towers; auto: fp16 on a GPU, fp32 on a CPU. fp32 is the reference.",
-    )
-    parser.add_argument(
-        "--reward_residency",
-        choices=list(RESIDENCIES),
-        default="sequential",
-        help="One reward model in memory at a time, or all together, which decodes every image once.",
-    )
-    parser.add_argument(
-        "--dataloader_num_workers",
-        type=int,
-        default=None,
-        help="Processes that decode images; default: 0 for rewards on a CPU, else this rank's CPU cores, at most 8.",
-    )
+    text = "Reward models by name, or MODULE:CLASS for one of your own; =WEIGHT counts in a composite reward."
+    parser.add_argument("--rewards", nargs="+", default=list(rewards), metavar="NAME=WEIGHT", help=text)
+    text = "Checkpoint of a reward model (file, folder, Hub id, or tiny for the embedded one); may be given several times."
+    text = f"{text} {embedded}".rstrip()
+    parser.add_argument("--reward_checkpoint", action="append", default=[], metavar="NAME=PATH", help=text)
+    text = "Score hps_v2.1 or image_reward with its authors' own package, where that is installed and works."
+    parser.add_argument("--reward_backend", action="append", default=[], metavar="NAME=package", help=text)
+    defaults, text = RewardSettings(), "Images scored together."
+    parser.add_argument("--reward_batch_size", type=int, default=defaults.batch_size, help=text)
+    text = "Of the towers; auto: fp16 on a GPU, fp32 on a CPU. fp32 is the reference."
+    parser.add_argument("--reward_precision", choices=list(PRECISIONS), default=defaults.precision, help=text)
+    text = "One reward model in memory at a time, or all together, which decodes every image once."
+    parser.add_argument("--reward_residency", choices=list(RESIDENCIES), default=defaults.residency, help=text)
+    text = "Processes that decode images; default: 0 for rewards on a CPU, else this rank's CPU cores, at most 8."
+    parser.add_argument("--dataloader_num_workers", type=int, default=defaults.num_workers, help=text)
+
+
+def parse_reward_weights(values: Sequence[str]) -> dict[str, float]:
+    """Reads the values of `--rewards`.
+
+    Args:
+        values (`Sequence[str]`): each `name=weight`; a bare `name` has weight 1. `module:Class` in place of a name is
+            imported and registered under the class's `name`, or `Class`.
+
+    Returns:
+        `dict[str, float]`: weights by name, in the given order.
+
+    Raises:
+        UserError: for an unknown or repeated name, or a weight that is not a number, is negative, or if all are zero.
+    """
+    weights: dict[str, float] = {}
+    for value in values:
+        name, separator, text = value.partition("=")
+        if ":" in name:
+            name = register_spec(name)
+        check_reward_name(name)
+        if name in weights:
+            raise UserError(f"--rewards: expected each reward once, found {name} twice")
+        try:
+            weight = float(text) if separator else 1.0
+        except ValueError:
+            weight = math.nan
+        if not math.isfinite(weight):
+            raise UserError(f"--rewards: expected {name}=NUMBER, found {value!r}")
+        if weight < 0:
+            raise UserError(f"--rewards: expected weights of at least 0, found {value!r}")
+        weights[name] = weight
+    if not weights:
+        raise UserError("--rewards: expected at least one reward such as pickscore=0.4, found none")
+    if not any(weights.values()):
+        raise UserError(f"--rewards: expected a weight above 0, found {' '.join(values)}")
+    return weights
 
 
 def load_rewards(
@@ -163,19 +167,16 @@ def load_rewards(
     Raises:
         UserError: if a checkpoint or package is missing.
     """
-    given = models or {}
+    rewards = dict(models or {})
     checkpoints = {name: _checkpoint(name, path) for name, path in settings.checkpoints.items()}
-    open_names = [name for name in names if not any(name in m for m in (given, checkpoints, settings.backends))]
+    open_names = [name for name in names if not any(name in m for m in (rewards, checkpoints, settings.backends))]
     checkpoints |= embedded_rewards(base, open_names)
     dtype = PRECISIONS[settings.precision]
-    rewards = {
-        name: given[name]
-        if name in given
-        else load_reward(
-            name, checkpoints.get(name), device, dtype, settings.batch_size, backend=settings.backends.get(name)
-        )
-        for name in names
-    }
+    for name in names:
+        if name not in rewards:
+            backend = settings.backends.get(name)
+            rewards[name] = load_reward(name, checkpoints.get(name), device, dtype, settings.batch_size, backend)
+    rewards = {name: rewards[name] for name in names}
     if sum(hasattr(reward, "tower") for reward in rewards.values()) > 1:
         from .clip_tower import share_image_pass
 
@@ -197,48 +198,3 @@ def reward_source(reward: Any) -> dict[str, Any]:
     """What determines a reward's scores, for the record: its own `source`, else the class's place."""
     kind = type(reward)
     return getattr(reward, "source", None) or {"checkpoint": f"{kind.__module__}:{kind.__qualname__}"}
-
-
-RESIDENCIES = ("sequential", "together")
-
-
-def parse_reward_weights(values: Sequence[str], known: Sequence[str] | None = None) -> dict[str, float]:
-    """Reads the values of `--rewards`.
-
-    Args:
-        values (`Sequence[str]`): each `name=weight`; a bare `name` has weight 1. `module:Class` in place of a name is
-            imported and registered under the class's `name`, or `Class`.
-        known (`Sequence[str]`, *optional*): the names that are allowed; by default all that `load_reward` takes.
-
-    Returns:
-        `dict[str, float]`: weights by name, in the given order.
-
-    Raises:
-        UserError: for an unknown or repeated name, or a weight that is not a number, is negative, or if all are zero.
-    """
-    weights: dict[str, float] = {}
-    for value in values:
-        name, separator, text = value.partition("=")
-        if known is not None:
-            if name not in known:
-                raise UserError(f"--rewards: expected one of {', '.join(known)}, found {name!r}")
-        elif ":" in name:
-            name = register_spec(name)
-        else:
-            check_reward_name(name)
-        if name in weights:
-            raise UserError(f"--rewards: expected each reward once, found {name} twice")
-        try:
-            weight = float(text) if separator else 1.0
-        except ValueError:
-            weight = math.nan
-        if not math.isfinite(weight):
-            raise UserError(f"--rewards: expected {name}=NUMBER, found {value!r}")
-        if weight < 0:
-            raise UserError(f"--rewards: expected weights of at least 0, found {value!r}")
-        weights[name] = weight
-    if not weights:
-        raise UserError("--rewards: expected at least one reward such as pickscore=0.4, found none")
-    if not any(weights.values()):
-        raise UserError(f"--rewards: expected a weight above 0, found {' '.join(values)}")
-    return weights

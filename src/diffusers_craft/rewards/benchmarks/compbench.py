@@ -1,12 +1,12 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """T2I-CompBench (arXiv 2307.06350) as a metric: BLIP-VQA, CLIP ViT-B/32 and their mean for complex prompts.
 
-Spatial relations need UniDet, which is left out: such rows have no score and are named in the notes of an evaluation.
+UniDet, which judges spatial relations there, has no maintained replacement and is left out: rows that need it have no
+score (NaN) and are named in the notes of an evaluation.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,17 +15,50 @@ from PIL import Image
 from transformers import BertTokenizerFast, BlipForQuestionAnswering
 
 from ...errors import UserError
-from ..base import Reward, cosines
-from ..checkpoints import describe_checkpoint, find_checkpoint
+from ..base import CheckpointReward, cosines
 from ..clip_score import ClipScoreReward
-from ..preprocessing import normalize_pixels, to_rgb
-from .compbench_rules import CATEGORIES, MAX_CHUNKS, attribute_score, combine, evaluators
+from ..preprocessing import normalize_pixels, to_rgb, to_tensor
 
 
 BLIP_ID, CLIP_ID = "Salesforce/blip-vqa-capfilt-large", "openai/clip-vit-base-patch32"
 IMAGE_SIZE = 480  # pixels, as the official evaluator; the Hub's positions are of 384 and interpolated
 MAX_QUESTION = 35  # tokens
+ATTRIBUTES = ("color", "shape", "texture")  # categories judged by BLIP-VQA
+CATEGORIES = (*ATTRIBUTES, "spatial", "non_spatial", "complex")
+MAX_CHUNKS = 8  # noun phrases per prompt
+# The three_in_one label of a complex prompt -> the evaluators whose mean is its score; no label means all three.
+THREE_IN_ONE = {
+    "spatial": ("blip", "unidet"),
+    "action": ("blip", "clip"),
+    "spatialaction": ("blip", "unidet", "clip"),
+}
 Parse = Callable[[str], tuple[list[str], str]]  # prompt -> noun phrases, prompt without adjectives
+
+
+def evaluators(category: str, three_in_one: str | None = None) -> tuple[str, ...]:
+    """Which of `blip`, `clip` and `unidet` a prompt's score is the mean of.
+
+    Raises:
+        UserError: for an unknown category or label.
+    """
+    if category == "complex":
+        label = three_in_one or "spatialaction"
+        if label not in THREE_IN_ONE:
+            raise UserError(f"three_in_one: expected one of {', '.join(THREE_IN_ONE)}, found {label!r}")
+        return THREE_IN_ONE[label]
+    if category not in CATEGORIES:
+        raise UserError(f"category: expected one of {', '.join(CATEGORIES)}, found {category!r}")
+    return {"spatial": ("unidet",), "non_spatial": ("clip",)}.get(category, ("blip",))
+
+
+def combine(scores: Mapping[str, float], category: str, three_in_one: str | None = None) -> float:
+    """A prompt's score from those of its evaluators; NaN if one of them has none, never the mean of the others."""
+    return float(np.mean([scores.get(name, np.nan) for name in evaluators(category, three_in_one)]))
+
+
+def attribute_score(yes: Sequence[float], no: Sequence[float]) -> float:
+    """BLIP-VQA's score: the product over noun phrases of p(yes) / (p(yes) + p(no)); 1 for a prompt without any."""
+    return float(np.prod([y / (y + n) for y, n in zip(yes, no, strict=True)]))
 
 
 def load_parser() -> Parse:
@@ -63,7 +96,7 @@ class LoadedBlip(NamedTuple):
     tokenizer: BertTokenizerFast
 
 
-class CompBenchReward(Reward):
+class CompBenchReward(CheckpointReward):
     """T2I-CompBench's score in [0, 1] of its own prompts, see `bind`; NaN for those that need UniDet.
 
     Args:
@@ -74,6 +107,7 @@ class CompBenchReward(Reward):
     """
 
     name = "t2i_compbench"
+    hub_id, size, architecture = BLIP_ID, "1.54 GB", "BlipForQuestionAnswering"
     unit = "probability, product over noun phrases; cosine for non-spatial prompts; their mean for complex ones"
     abstains = True
     note = (
@@ -84,11 +118,10 @@ class CompBenchReward(Reward):
     def __init__(
         self, checkpoint: str | None = None, image_size: int = IMAGE_SIZE, parse: Parse | None = None, **options
     ):
-        super().__init__(**options)
-        blip, _, clip = (checkpoint or BLIP_ID).partition(",")
-        self._asked, self.image_size = blip, image_size
-        self._path = find_checkpoint(self.name, blip, None, "1.54 GB")
-        self._clip = _Clip(checkpoint=clip or CLIP_ID, **options)
+        blip, _, clip = (checkpoint or "").partition(",")
+        super().__init__(blip or None, **options)
+        self.image_size = image_size
+        self._clip = _Clip(clip or CLIP_ID, **options)
         if parse is not None:
             self.parse = parse
         self._kinds: dict[str, tuple[str, str | None]] = {}  # prompt -> category, three_in_one
@@ -99,7 +132,7 @@ class CompBenchReward(Reward):
 
     @property
     def checkpoint(self) -> dict[str, Any]:
-        return {**describe_checkpoint(self._asked, Path(self._path)), "clip": self._clip.checkpoint}
+        return {**super().checkpoint, "clip": self._clip.checkpoint}
 
     def bind(self, prompts: Any) -> bool:
         """Learns the categories of a set; whether it is T2I-CompBench's, i.e. all its categories are."""
@@ -129,8 +162,8 @@ class CompBenchReward(Reward):
         """Probabilities of the answers yes and no to each question about an image: the first token's."""
         blip, tokenizer = self.model
         size = (self.image_size, self.image_size)
-        pixels = np.asarray(to_rgb(image).resize(size, Image.Resampling.BICUBIC))
-        pixels = normalize_pixels(torch.tensor(pixels).permute(2, 0, 1)[None].float() / 255).to(self.device)
+        pixels = to_tensor(to_rgb(image).resize(size, Image.Resampling.BICUBIC))[None]
+        pixels = normalize_pixels(pixels).to(self.device)
         start = blip.config.text_config.bos_token_id
         answers = []
         with self._autocast():

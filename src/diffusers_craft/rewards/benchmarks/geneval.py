@@ -7,20 +7,17 @@ detections are calibrated against GenEval's human annotations its scores do not 
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
 from transformers import Mask2FormerForUniversalSegmentation
 
 from ...errors import UserError
-from ..base import Reward, l2_normalize
-from ..checkpoints import describe_checkpoint, find_checkpoint
+from ..base import CheckpointReward, l2_normalize
 from ..clip_score import ClipScoreReward
-from ..preprocessing import normalize_pixels, to_rgb
+from ..preprocessing import normalize_pixels, to_rgb, to_tensor
 from .geneval_rules import COLORS, MIN_SCORE, Detection, find_failures, keep_detections
 
 
@@ -44,11 +41,6 @@ class _Clip(ClipScoreReward):
     """The CLIP half, whose missing files are those of this metric."""
 
     name = "geneval"
-
-
-class LoadedGenEval(NamedTuple):
-    detector: Mask2FormerForUniversalSegmentation
-    clip: ClipScoreReward
 
 
 def find_instances(
@@ -92,7 +84,7 @@ def crop_object(image: Image.Image, detection: Detection) -> Image.Image:
     return image.crop(tuple(map(round, detection.box)))
 
 
-class GenEvalReward(Reward):
+class GenEvalReward(CheckpointReward):
     """1.0 where an image shows its prompt by GenEval's rules, else 0.0; for GenEval's own prompts, see `bind`.
 
     Args:
@@ -100,26 +92,24 @@ class GenEvalReward(Reward):
             classes, and a `CLIPModel`.
     """
 
-    name = "geneval"
-    unit = "1 if GenEval's rules hold, else 0"
+    name, unit = "geneval", "1 if GenEval's rules hold, else 0"
+    hub_id, size, architecture = DETECTOR_ID, "280 MB", "Mask2FormerForUniversalSegmentation"
     note = (
         "geneval: objects found by transformers' Mask2Former instead of mmdet's; not comparable with published GenEval "
         "scores until calibrated. Its overall score is the mean of categories."
     )
 
     def __init__(self, checkpoint: str | None = None, short_side: int = SHORT_SIDE, **options):
-        super().__init__(**options)
-        detector, _, clip = (checkpoint or DETECTOR_ID).partition(",")
-        self._asked, self.short_side = detector, short_side
-        self._path = find_checkpoint(self.name, detector, None, "280 MB")
-        self._clip = _Clip(checkpoint=clip or None, **options)
+        detector, _, clip = (checkpoint or "").partition(",")
+        super().__init__(detector or None, **options)
+        self.short_side = short_side
+        self._clip = _Clip(clip or None, **options)
         self._requirements: dict[str, Mapping[str, Any]] = {}
         self._classifiers: dict[str, torch.Tensor] = {}  # class -> (10, D) text embeddings of its colours
 
     @property
     def checkpoint(self) -> dict[str, Any]:
-        found = describe_checkpoint(self._asked, Path(self._path))
-        return {**found, "colors": self._clip.checkpoint, "calibrated": "no"}
+        return {**super().checkpoint, "colors": self._clip.checkpoint, "calibrated": "no"}
 
     def bind(self, prompts: Any) -> bool:
         """Learns what the prompts of a set ask for; whether they are GenEval's, i.e. all have an `include`."""
@@ -133,14 +123,14 @@ class GenEvalReward(Reward):
         self._requirements |= asked
         return True
 
-    def _load(self) -> LoadedGenEval:
+    def _load(self) -> Mask2FormerForUniversalSegmentation:
         detector = Mask2FormerForUniversalSegmentation.from_pretrained(self._path).float().eval().to(self.device)
         if detector.config.num_labels != len(CLASSES):
             raise UserError(
                 f"--reward_checkpoint geneval: expected a detector of COCO's {len(CLASSES)} classes, "
                 f"found {detector.config.num_labels}"
             )
-        return LoadedGenEval(detector, self._clip)
+        return detector
 
     def release(self) -> None:
         self._clip.release()
@@ -152,11 +142,10 @@ class GenEvalReward(Reward):
         image = to_rgb(image)
         scale = min(self.short_side / min(image.size), self.short_side * LONG_SIDE / SHORT_SIDE / max(image.size))
         width, height = (max(1, round(side * scale)) for side in image.size)
-        resized = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
-        pixels = torch.tensor(resized).permute(2, 0, 1)[None].float() / 255
+        pixels = to_tensor(image.resize((width, height), Image.Resampling.BILINEAR))[None]
         pixels = normalize_pixels(pixels, IMAGENET_MEAN, IMAGENET_STD)
         pixels = F.pad(pixels, (0, -width % MULTIPLE, 0, -height % MULTIPLE)).to(self.device)
-        output = self.model.detector(pixel_values=pixels)  # float32: its thresholds are part of the rules
+        output = self.model(pixel_values=pixels)  # float32: its thresholds are part of the rules
         masks = output.masks_queries_logits[0].float()
         scale_up = pixels.shape[-1] // masks.shape[-1]
         return find_instances(
@@ -166,13 +155,13 @@ class GenEvalReward(Reward):
     def find_colors(self, image: Image.Image, objects: Sequence[Detection]) -> list[str]:
         """The colour of each of several objects of one class, among GenEval's ten."""
         crops = [crop_object(to_rgb(image), one) for one in objects]
-        embeddings = l2_normalize(self.model.clip.encode_images(crops))
+        embeddings = l2_normalize(self._clip.encode_images(crops))
         return [COLORS[index] for index in (embeddings @ self._classifier(objects[0].label).T).argmax(-1).tolist()]
 
     def _classifier(self, name: str) -> torch.Tensor:
         if name not in self._classifiers:
             texts = [template.format(color=color, name=name) for color in COLORS for template in TEMPLATES]
-            embeddings = l2_normalize(self.model.clip.encode_prompts(texts)).view(len(COLORS), len(TEMPLATES), -1)
+            embeddings = l2_normalize(self._clip.encode_prompts(texts)).view(len(COLORS), len(TEMPLATES), -1)
             self._classifiers[name] = l2_normalize(embeddings.mean(1))
         return self._classifiers[name]
 

@@ -8,12 +8,11 @@ import shutil
 from pathlib import Path
 
 from accelerate import Accelerator
-from diffusers import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 
 from ..core.files import atomic_write_json
 from ..errors import UserError
-from .weights import FullWeights, LoraWeights, whole_unet
+from .weights import FullWeights, LoraWeights, whole_denoiser
 
 
 logger = logging.getLogger(__name__)
@@ -93,27 +92,29 @@ def read_state(path: Path) -> dict:
     return json.loads((path / _STATE_FILE).read_text(encoding="utf-8"))
 
 
-def keep_unet_in_checkpoints(
+def keep_denoiser_in_checkpoints(
     accelerator: Accelerator, ema: EMAModel | None, weights: FullWeights | LoraWeights
 ) -> None:
-    """Makes `save_state` write `weights` and `unet_ema/` as diffusers' files, and `load_state` read them."""
+    """Makes `save_state` write `weights` and, of a UNet, `unet_ema/` as diffusers' files, and `load_state` read them."""
+    averages = f"{weights.component}_ema"
 
     def save(models: list, state_dicts: list, folder: str) -> None:
         for model in models:
-            unet = whole_unet(accelerator, model)
+            denoiser = whole_denoiser(accelerator, model)
             if accelerator.is_main_process:
-                weights.save(unet, folder)
+                weights.save(denoiser, folder)
         if ema is not None and accelerator.is_main_process:
-            ema.save_pretrained(Path(folder) / "unet_ema")
+            ema.save_pretrained(Path(folder) / averages)
         state_dicts.clear()  # tells accelerate that they are saved
 
     def load(models: list, folder: str) -> None:
         while models:  # an emptied list tells accelerate that they are loaded
             weights.load(accelerator.unwrap_model(models.pop()), folder)
         if ema is not None:
-            if not (Path(folder) / "unet_ema").is_dir():
-                raise UserError(f"--use_ema: expected a checkpoint with unet_ema/, found none in {folder}")
-            ema.load_state_dict(EMAModel.from_pretrained(Path(folder) / "unet_ema", UNet2DConditionModel).state_dict())
+            path = Path(folder) / averages
+            if not path.is_dir():
+                raise UserError(f"--use_ema: expected a checkpoint with {averages}/, found none in {folder}")
+            ema.load_state_dict(EMAModel.from_pretrained(path, ema.model_cls).state_dict())
             ema.to(accelerator.device)
 
     accelerator.register_save_state_pre_hook(save)

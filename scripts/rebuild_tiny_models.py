@@ -33,13 +33,13 @@ def install(work_dir: Path) -> None:
         assert cycles[-1] == cycle_folder(work_dir, kind, len(cycles) - 1)
         options = {"safety_checker": None} if kind == "sd15" else {}
         pipeline = pipeline_class.from_pretrained(cycles[-1], torch_dtype=torch.float16, **options)
-        pipeline.save_pretrained(WEIGHTS / f"tiny-{kind}")
         target = WEIGHTS / f"tiny-{kind}"
+        pipeline.save_pretrained(target)
         for config in (target / "model_index.json", *target.glob("*/config.json")):
             clean_config(config)
-        for tokenizer in (WEIGHTS / f"tiny-{kind}").glob("*/tokenizer.json"):
+        for tokenizer in target.glob("*/tokenizer.json"):
             write_tokenizer_files(tokenizer)
-        for text_encoder in (WEIGHTS / f"tiny-{kind}").glob("text_encoder*/model.safetensors"):
+        for text_encoder in target.glob("text_encoder*/model.safetensors"):
             name_text_tensors(text_encoder)
     first, second = (WEIGHTS / name / "vae" / "diffusion_pytorch_model.safetensors" for name in MODELS)
     if first.is_file() and second.is_file():
@@ -74,9 +74,7 @@ def clean_config(path: Path) -> None:
     """Drops the path that weights were trained in, and asks transformers for the precision that diffusers takes."""
     config = json.loads(path.read_text())
     config.pop("_name_or_path", None)
-    if (
-        config.get("dtype") == "float16"
-    ):  # else transformers 5 computes in half precision, diffusers in single precision
+    if config.get("dtype") == "float16":  # transformers 5 would compute in half precision, diffusers in single
         config["dtype"] = "float32"
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 

@@ -85,8 +85,8 @@ def fork_run(script: ModuleType, args: list[str], kill_at_file: str, environment
 
 
 def main() -> None:
-    import diffusers_craft.build.builder  # noqa: F401  imported once, before the processes part
-    from diffusers_craft import register_reward
+    # Imported once, before the processes part.
+    from diffusers_craft import CRAFTDatasetBuilder, register_reward  # noqa: F401
 
     register_brightness_rewards(register_reward)
     script = load_script()

@@ -104,9 +104,8 @@ def run_forked(job: dict) -> dict:
 def main() -> None:
     import torch
 
-    import diffusers_craft.build.builder
-    import diffusers_craft.hub.model
-    import diffusers_craft.training.run  # noqa: F401  imported once, before the processes part
+    # Imported once, before the processes part.
+    from diffusers_craft import CRAFTDatasetBuilder, TrainingRun, publish_model  # noqa: F401
 
     torch.set_num_threads(1)
     pause = time.sleep

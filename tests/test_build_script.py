@@ -76,8 +76,7 @@ def undisturbed(random_sd15: Path, prompt_file: Path, script: ModuleType, tmp_pa
 
 def run_rounds(rounds: list[list[dict[str, Any]]]) -> list[list[int]]:
     """Exit codes of runs in processes of their own: one round after the other, a round's runs side by side."""
-    source = str(Path(builder_module.__file__).parents[1])
-    path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(DRIVER.parents[1] / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.run(
         [sys.executable, str(DRIVER)],
         input=json.dumps(rounds),

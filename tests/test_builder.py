@@ -10,15 +10,18 @@ import pytest
 from build_driver import REWARDS, BrightnessReward
 
 import diffusers_craft.build.builder as builder_module
-from diffusers_craft import tiny
-from diffusers_craft.build.builder import CRAFTDatasetBuilder
-from diffusers_craft.core.workdir import WorkDir
-from diffusers_craft.data.dataset import load_craft_dataset
-from diffusers_craft.models.generation import GenerationSettings
-from diffusers_craft.models.latents import vae_fingerprint
-from diffusers_craft.models.loading import load_pipeline
-from diffusers_craft.selection.filtering import composite_reward, crf_filter, group_advantages
-from diffusers_craft.selection.funnel import format_funnel
+from diffusers_craft import (
+    CRAFTDatasetBuilder,
+    GenerationSettings,
+    RewardSettings,
+    composite_reward,
+    crf_filter,
+    group_advantages,
+    load_craft_dataset,
+    load_pipeline,
+    tiny,
+)
+from diffusers_craft.scripts import WorkDir, format_funnel, vae_fingerprint
 
 
 PROMPTS = [f"prompt number {i}" for i in range(12)]
@@ -278,6 +281,10 @@ def test_a_refiner_of_one_s_own(pipeline, tmp_path: Path) -> None:
             "--reward_checkpoint: expected names of hps_v2.1, pickscore, aesthetic, found 'mps'",
         ),
         (
+            {"reward_settings": RewardSettings(backends={"mps": "package"})},
+            "--reward_backend: expected names of hps_v2.1, pickscore, aesthetic, found 'mps'",
+        ),
+        (
             {"settings": GenerationSettings(resolution=33)},
             "--resolution: expected a multiple of 8 pixels, found 33",
         ),
@@ -337,11 +344,15 @@ def test_a_tiny_base_brings_its_rewards(pipeline, tmp_path: Path, monkeypatch, c
     monkeypatch.setattr(tiny, "reward_checkpoint", lambda name: f"/tiny/{name}")
     monkeypatch.setattr("diffusers_craft.rewards.settings.load_reward", load)
     with caplog.at_level("INFO", "diffusers_craft"):
-        make_builder(pipeline, tmp_path, reward_models={}, reward_checkpoints={"pickscore": "mine"})
-    assert loaded == {"hps_v2.1": "/tiny/hps_v2.1", "pickscore": "mine", "aesthetic": "/tiny/aesthetic"}
+        settings = RewardSettings(checkpoints={"pickscore": "mine"})
+        make_builder(pipeline, tmp_path, reward_models={}, reward_settings=settings)
+    expected = {"hps_v2.1": "/tiny/hps_v2.1", "pickscore": "mine", "aesthetic": "/tiny/aesthetic"}
+    assert loaded == expected
     assert caplog.messages == [
         "The base is a tiny model: scoring with the embedded checkpoints of hps_v2.1, aesthetic"
     ]
+    make_builder(pipeline, tmp_path, reward_models={}, reward_checkpoints={"pickscore": "mine"})
+    assert loaded == expected
 
 
 def test_other_bases_use_the_official_rewards(pipeline, tmp_path: Path, monkeypatch) -> None:
@@ -360,7 +371,7 @@ def test_only_the_first_rank_publishes(built, pipeline, monkeypatch) -> None:
     builder, _, folder = built
     assert builder.push_to_hub("org/craft", private=True, license="mit") == "address"
     assert pushed == [(folder, "org/craft", True, None, None, "mit")]
-    monkeypatch.setattr(builder, "_rank", 1)
+    monkeypatch.setenv("RANK", "1")
     assert builder.push_to_hub("org/craft") is None and len(pushed) == 1
     with pytest.raises(ValueError, match=r"push_to_hub: expected a dataset, found none; call build\(prompts\) first"):
         make_builder(pipeline, None).push_to_hub("org/craft")

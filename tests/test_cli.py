@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from diffusers_craft import UserError, __version__
-from diffusers_craft.core.run_record import local_paths, recorded_option, versions, write_run_json
-from diffusers_craft.core.script import run_script
-from diffusers_craft.models.generation import GenerationSettings
+from diffusers_craft import GenerationSettings, UserError, __version__
+from diffusers_craft.core.run_record import local_paths, versions
+from diffusers_craft.scripts import PRECISIONS, recorded_option, run_script, torch_dtype, write_run_json
 
 
 def test_user_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture) -> None:
@@ -36,6 +35,10 @@ def test_line_breaks_of_a_user_error_are_removed(capsys: pytest.CaptureFixture) 
 def test_a_defect_keeps_its_traceback(defect) -> None:
     with pytest.raises(ValueError):
         run_script(defect, Namespace())
+
+
+def test_precisions_are_torch_s() -> None:
+    assert [str(torch_dtype(name)) for name in PRECISIONS] == ["torch.float32", "torch.float16", "torch.bfloat16"]
 
 
 def test_success_returns() -> None:

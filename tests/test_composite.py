@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from diffusers_craft.selection.composite import composite_reward, normalization_constants
-from diffusers_craft.selection.filtering import group_advantages
+from diffusers_craft import composite_reward, group_advantages, normalization_constants
 
 
 WEIGHTS = {"hps_v2.1": 0.4, "pickscore": 0.4, "aesthetic": 0.2}

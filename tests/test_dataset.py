@@ -11,9 +11,10 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
+from diffusers_craft import load_craft_dataset
 from diffusers_craft.core.records import CANDIDATE_SCHEMA, SCORE_SCHEMA, pack_latent
-from diffusers_craft.core.workdir import WorkDir
-from diffusers_craft.data.dataset import assemble_dataset, load_craft_dataset, save_dataset, take_rows
+from diffusers_craft.data.dataset import assemble_dataset, save_dataset, take_rows
+from diffusers_craft.scripts import WorkDir
 
 
 COLUMNS = ["image", "prompt", "refined_prompt", "group", "variant", "seed", "hps_v2.1", "aesthetic"]
@@ -46,8 +47,9 @@ def candidates(tiny_images: list[Image.Image]) -> pa.Table:
 
 def make_dataset(candidates: pa.Table):
     k = len(candidates)
-    rewards = {"hps_v2.1": np.arange(k) / 7, "aesthetic": np.arange(k) - 1.0}
-    return assemble_dataset(candidates, rewards, np.linspace(1, 0, k), np.linspace(-1, 1, k), "a VAE")
+    scores = {"hps_v2.1": np.arange(k) / 7, "aesthetic": np.arange(k) - 1.0}
+    scores |= {"reward": np.linspace(1, 0, k), "advantage": np.linspace(-1, 1, k)}
+    return assemble_dataset(candidates, scores, "a VAE")
 
 
 def without_latents(candidates: pa.Table) -> pa.Table:

@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
+from rebuild_tiny.pictures import degrade, render, sample_caption, sample_scene
 
 from diffusers_craft.evaluation.alarms import (
     change_checks,
@@ -19,7 +20,6 @@ from diffusers_craft.evaluation.alarms import (
     run_checks,
 )
 from diffusers_craft.evaluation.measures import clip_embedding, image_statistics
-from diffusers_craft.tiny.world import degrade, render, sample_caption, sample_scene
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from diffusers_craft.selection.filtering import (
-    RULES,
-    crf_filter,
-    group_advantages,
-    restrict_weights,
-    rule_rewards,
-    select_samples,
-)
-from diffusers_craft.selection.funnel import funnel
+from diffusers_craft import composite_reward, crf_filter, group_advantages, select_samples
+from diffusers_craft.selection.filtering import RULES, restrict_weights, rule_rewards
+from diffusers_craft.selection.funnel import funnel, funnel_rows
+from diffusers_craft.selection.pool import score_pool
 
 
 NAMES = ("hps_v2.1", "pickscore", "aesthetic")
@@ -241,10 +236,9 @@ def test_funnel_counts():
     #                 group 0: kept     1: no winner     2: no baseline   3: kept, one image not valid
     scores = np.array([0.0, 2.0, -1.0, 1.0, 0.5, 1.0, nan, 3.0, 4.0, 0.0, nan, 1.0])
     rewards = {"aesthetic": scores}
-    mask = crf_filter(rewards, groups, variants, "a")
-    advantages = group_advantages(scores, groups, variants)
-    selected = select_samples(scores, mask, groups, variants, "all", max_per_prompt=None)
-    assert funnel(rewards, scores, mask, advantages, selected, groups, variants, "a") == {
+    pool = score_pool(rewards, groups, variants, {"aesthetic": 1.0}, "a", strategy="all", max_per_prompt=None)
+    counts = funnel(pool)
+    assert counts == {
         "prompts": 4,
         "groups": 3,
         "candidates": 12,
@@ -256,5 +250,22 @@ def test_funnel_counts():
         "share_negative_advantages": pytest.approx(1 / 3),
         "selected_not_beating_own_baseline": 1,
     }
-    empty = funnel(rewards, scores, mask, advantages, [], groups, variants, "none")
+    assert funnel_rows(counts)[2:4] == [("candidate images", "12"), ("valid images", "10")]
+    assert ("share of negative advantages", "33.3%") in funnel_rows(counts)
+    empty = funnel(score_pool(rewards, groups, variants, {"aesthetic": 1.0}, "none", k=0))
     assert empty["selected"] == 0 and empty["share_negative_advantages"] == 0.0
+
+
+def test_a_scored_pool_is_what_its_steps_give():
+    """Only the rule's rewards count in the composite reward; a pool may be filtered by another rule."""
+    rewards, groups, variants = random_pool(3, invalid=0.1)
+    weights = {"hps_v2.1": 0.4, "pickscore": 0.4, "aesthetic": 0.2}
+    pool = score_pool(rewards, groups, variants, weights, "ha", "rank", "random", 5, 2, seed=4)
+    assert pool.weights == pytest.approx({"hps_v2.1": 2 / 3, "aesthetic": 1 / 3})
+    composite = composite_reward(rewards, pool.weights, "rank", pool.constants)
+    np.testing.assert_array_equal(pool.composite, composite)
+    np.testing.assert_array_equal(pool.kept, crf_filter(rewards, groups, variants, "ha"))
+    np.testing.assert_array_equal(pool.advantages, group_advantages(composite, groups, variants))
+    chosen = select_samples(composite, pool.kept, groups, variants, "random", 5, 2, seed=4)
+    np.testing.assert_array_equal(pool.selected, chosen)
+    assert list(pool.columns) == [*NAMES, "reward", "advantage"]

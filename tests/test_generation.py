@@ -10,18 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_craft.core.records import CANDIDATE_SCHEMA, REFINED_SCHEMA, derive_seed, unpack_latent
-from diffusers_craft.core.workdir import WorkDir
-from diffusers_craft.models.generation import (
-    GenerationSettings,
-    describe_model,
-    find_problem,
-    generate_candidates,
-    generate_images,
-    generation_options,
-)
+from diffusers_craft import GenerationSettings, generate_images, load_pipeline
+from diffusers_craft.core.records import CANDIDATE_SCHEMA, REFINED_SCHEMA, unpack_latent
+from diffusers_craft.models.generation import describe_model, find_problem
 from diffusers_craft.models.latents import decode_latents
-from diffusers_craft.models.loading import load_pipeline
+from diffusers_craft.scripts import WorkDir, derive_seed, generate_candidates, generation_options
 
 
 SETTINGS = GenerationSettings(num_inference_steps=2, guidance_scale=3.0, batch_size=2)

@@ -250,19 +250,15 @@ def test_what_arrives_draws_what_was_trained(hub, driver, trained, kind, tmp_pat
     setup = snippet[: snippet.index("image = ")]
     code = f"""
 import torch
-from pathlib import Path
 from diffusers_craft import load_tuned_pipeline
-from diffusers_craft.hub.samples import load_trained
-import json
 {setup}
-folder = Path({str(folder)!r})
-record = json.loads((folder / "craft_run.json").read_text())
 def draw(pipeline):
     pipeline.set_progress_bar_config(disable=True)
     noise = torch.Generator().manual_seed(5)
     return pipeline("thing 1", height=64, width=64, num_inference_steps=3, generator=noise).images[0].tobytes()
 base = DiffusionPipeline.from_pretrained("org/base")
-assert draw(pipeline) == draw(load_trained(folder, record)) != draw(base)
+tuned = load_tuned_pipeline({str(folder)!r}, "org/base", fuse=False)
+assert draw(pipeline) == draw(tuned) != draw(base)
 assert draw(load_tuned_pipeline("org/{kind}", "org/base", fuse=False)) == draw(pipeline)
 """
     outcome = driver.execute(code)
@@ -387,7 +383,7 @@ def test_a_checkpoint_without_files_leaves_the_last_one_on_the_hub(hub, driver, 
     code = f"""
 from argparse import Namespace
 from pathlib import Path
-from diffusers_craft.training_hub import TrainingHub
+from diffusers_craft.training.publishing import TrainingHub
 args = Namespace(push_to_hub=True, hub_model_id="org/emptied", hub_private_repo=False, hub_strategy="checkpoint")
 args.output_dir = {str(tmp_path)!r}
 run = TrainingHub(args, is_main=True)

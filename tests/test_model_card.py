@@ -1,7 +1,9 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Cards and file lists of models: numbers as in the run's files, metadata that the Hub reads, no path of this machine."""
 
+import importlib
 import json
+import pkgutil
 import sys
 from pathlib import Path
 
@@ -11,11 +13,14 @@ from hub_repos import card_errors
 from huggingface_hub import ModelCard
 from training_driver import ROOT
 
+from diffusers_craft import Objective, objectives, publish_model
 from diffusers_craft.hub.card import without_paths
-from diffusers_craft.hub.model import model_files, publish_model
+from diffusers_craft.hub.model import model_files
 from diffusers_craft.hub.model_card import Published, model_card
 from diffusers_craft.hub.results import Results, read_results
-from diffusers_craft.hub.upload import HubRepo, as_hub_id, published_id
+from diffusers_craft.hub.upload import as_hub_id, published_id
+from diffusers_craft.objectives.registry import OBJECTIVES
+from diffusers_craft.scripts import HubRepo
 
 
 RECORD = {
@@ -154,18 +159,30 @@ def test_the_card_is_that_of_the_method(options, rows, method, arxiv):
     assert ("supervised" in card.text) == (options == {"loss": "sft"})
 
 
-def test_every_objective_has_its_place_on_the_card():
-    from diffusers_craft import RLHFSharpening, SFTSharpening, SmPO
-    from diffusers_craft.hub.model_card import _METHODS
+def test_an_unknown_objective_is_not_passed_over(caplog):
+    card = model_card(RECORD | {"options": RECORD["options"] | {"objective": "mine"}}, PUBLISHED)
+    assert "No arXiv paper is known for `mine`." in card.text
+    assert caplog.messages == ["objective 'mine': expected one of diffusers-craft; the card names no paper"]
 
-    kinds = dict(load_script(ROOT / "examples" / "preference" / "train_preference.py").OBJECTIVES)
-    kinds |= {kind.__name__: kind for kind in (RLHFSharpening, SFTSharpening, SmPO)}
-    assert _METHODS.keys() == {"craft", "sft"} | kinds.keys()
-    words = {"single": "images", "label": "labelled images", "pair": "pairs of images", "prompt": "prompts"}
-    for name, kind in kinds.items():
-        assert _METHODS[name].rows == words[kind().unit]
-        module = sys.modules[kind.__module__].__doc__
-        assert (_METHODS[name].arxiv or "Zhu et al., ICLR 2025") in module
+
+def test_every_objective_of_the_package_has_its_place_on_the_card(caplog):
+    for module in pkgutil.iter_modules(objectives.__path__, f"{objectives.__name__}."):
+        importlib.import_module(module.name)
+    kinds = subclasses(Objective)
+    assert len(kinds) >= 9 and set(OBJECTIVES.values()) == {
+        k for k in kinds if k.__module__.startswith("diffusers_craft")
+    }
+    for kind in OBJECTIVES.values():
+        card = model_card(RECORD | {"options": RECORD["options"] | {"objective": kind.__name__}}, PUBLISHED)
+        assert kind.title and kind.title in card.text and (kind.paper or "No arXiv paper is known for") in card.text
+        assert (kind.paper or "Zhu et al., ICLR 2025") in sys.modules[kind.__module__].__doc__
+    names = load_script(ROOT / "examples" / "preference" / "train_preference.py").OBJECTIVES
+    assert names.items() <= OBJECTIVES.items(), "what --objective calls them is recorded"
+    assert not caplog.messages
+
+
+def subclasses(kind: type) -> set[type]:
+    return {kind for below in kind.__subclasses__() for kind in (below, *subclasses(below))}
 
 
 @pytest.mark.parametrize("kind", ["pipeline", "unet", "lora"])

@@ -3,6 +3,7 @@
 
 import html.parser
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image, ImageFont
 from diffusers_craft.build import report
 from diffusers_craft.build.report import reward_sets, write_build_report
 from diffusers_craft.figures.grid import _fit, _font, _wrap, image_grid
+from diffusers_craft.selection.pool import ScoredPool
 
 
 FILES = ("funnel.png", "gallery.png", "report.html", "rewards.png")
@@ -23,16 +25,23 @@ def build():
     variants = np.tile(np.arange(4), 3)
     rewards = {"hps_v2.1": rng.normal(0.25, 0.02, 12).astype(np.float32), "aesthetic": rng.normal(5, 1, 12)}
     rewards["hps_v2.1"][9] = rewards["aesthetic"][9] = np.nan
-    selected = np.array([2, 7])
     funnel = {"prompts": 3, "groups": 3, "candidates": 12, "valid": 11, "kept_groups": 2, "kept_candidates": 6}
     funnel |= {"selected": 2, "selected_prompts": 2, "share_negative_advantages": 0.5}
+    pool = ScoredPool(
+        groups=np.repeat(np.arange(3), 4),
+        variants=variants,
+        rewards=rewards,
+        composite=np.where(np.arange(12) == 9, np.nan, np.linspace(-1, 1, 12)),
+        advantages=np.where(variants == 0, 0, 0.5),
+        kept=np.arange(12) < 8,
+        selected=np.array([2, 7]),
+        rule="ha",
+        weights={"hps_v2.1": 0.5, "aesthetic": 0.5},
+        constants={},
+    )
     return {
         "funnel": funnel | {"selected_not_beating_own_baseline": 1},
-        "rewards": rewards,
-        "composite": np.where(np.arange(12) == 9, np.nan, np.linspace(-1, 1, 12)),
-        "advantages": np.where(variants == 0, 0, 0.5),
-        "variants": variants,
-        "selected": selected,
+        "pool": pool,
         "images": [Image.new("RGB", (64, 64), color) for color in ("red", "blue")],
         "prompts": ["a <b>red</b> circle & more", 'a "blue" square'],
         "refined_prompts": ["a red circle, sharp focus", 'a "blue" square'],
@@ -91,8 +100,9 @@ def test_report_shows_the_funnel_and_the_means_of_each_set(tmp_path, build):
     for label, value in (("candidate images", "12"), ("groups kept by the filter", "2")):
         assert words[words.index(label) + 1] == value
     assert words[words.index("share of negative advantages") + 1] == "50.0%"
-    hps, variants = build["rewards"]["hps_v2.1"], build["variants"]
-    expected = [hps[variants == 0], hps[(variants > 0) & np.isfinite(hps)], hps[build["selected"]]]
+    pool = build["pool"]
+    hps = pool.rewards["hps_v2.1"]
+    expected = [hps[pool.variants == 0], hps[(pool.variants > 0) & np.isfinite(hps)], hps[pool.selected]]
     start = words.index("hps_v2.1") + 1
     assert words[start : start + 3] == [f"{values.mean():.4g}" for values in expected]
     start = words.index("advantage") + 1
@@ -106,8 +116,9 @@ def test_same_input_gives_the_same_bytes(tmp_path, build):
 
 
 def test_report_of_nothing_selected_and_of_an_all_invalid_reward(tmp_path, build):
-    build |= {"selected": np.array([], dtype=int), "images": [], "prompts": [], "refined_prompts": []}
-    build["rewards"]["aesthetic"] = np.full(12, np.nan)
+    rewards = build["pool"].rewards | {"aesthetic": np.full(12, np.nan)}
+    pool = replace(build["pool"], selected=np.array([], dtype=int), rewards=rewards)
+    build |= {"pool": pool, "images": [], "prompts": [], "refined_prompts": []}
     write_build_report(tmp_path, **build)
     assert "0 of 12 images selected." in _Page((tmp_path / "report.html").read_text(encoding="utf-8")).words
 

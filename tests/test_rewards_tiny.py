@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rebuild_tiny.pictures import is_held_out, render, sample_caption, sample_captions, sample_scene
 from rebuild_tiny.preferences import (
     KINDS,
     alter,
@@ -23,16 +24,7 @@ from rebuild_tiny.rewards import RECIPES, evaluate_rewards, rebuild_caption_mode
 from diffusers_craft import load_reward
 from diffusers_craft.tiny import reward_checkpoint
 from diffusers_craft.tiny.scorer import scene_shows
-from diffusers_craft.tiny.world import (
-    Object,
-    Scene,
-    is_held_out,
-    parse_caption,
-    render,
-    sample_caption,
-    sample_captions,
-    sample_scene,
-)
+from diffusers_craft.tiny.world import Object, Scene, parse_caption
 
 
 NAMES = tuple(RECIPES)

@@ -1,18 +1,25 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """The embedded models: small enough to ship, good enough to be improved, judged on held-out captions."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 from rebuild_tiny.data import enrich
+from rebuild_tiny.pictures import mistake, render, sample_picture, sample_scene
 from safetensors import safe_open
 
 from diffusers_craft import GenerationSettings, exact_score, generate_images, load_pipeline, load_reward
 from diffusers_craft.tiny import MODELS, WEIGHTS, is_tiny, model_path, prompt_file, reward_checkpoint
-from diffusers_craft.tiny.world import COLORS, SHAPES, mistake, parse_caption, render, sample_picture, sample_scene
+from diffusers_craft.tiny.world import COLORS, SHAPES, parse_caption
 
 
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 SETTINGS = GenerationSettings(num_inference_steps=16, guidance_scale=3.0, batch_size=50)
 
 
@@ -100,3 +107,14 @@ def test_rewards_prefer_what_the_caption_says(captions, name):
     kept = exact_score(captions, wrong) == 0  # some mistakes still show their caption
     better = reward.score(captions, right) > reward.score(captions, wrong)
     assert better[kept].mean() >= 0.75
+
+
+@pytest.mark.parametrize("command", [[str(SCRIPTS / "rebuild_tiny_models.py")], ["-m", "rebuild_tiny.rewards"]])
+def test_the_rebuild_starts(command, tmp_path):
+    """The models' from any folder, the rewards' from `scripts/`."""
+    folder = SCRIPTS if "-m" in command else tmp_path
+    environment = os.environ | {"PYTHONPATH": str(SCRIPTS.parent / "src"), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, *command, "--help"], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0 and "usage:" in result.stdout, result.stderr

@@ -6,27 +6,12 @@ import pytest
 from PIL import Image
 from rebuild_tiny.data import enrich
 from rebuild_tiny.lexicon import MAX_TOKENS, build_tokenizer, lexicon
+from rebuild_tiny.pictures import degrade, is_held_out, mistake, render, sample_caption, sample_captions, sample_scene
 
 from diffusers_craft.prompts.refiners import MODIFIERS
 from diffusers_craft.tiny import prompt_file
 from diffusers_craft.tiny.scorer import exact_score, read_scene, scene_shows
-from diffusers_craft.tiny.world import (
-    COLORS,
-    RELATIONS,
-    TASKS,
-    Caption,
-    Group,
-    Object,
-    Scene,
-    degrade,
-    is_held_out,
-    mistake,
-    parse_caption,
-    render,
-    sample_caption,
-    sample_captions,
-    sample_scene,
-)
+from diffusers_craft.tiny.world import COLORS, RELATIONS, TASKS, Caption, Group, Object, Scene, parse_caption
 
 
 @pytest.mark.parametrize("task", TASKS)

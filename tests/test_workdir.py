@@ -12,8 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from diffusers_craft.core.files import atomic_write_bytes, atomic_write_json, fingerprint
-from diffusers_craft.core.workdir import WorkDir
+from diffusers_craft.scripts import WorkDir, atomic_write_bytes, atomic_write_json, fingerprint
 
 
 NUM_ROWS, ROWS_PER_SHARD = 50, 4
@@ -26,7 +25,7 @@ import os
 import signal
 import sys
 import pyarrow as pa
-from diffusers_craft.workdir import WorkDir
+from diffusers_craft.core.workdir import WorkDir
 
 rank, world, die_at = map(int, sys.argv[2:])
 calls = iter(range(10**6))

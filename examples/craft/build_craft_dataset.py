@@ -20,7 +20,6 @@ then be changed, and the set is selected anew without generating or scoring agai
 import argparse
 import logging
 
-import torch
 from diffusers.utils import check_min_version
 
 from diffusers_craft import (
@@ -32,21 +31,22 @@ from diffusers_craft import (
     load_refiner,
 )
 from diffusers_craft.scripts import (
+    PRECISIONS,
     HubRepo,
     add_reward_arguments,
     add_source_arguments,
     default_device,
+    format_funnel,
     parse_reward_weights,
     rank_and_world,
     run_script,
+    torch_dtype,
 )
 
 
 check_min_version("0.34.0")
 
 logger = logging.getLogger(__name__)
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
@@ -70,7 +70,7 @@ def add_model_arguments(group: argparse._ArgumentGroup) -> None:
     )
     add_source_arguments(group)
     group.add_argument(
-        "--dtype", choices=list(DTYPES), default="fp16", help="Precision of generation on a GPU; a CPU uses fp32."
+        "--dtype", choices=list(PRECISIONS), default="fp16", help="Precision of generation on a GPU; a CPU uses fp32."
     )
     group.add_argument("--device", default=None, help="Default: the GPU of this rank if there is one, else the CPU.")
 
@@ -96,8 +96,8 @@ def add_prompt_arguments(group: argparse._ArgumentGroup) -> None:
         default=None,
         help="Environment variable with that service's key; default: DASHSCOPE_API_KEY or OPENAI_API_KEY.",
     )
-    group.add_argument("--num_refinements", type=int, default=4, help="Refinements of a prompt.")
-    group.add_argument("--num_seeds", type=int, default=1, help="Images of a refinement.")
+    group.add_argument("--num_refinements", type=int, default=4, help="Refinements per prompt.")
+    group.add_argument("--num_seeds", type=int, default=1, help="Images per refinement.")
 
 
 def add_generation_arguments(group: argparse._ArgumentGroup) -> None:
@@ -123,7 +123,7 @@ def add_selection_arguments(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--selection", default="top", help="Which of the kept images: top, random, low or all.")
     group.add_argument("--num_samples", type=int, default=100, help="Images to select.")
-    group.add_argument("--max_per_prompt", type=int, default=1, help="Most images of one prompt; 0 is no limit.")
+    group.add_argument("--max_per_prompt", type=int, default=1, help="Most images per prompt; 0 is no limit.")
 
 
 def add_output_arguments(group: argparse._ArgumentGroup) -> None:
@@ -154,7 +154,8 @@ def main(args: argparse.Namespace) -> None:
         batch_size=args.generation_batch_size,
     )
     where = {"private": args.hub_private_repo or None, "revision": args.hub_revision}
-    if args.push_to_hub and rank_and_world()[0] == 0:
+    is_first_rank = rank_and_world()[0] == 0
+    if args.push_to_hub and is_first_rank:
         HubRepo(args.hub_dataset_id, "dataset", **where).open()
     prompts = load_prompts(args.prompts, args.prompt_column, args.num_prompts, args.seed)
     refiner = load_refiner(
@@ -167,7 +168,7 @@ def main(args: argparse.Namespace) -> None:
         args.pretrained_model_name_or_path,
         revision=args.revision,
         variant=args.variant,
-        dtype=DTYPES[args.dtype],
+        dtype=torch_dtype(args.dtype),
         device=args.device or default_device(),
         cache_dir=args.cache_dir,
         config=args.single_file_config,
@@ -186,16 +187,13 @@ def main(args: argparse.Namespace) -> None:
         max_per_prompt=args.max_per_prompt,
         settings=settings,
         save_latents=args.save_latents,
-        reward_checkpoints=scoring.checkpoints,
-        reward_batch_size=scoring.batch_size,
-        reward_backends=scoring.backends,
-        reward_precision=scoring.precision,
-        reward_residency=scoring.residency,
-        dataloader_num_workers=scoring.num_workers,
+        reward_settings=scoring,
         output_dir=args.output_dir,
         seed=args.seed,
     )
     builder.build(prompts, run_options=vars(args))
+    if is_first_rank:
+        print(format_funnel(builder.funnel))
     if args.push_to_hub:
         builder.push_to_hub(args.hub_dataset_id, license=args.hub_license, **where)
 

@@ -5,17 +5,9 @@ import numpy as np
 import torch
 
 from diffusers_craft.prompts.refiners import MAX_MODIFIERS, MODIFIERS
-from diffusers_craft.tiny.world import (
-    IMAGE_SIZE,
-    TASKS,
-    Caption,
-    degrade,
-    is_held_out,
-    render,
-    sample_caption,
-    sample_picture,
-    sample_scene,
-)
+from diffusers_craft.tiny.world import IMAGE_SIZE, TASKS, Caption
+
+from .pictures import degrade, is_held_out, render, sample_caption, sample_picture, sample_scene
 
 
 TASK_SHARES = (0.06, 0.12, 0.2, 0.2, 0.22, 0.2)  # in the order of TASKS: what is hard to draw is shown more often
@@ -29,6 +21,12 @@ def sample_training_caption(rng: np.random.Generator) -> tuple[Caption, bool]:
         caption = sample_caption(rng, TASKS[rng.choice(len(TASKS), p=TASK_SHARES)])
         if not is_held_out(caption):
             return caption, rng.random() < P_RICH
+
+
+def enrich(text: str, rng: np.random.Generator) -> str:
+    """Adds one to four words of quality to a caption, as a prompt refiner would."""
+    words = rng.choice(MODIFIERS, int(rng.integers(1, MAX_MODIFIERS + 1)), replace=False).tolist()
+    return ", ".join([text, *words])
 
 
 def sample_pair(rng: np.random.Generator) -> tuple[str, np.ndarray]:
@@ -57,9 +55,3 @@ def scattered_picture(rng: np.random.Generator) -> np.ndarray:
 def to_tensor(pictures: np.ndarray) -> torch.Tensor:
     """(B, 64, 64, 3) uint8 -> (B, 3, 64, 64) float32 in [-1, 1]."""
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def enrich(text: str, rng: np.random.Generator) -> str:
-    """Adds one to four words of quality to a caption, as a prompt refiner would."""
-    words = rng.choice(MODIFIERS, int(rng.integers(1, MAX_MODIFIERS + 1)), replace=False).tolist()
-    return ", ".join([text, *words])

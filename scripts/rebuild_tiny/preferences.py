@@ -11,22 +11,9 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from diffusers_craft.tiny.world import (
-    BACKGROUNDS,
-    COLORS,
-    COUNTS,
-    IMAGE_SIZE,
-    RELATIONS,
-    SHAPES,
-    Caption,
-    Scene,
-    degrade,
-    is_held_out,
-    mistake,
-    render,
-    sample_caption,
-    sample_scene,
-)
+from diffusers_craft.tiny.world import BACKGROUNDS, COLORS, COUNTS, IMAGE_SIZE, RELATIONS, SHAPES, Caption, Scene
+
+from .pictures import degrade, is_held_out, mistake, render, sample_caption, sample_scene
 
 
 KINDS = [(shape, color) for shape in SHAPES for color in COLORS]  # 30 kinds of objects

@@ -22,18 +22,10 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from diffusers_craft.rewards import load_reward
 from diffusers_craft.rewards.preprocessing import normalize_pixels
 from diffusers_craft.tiny import WEIGHTS
-from diffusers_craft.tiny.world import (
-    Caption,
-    Scene,
-    degrade,
-    mistake,
-    parse_caption,
-    render,
-    sample_captions,
-    sample_scene,
-)
+from diffusers_craft.tiny.world import Caption, Scene, parse_caption
 
 from .data import enrich
+from .pictures import degrade, mistake, render, sample_captions, sample_scene
 from .preferences import KINDS, Pool, build_pool, caption_tensors, malform, patch_kinds, scene_tensors, shows, spoil
 from .towers import EMBED, SCALE, OpenClipTowers, Recipe, Teacher, TransformersTowers, save_processor, vision_config
 
@@ -104,12 +96,8 @@ def train_teacher(
         loss = loss + (_prefer(flaw, slip) if recipe.content_first else 0.0)
         loss.backward()
         if step % 100 == 0 or step == recipe.teacher_steps - 1:
-            shares = [f"{(right > x).float().mean():.3f}" for x in (slip, flaw)] + [
-                f"{(flaw > slip).float().mean():.2f}"
-            ]
-            print(
-                f"teacher {step} loss {loss.item():.3f} wins {' '.join(shares)} {time.time() - start:.0f}s", flush=True
-            )
+            wins = " ".join(f"{(a > b).float().mean():.3f}" for a, b in ((right, slip), (right, flaw), (flaw, slip)))
+            print(f"teacher {step} loss {loss.item():.3f} wins {wins} {time.time() - start:.0f}s", flush=True)
 
 
 def _to_tensor(pixels: np.ndarray) -> torch.Tensor:

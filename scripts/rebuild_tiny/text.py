@@ -3,14 +3,14 @@
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch.nn import functional as F
 from transformers import CLIPTextConfig
 
-from diffusers_craft.data import sample_training_caption
-from diffusers_craft.schedule import learning_rate
 from diffusers_craft.tiny.world import BACKGROUNDS, COLORS, RELATIONS, SHAPES, parse_caption
-from rebuild_tiny.data import enrich
-from rebuild_tiny.lexicon import MAX_TOKENS
+
+from .data import enrich, sample_training_caption
+from .lexicon import MAX_TOKENS
+from .schedule import learning_rate
 
 
 NUM_CLASSES = [4, len(SHAPES), len(COLORS) + 1, len(SHAPES) + 1, len(COLORS) + 1, len(RELATIONS) + 1, 4, 2]

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -15,14 +14,16 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.training_utils import EMAModel, compute_snr
+from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from diffusers_craft.data import sample_pair, to_tensor
-from diffusers_craft.schedule import learning_rate
-from diffusers_craft.text import pretrain_text_encoder, text_config
 from diffusers_craft.tiny.world import IMAGE_SIZE
-from diffusers_craft.vae import LATENT_CHANNELS
-from rebuild_tiny.lexicon import build_tokenizer
+
+from .data import sample_pair, to_tensor
+from .lexicon import build_tokenizer
+from .schedule import learning_rate
+from .text import pretrain_text_encoder, text_config
+from .vae import LATENT_CHANNELS
 
 
 P_UNCONDITIONAL = 0.1
@@ -37,7 +38,7 @@ def cycle_folder(work_dir: Path, kind: str, cycle: int) -> Path:
     return work_dir / f"tiny-{kind}" / f"cycle-{cycle}"
 
 
-def train_pipeline(kind: str, work_dir: Path, cycles: list[int], seed: int, n_pictures: int) -> None:
+def train_pipeline(kind: str, work_dir: Path, cycles: list[int], seed: int, num_pictures: int) -> None:
     """Teaches the text encoder(s) to read, then the UNet to draw, in cycles that start from averaged weights.
 
     Args:
@@ -45,7 +46,7 @@ def train_pipeline(kind: str, work_dir: Path, cycles: list[int], seed: int, n_pi
         work_dir (`Path`): holds the trained VAE and takes a pipeline for each cycle; finished cycles are kept.
         cycles (`list[int]`): optimizer steps of each cycle.
         seed (`int`): of weights, pictures and noise.
-        n_pictures (`int`): pictures to train on.
+        num_pictures (`int`): pictures to train on.
     """
     first = cycle_folder(work_dir, kind, 0)
     if not (first / "model_index.json").exists():
@@ -59,7 +60,7 @@ def train_pipeline(kind: str, work_dir: Path, cycles: list[int], seed: int, n_pi
     if done == len(cycles):
         return
     pipeline = PIPELINES[kind].from_pretrained(cycle_folder(work_dir, kind, done), torch_dtype=torch.float32)
-    captions, latents = encode_pictures(pipeline.vae, n_pictures, seed)
+    captions, latents = encode_pictures(pipeline.vae, num_pictures, seed)
     distinct = ["", *dict.fromkeys(captions)]
     row_of = {caption: row for row, caption in enumerate(distinct)}
     conditions = conditioning(pipeline, distinct)
@@ -75,9 +76,14 @@ def new_pipeline(kind: str, vae: AutoencoderKL, work_dir: Path):
     """An untrained pipeline of `kind` sd15 or sdxl around a trained VAE."""
     tokenizer = build_tokenizer(work_dir / "tokenizer")
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1, timestep_spacing="trailing",
-    )  # fmt: skip
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        timestep_spacing="trailing",
+    )
     shared = {
         "sample_size": IMAGE_SIZE // 8,
         "in_channels": LATENT_CHANNELS,
@@ -111,9 +117,7 @@ def new_pipeline(kind: str, vae: AutoencoderKL, work_dir: Path):
     )
     first = CLIPTextModel(text_config(64, 3, 64, tokenizer))
     second = CLIPTextModelWithProjection(text_config(64, 3, 64, tokenizer))
-    return StableDiffusionXLPipeline(
-        vae, first, second, tokenizer, tokenizer, unet, scheduler, add_watermarker=False
-    )  # fmt: skip
+    return StableDiffusionXLPipeline(vae, first, second, tokenizer, tokenizer, unet, scheduler, add_watermarker=False)
 
 
 @torch.no_grad()

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from diffusers_craft.data import sample_pair, scattered_picture, to_tensor
-from diffusers_craft.schedule import learning_rate
 from diffusers_craft.tiny.world import IMAGE_SIZE
+
+from .data import sample_pair, scattered_picture, to_tensor
+from .schedule import learning_rate
 
 
 LATENT_CHANNELS = 4

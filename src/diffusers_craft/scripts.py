@@ -10,11 +10,10 @@ from ._lazy import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "build.report": ["write_build_report"],
         "core.files": ["atomic_write_bytes", "atomic_write_json", "fingerprint"],
         "core.records": ["derive_seed"],
         "core.run_record": ["recorded_option", "write_run_json"],
-        "core.script": ["default_device", "parse_pairs", "run_script"],
+        "core.script": ["PRECISIONS", "default_device", "parse_pairs", "run_script", "torch_dtype"],
         "core.workdir": ["Stage", "WorkDir", "rank_and_world"],
         "data.encoding": ["prepare_training_data"],
         "data.preferences": ["composite_scores", "load_preferences"],
@@ -52,8 +51,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "rewards.mps": ["convert_mps_checkpoint"],
         "rewards.settings": ["add_reward_arguments", "load_rewards", "parse_reward_weights", "reward_source"],
         "scoring.run": ["CandidateImages", "ScoringJob", "score_candidates"],
-        "selection.filtering": ["restrict_weights", "rule_rewards"],
-        "selection.funnel": ["funnel"],
+        "selection.funnel": ["format_funnel"],
         "tiny": ["embedded_rewards", "is_tiny"],
         "tiny.scorer": ["ExactReward"],
         "tiny.world": ["parse_caption"],

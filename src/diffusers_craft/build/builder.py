@@ -5,10 +5,9 @@ Refinement, generation and scoring keep their rows in the work folder and are ne
 normalisation and selection are computed anew each time, in seconds.
 """
 
-import logging
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from diffusers import DiffusionPipeline
 
 from ..core.files import atomic_write_json, fingerprint, remove_leftovers
 from ..core.run_record import write_run_json
-from ..core.workdir import Stage, WorkDir, rank_and_world
+from ..core.workdir import BUILD_FILE, CONSTANTS_FILE, Stage, WorkDir, rank_and_world
 from ..data.dataset import SCORED_COLUMNS, assemble_dataset, assemble_scores, save_dataset, save_scores, take_rows
 from ..errors import UserError
 from ..hub.dataset import publish_dataset
@@ -27,20 +26,12 @@ from ..models.latents import vae_fingerprint
 from ..prompts.refiners import PromptRefiner, load_refiner, refine_prompts
 from ..rewards.settings import RewardSettings, load_rewards, reward_source
 from ..scoring.run import CandidateImages, ScoringJob, score_images
-from ..selection.filtering import (
-    composite_reward,
-    crf_filter,
-    group_advantages,
-    normalization_constants,
-    restrict_weights,
-    rule_rewards,
-    select_samples,
-)
-from ..selection.funnel import format_funnel, funnel
+from ..selection.composite import normalization_constants
+from ..selection.filtering import restrict_weights, rule_rewards, select_samples
+from ..selection.funnel import funnel
+from ..selection.pool import ScoredPool, score_pool
 from .report import write_build_report
 
-
-logger = logging.getLogger(__name__)
 
 GROUPS_PER_REFINED_SHARD = 32
 
@@ -55,21 +46,24 @@ class CRAFTDatasetBuilder:
         refiner (`str` or `PromptRefiner`, *optional*, defaults to `"template"`): name or object; `None` is `"none"`.
         filter_rule (`str` or `Sequence[str]`, *optional*, defaults to `"hpa"`): CRF rule, or rewards that must all win.
         reward_normalization (`str`, *optional*, defaults to `"zscore"`): `"zscore"`, `"minmax"` or `"rank"`.
-        num_refinements (`int`, *optional*, defaults to 4): refinements of a prompt.
-        num_seeds (`int`, *optional*, defaults to 1): images of a refinement.
+        num_refinements (`int`, *optional*, defaults to 4): refinements per prompt.
+        num_seeds (`int`, *optional*, defaults to 1): images per refinement.
         selection (`str`, *optional*, defaults to `"top"`): `"top"`, `"random"`, `"low"` or `"all"`.
         num_samples (`int`, *optional*, defaults to 100): images to select.
-        max_per_prompt (`int`, *optional*, defaults to 1): most images of one prompt; 0 is no limit.
+        max_per_prompt (`int`, *optional*, defaults to 1): most images per prompt; 0 is no limit.
         settings (`GenerationSettings`, *optional*): resolution, steps, guidance and batch size of generation.
         save_latents (`bool`, *optional*, defaults to `False`): whether to keep the generated latents too.
         reward_models (`Mapping[str, Any]`, *optional*): reward name to an object with `score(prompts, images)`; its
             `source` (`dict`), if it has one, says which model it is.
-        reward_checkpoints (`Mapping[str, str]`, *optional*): reward name to a checkpoint instead of the official one.
-        reward_batch_size (`int`, *optional*, defaults to 16): images that are scored together.
-        reward_backends, reward_precision, reward_residency, dataloader_num_workers (*optional*): how rewards are loaded
-            and run, see `RewardSettings`.
+        reward_checkpoints (`Mapping[str, str]`, *optional*): reward name to a checkpoint instead of the official one;
+            adds to those of `reward_settings`.
+        reward_settings (`RewardSettings`, *optional*): how the rewards are loaded and run.
         output_dir (`str` or `Path`, *optional*): the work folder; by default a temporary one.
         seed (`int`, *optional*, defaults to 0): of everything random.
+
+    Attributes:
+        dataset (`datasets.Dataset`): what `build` selected; `None` before.
+        funnel (`dict`): how many candidates each step left, see `funnel`; `None` before.
 
     Raises:
         UserError: for rewards, a rule, a normalisation or a selection that cannot work, before anything is made.
@@ -89,38 +83,29 @@ class CRAFTDatasetBuilder:
     save_latents: bool = False
     reward_models: Mapping[str, Any] = field(default_factory=dict)
     reward_checkpoints: Mapping[str, str] = field(default_factory=dict)
-    reward_batch_size: int = 16
-    reward_backends: Mapping[str, str] = field(default_factory=dict)
-    reward_precision: str = "auto"
-    reward_residency: str = "sequential"
-    dataloader_num_workers: int | None = None
+    reward_settings: RewardSettings = field(default_factory=RewardSettings)
     output_dir: str | Path | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
+        checkpoints = {**self.reward_settings.checkpoints, **self.reward_checkpoints}
+        self.reward_settings = replace(self.reward_settings, checkpoints=checkpoints)
         self._check_options()
-        self._reward_settings = RewardSettings(
-            self.reward_checkpoints,
-            self.reward_backends,
-            self.reward_batch_size,
-            self.reward_precision,
-            self.reward_residency,
-            self.dataloader_num_workers,
-        )
         if self.refiner is None or isinstance(self.refiner, str):
             self.refiner = load_refiner(self.refiner or "none")
         self.settings = self.settings.resolve(self.pipeline)
         base, device = str(self.pipeline.name_or_path), self.pipeline.device
-        self._models = load_rewards(list(self.rewards), self._reward_settings, device, base, self.reward_models)
+        self._models = load_rewards(list(self.rewards), self.reward_settings, device, base, self.reward_models)
         if self.output_dir is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="craft-build-")
             self.output_dir = self._temporary.name
         self.dataset: Dataset | None = None
-        self.funnel: dict[str, Any] | None = None
-        self._rank, _ = rank_and_world()  # the ranks share the work folder and split the shards
+        self.funnel: dict[str, int | float] | None = None
 
     def build(self, prompts: Sequence[str], run_options: Mapping[str, Any] | None = None) -> Dataset:
         """Runs every stage that is not done yet and selects the training set.
+
+        Ranks of one launch share the work folder: each makes its part of the images and scores, the first one writes.
 
         Args:
             prompts (`Sequence[str]`): the original prompts.
@@ -136,8 +121,8 @@ class CRAFTDatasetBuilder:
         prompts = list(prompts)
         self._check_size(len(prompts))
         # All stages are opened before the first one works: a refusal must not come after hours of generation.
-        refined, candidates, scores = self._open_stages(prompts)
-        if not refined.is_complete and self._rank == 0:
+        refined, candidates, scores, options = self._open_stages(prompts)
+        if not refined.is_complete and _is_first_rank():
             refine_prompts(prompts, self.refiner, self.num_refinements, self.num_seeds, self.seed, refined)
         refined.finish()
         if not candidates.is_complete:
@@ -145,7 +130,15 @@ class CRAFTDatasetBuilder:
             generate_candidates(self.pipeline, rows, self.settings, candidates, self.seed, self.save_latents, shards)
         candidates.finish()
         self._score(candidates, scores)
-        return self._select(candidates, scores, run_options)
+        pool = self._select(candidates, scores)
+        self.funnel = funnel(pool)
+        latent_vae = vae_fingerprint(self.pipeline.vae) if self.save_latents else None
+        chosen = {name: values[pool.selected] for name, values in pool.columns.items()}
+        self.dataset = assemble_dataset(take_rows(candidates, pool.selected), chosen, latent_vae)
+        if _is_first_rank():
+            self._save(pool, candidates)
+            self._record(pool, options, run_options or {})
+        return self.dataset
 
     def push_to_hub(
         self,
@@ -169,7 +162,9 @@ class CRAFTDatasetBuilder:
         """
         if self.dataset is None:
             raise UserError("push_to_hub: expected a dataset, found none; call build(prompts) first")
-        return None if self._rank else publish_dataset(self.output_dir, repo_id, private, token, revision, license)
+        if _is_first_rank():
+            return publish_dataset(self.output_dir, repo_id, private, token, revision, license)
+        return None
 
     @property
     def _group_size(self) -> int:
@@ -185,8 +180,8 @@ class CRAFTDatasetBuilder:
             found = f"{self.num_refinements} and {self.num_seeds}"
             raise UserError(f"--num_refinements, --num_seeds: expected at least 1 each, found {found}")
         for flag, names in (
-            ("--reward_checkpoint", self.reward_checkpoints),
-            ("--reward_backend", self.reward_backends),
+            ("--reward_checkpoint", self.reward_settings.checkpoints),
+            ("--reward_backend", self.reward_settings.backends),
             ("reward_models", self.reward_models),
         ):
             unknown = [name for name in names if name not in self.rewards]
@@ -196,15 +191,19 @@ class CRAFTDatasetBuilder:
     def _check_size(self, num_prompts: int) -> None:
         if not num_prompts:
             raise UserError("--prompts: expected at least one prompt, found none")
-        a_prompt = min(self.max_per_prompt or self._group_size, self._group_size - 1)
-        if self.selection != "all" and self.num_samples > num_prompts * a_prompt:
+        per_prompt = min(self.max_per_prompt or self._group_size, self._group_size - 1)
+        if self.selection != "all" and self.num_samples > num_prompts * per_prompt:
             raise UserError(
-                f"--num_samples: expected at most {num_prompts * a_prompt} ({num_prompts} prompts, {a_prompt} images of"
-                f" a prompt), found {self.num_samples}"
+                f"--num_samples: expected at most {num_prompts * per_prompt} ({num_prompts} prompts, {per_prompt} images"
+                f" of a prompt), found {self.num_samples}"
             )
 
-    def _open_stages(self, prompts: list[str]) -> tuple[Stage, Stage, dict[str, Stage]]:
-        """Opens refined, candidates and one stage a reward; each is bound to the options of those before it."""
+    def _open_stages(self, prompts: list[str]) -> tuple[Stage, Stage, dict[str, Stage], dict[str, Any]]:
+        """Opens refined, candidates and one stage per reward; each is bound to the options of those before it.
+
+        Returns:
+            `tuple`: the three, and the options that decide the candidates.
+        """
         work, num_rows = WorkDir(self.output_dir), len(prompts) * self._group_size
         options: dict[str, Any] = {
             "prompts": f"{len(prompts)} prompts, hash {fingerprint(prompts)}",
@@ -217,79 +216,56 @@ class CRAFTDatasetBuilder:
         refined = work.stage("refined", options, num_rows, GROUPS_PER_REFINED_SHARD * self._group_size)
         options = options | generation_options(self.pipeline, self.settings, self.seed, self.save_latents)
         candidates = work.stage("candidates", options, num_rows, ROWS_PER_SHARD)
-        self._options = options
         scores = {}
         for name, model in self._models.items():
             about = options | {f"reward {name}": reward_source(model)}
             scores[name] = work.stage(f"scores/{name}", about, num_rows, ROWS_PER_SHARD)
-        return refined, candidates, scores
+        return refined, candidates, scores, options
 
     def _score(self, candidates: Stage, scores: Mapping[str, Stage]) -> None:
         """Scores what is missing; complete rewards are not touched."""
-        open_names = [name for name, stage in scores.items() if not stage.is_complete]
-        if open_names:
+        models = {name: self._models[name] for name, stage in scores.items() if not stage.is_complete}
+        if models:
+            workers = self.reward_settings.workers(self.pipeline.device)
             job = ScoringJob(CandidateImages(candidates), scores)
-            models = {name: self._models[name] for name in open_names}
-            workers = self._reward_settings.workers(self.pipeline.device)
-            score_images([job], models, self.reward_residency, workers)
+            score_images([job], models, self.reward_settings.residency, workers)
 
-    def _select(
-        self, candidates: Stage, scores: Mapping[str, Stage], run_options: Mapping[str, Any] | None
-    ) -> Dataset:
-        """Filters and selects from the complete pool, and writes dataset, report and records."""
-        table = candidates.read(list(SCORED_COLUMNS))
-        groups, variants = (table[name].to_numpy() for name in ("group", "variant"))
-        rewards = {name: stage.read(["score"])["score"].to_numpy() for name, stage in scores.items()}
-        weights = restrict_weights(self.rewards, self.filter_rule)
-        constants = normalization_constants(rewards, self.reward_normalization)
-        composite = composite_reward(rewards, weights, self.reward_normalization, constants)
-        mask = crf_filter(rewards, groups, variants, self.filter_rule)
-        advantages = group_advantages(composite, groups, variants)
-        rows = select_samples(
-            composite, mask, groups, variants, self.selection, self.num_samples, self.max_per_prompt, self.seed
+    def _select(self, candidates: Stage, scores: Mapping[str, Stage]) -> ScoredPool:
+        """Filters and selects from the complete pool."""
+        table = candidates.read(["group", "variant"])
+        return score_pool(
+            {name: stage.read(["score"])["score"].to_numpy() for name, stage in scores.items()},
+            table["group"].to_numpy(),
+            table["variant"].to_numpy(),
+            self.rewards,
+            self.filter_rule,
+            self.reward_normalization,
+            self.selection,
+            self.num_samples,
+            self.max_per_prompt,
+            self.seed,
         )
-        self.funnel = funnel(rewards, composite, mask, advantages, rows, groups, variants, self.filter_rule)
-        chosen = take_rows(candidates, rows)
-        picked = {name: values[rows] for name, values in rewards.items()}
-        latent_vae = vae_fingerprint(self.pipeline.vae) if self.save_latents else None
-        self.dataset = assemble_dataset(chosen, picked, composite[rows], advantages[rows], latent_vae)
-        if self._rank == 0:
-            folder = Path(self.output_dir)
-            for place in (folder, folder / "report"):
-                remove_leftovers(place)
-            forget_published(folder)  # it may be another selection
-            save_dataset(self.dataset, folder)
-            save_scores(assemble_scores(table, rewards, composite, advantages, mask, rows), folder)
-            prompts, refined_prompts = (self.dataset[name][:] for name in ("prompt", "refined_prompt"))
-            write_build_report(
-                folder / "report",
-                self.funnel,
-                rewards,
-                composite,
-                advantages,
-                variants,
-                rows,
-                self.dataset["image"],
-                prompts,
-                refined_prompts,
-            )
-            self._write_records(folder, constants, weights, run_options)
-            print(format_funnel(self.funnel))
-        return self.dataset
 
-    def _write_records(
-        self,
-        folder: Path,
-        constants: Mapping[str, Any],
-        weights: Mapping[str, float],
-        run_options: Mapping[str, Any] | None,
-    ) -> None:
-        """`normalization.json` and `craft_build.json`."""
+    def _save(self, pool: ScoredPool, candidates: Stage) -> None:
+        """Writes dataset, scores and report."""
+        folder = Path(self.output_dir)
+        for place in (folder, folder / "report"):
+            remove_leftovers(place)
+        forget_published(folder)  # it may be another selection
+        save_dataset(self.dataset, folder)
+        table = candidates.read(list(SCORED_COLUMNS))
+        save_scores(assemble_scores(table, pool.columns, pool.kept, pool.selected), folder)
+        prompts, refined_prompts = (self.dataset[name][:] for name in ("prompt", "refined_prompt"))
+        write_build_report(folder / "report", self.funnel, pool, self.dataset["image"], prompts, refined_prompts)
+
+    def _record(self, pool: ScoredPool, options: Mapping[str, Any], run_options: Mapping[str, Any]) -> None:
+        """Writes `normalization.json` and `craft_build.json`."""
+        folder = Path(self.output_dir)
         sources = {name: reward_source(model) for name, model in self._models.items()}
-        for name, source in sources.items():
-            constants["rewards"][name]["source"] = source
-        atomic_write_json(folder / "normalization.json", constants)
-        own = self._options | {
+        constants = {name: entry | {"source": sources[name]} for name, entry in pool.constants["rewards"].items()}
+        atomic_write_json(folder / CONSTANTS_FILE, {**pool.constants, "rewards": constants})
+        own = {
+            **options,
             "rewards": dict(self.rewards),
             "filter_rule": self.filter_rule,
             "reward_normalization": self.reward_normalization,
@@ -298,14 +274,16 @@ class CRAFTDatasetBuilder:
             "max_per_prompt": self.max_per_prompt,
             "generation_batch_size": self.settings.batch_size,
         }
-        options = {**(run_options or {}), **own}
-        options["prompts"] = (run_options or {}).get("prompts", own["prompts"])
         write_run_json(
-            folder / "craft_build.json",
-            options,
+            folder / BUILD_FILE,
+            {**run_options, **own, "prompts": run_options.get("prompts", own["prompts"])},
             base_model=as_hub_id(self.pipeline.name_or_path),
-            stage_options=self._options,
-            composite_weights=weights,
+            stage_options=options,
+            composite_weights=pool.weights,
             reward_sources=sources,
             funnel=self.funnel,
         )
+
+
+def _is_first_rank() -> bool:
+    return rank_and_world()[0] == 0

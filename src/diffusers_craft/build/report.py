@@ -26,7 +26,8 @@ from ..figures.page import (
     render_page,
     thumbnail_uri,
 )
-from ..selection.funnel import FUNNEL_LABELS
+from ..selection.funnel import funnel_rows
+from ..selection.pool import ScoredPool
 
 
 SET_STYLES = {
@@ -37,7 +38,7 @@ SET_STYLES = {
 MAX_GALLERY = 100  # images shown; a page with thousands would not open on a phone
 
 
-def funnel_panels(funnel: Mapping[str, float]) -> list[Panel]:
+def funnel_panels(funnel: Mapping[str, int | float]) -> list[Panel]:
     """Two bar charts, images and prompts, each from what came in to what was selected."""
     images = {
         "candidates": "candidates",
@@ -90,32 +91,20 @@ def _draw_histogram(axes: Axes, series: Mapping[str, np.ndarray], label: str) ->
     axes.set_ylabel("images of the set (%)", fontsize=9)
 
 
-def reward_panels(
-    rewards: Mapping[str, np.ndarray],
-    composite: np.ndarray,
-    advantages: np.ndarray,
-    variants: np.ndarray,
-    selected: np.ndarray,
-) -> list[Panel]:
-    """Histograms of each raw reward, of the composite reward and the advantages; see `write_build_report`."""
-    series = {f"{name} (raw score)": reward_sets(values, variants, selected) for name, values in rewards.items()}
-    series["composite reward (normalised, weighted)"] = reward_sets(composite, variants, selected)
-    advantage_sets = reward_sets(advantages, variants, selected)
-    del advantage_sets["original prompts"]  # they have none
-    series["advantage (standard deviations of its group)"] = advantage_sets
+def reward_panels(pool: ScoredPool) -> list[Panel]:
+    """Histograms of each raw reward, of the composite reward and the advantages."""
+    columns = {f"{name} (raw score)": values for name, values in pool.rewards.items()}
+    columns["composite reward (normalised, weighted)"] = pool.composite
+    series = {label: reward_sets(values, pool.variants, pool.selected) for label, values in columns.items()}
+    advantages = reward_sets(pool.advantages, pool.variants, pool.selected)
+    del advantages["original prompts"]  # they have none
+    series["advantage (standard deviations of its group)"] = advantages
     return [partial(_draw_histogram, series=sets, label=label) for label, sets in series.items()]
 
 
 def _mean(values: np.ndarray) -> str:
     values = values[np.isfinite(values)]
     return f"{values.mean():.4g}" if len(values) else "–"
-
-
-def _funnel_rows(funnel: Mapping[str, float]) -> list[tuple[str, str]]:
-    def text(key: str, value: float) -> str:
-        return f"{value:.1%}" if key.startswith("share") else f"{int(value):,}"
-
-    return [(label, text(key, funnel[key])) for key, label in FUNNEL_LABELS.items() if funnel.get(key) is not None]
 
 
 def _card(image: Image.Image, prompt: str, refined: str, values: Mapping[str, float]) -> str:
@@ -130,49 +119,37 @@ def _card(image: Image.Image, prompt: str, refined: str, values: Mapping[str, fl
 
 def write_build_report(
     folder: str | Path,
-    funnel: Mapping[str, float],
-    rewards: Mapping[str, np.ndarray],
-    composite: np.ndarray,
-    advantages: np.ndarray,
-    variants: np.ndarray,
-    selected: np.ndarray,
+    funnel: Mapping[str, int | float],
+    pool: ScoredPool,
     images: Sequence[Image.Image],
     prompts: Sequence[str],
     refined_prompts: Sequence[str],
-    title: str = "CRAFT dataset",
 ) -> None:
     """Writes `funnel.png`, `rewards.png`, `gallery.png` and `report.html`, which needs no other file.
 
     Args:
         folder (`str | Path`): where the files go; made if missing.
-        funnel (`Mapping[str, float]`): what `filtering.funnel` returns.
-        rewards (`Mapping[str, np.ndarray]`): reward name to (n,) raw scores; NaN marks an invalid image.
-        composite (`np.ndarray`): (n,) composite reward.
-        advantages (`np.ndarray`): (n,) group advantages.
-        variants (`np.ndarray`): (n,) int; 0 marks the image of the original prompt.
-        selected (`np.ndarray`): (k,) row indices of the selected images.
+        funnel (`Mapping[str, int | float]`): what `funnel` counted in the pool.
+        pool (`ScoredPool`): n candidates, of which k are selected.
         images (`Sequence[PIL.Image.Image]`): (k,) images of the selected rows; only the first `MAX_GALLERY` are read.
         prompts (`Sequence[str]`): (k,) original prompts of the selected rows.
         refined_prompts (`Sequence[str]`): (k,) prompts that generated them.
-        title (`str`, *optional*, defaults to `"CRAFT dataset"`): heading of the page.
     """
-    folder, selected, variants = Path(folder), np.asarray(selected, dtype=int), np.asarray(variants)
-    shown = min(len(selected), MAX_GALLERY)
+    selected, shown = pool.selected, min(len(pool.selected), MAX_GALLERY)
     pictures = [images[i] for i in range(shown)]
-    columns = {**rewards, "composite": composite, "advantage": advantages}
+    columns = {**pool.rewards, "composite": pool.composite, "advantage": pool.advantages}
     cards = [
         _card(pictures[i], prompts[i], refined_prompts[i], {name: v[selected[i]] for name, v in columns.items()})
         for i in range(shown)
     ]
-    captions = [f"reward {composite[selected[i]]:+.2f}\n{prompts[i]}" for i in range(shown)]
-    funnel_charts = funnel_panels(funnel)
-    reward_charts = reward_panels(rewards, composite, advantages, variants, selected)
+    captions = [f"reward {pool.composite[selected[i]]:+.2f}\n{prompts[i]}" for i in range(shown)]
+    funnel_charts, reward_charts = funnel_panels(funnel), reward_panels(pool)
     files = {
         "funnel.png": png_bytes(draw_figure(funnel_charts, 2)),
         "rewards.png": png_bytes(draw_figure(reward_charts, 3)),
         "gallery.png": png_bytes(image_grid(pictures, columns=10, captions=captions, caption_lines=4)),
     }
-    means = [(name, *map(_mean, reward_sets(v, variants, selected).values())) for name, v in columns.items()]
+    means = [(name, *map(_mean, reward_sets(v, pool.variants, selected).values())) for name, v in columns.items()]
     means[-1] = (means[-1][0], "–", *means[-1][2:])  # images of original prompts have no advantage
     funnel_images = chart_images(funnel_charts, "Bar chart of the funnel; the table below holds its numbers")
     reward_images = chart_images(reward_charts, "Histogram of a reward; the table above holds its means")
@@ -180,10 +157,11 @@ def write_build_report(
     hint = "Every image is scored against its original prompt. Means of each set:"
     order = f"{shown:,} of {len(selected):,} shown, in the order of selection. Grey text: the refined prompt."
     sections = {
-        "Funnel": f'<div class="charts">{funnel_images}</div>{html_table(("stage", "count"), _funnel_rows(funnel))}',
+        "Funnel": f'<div class="charts">{funnel_images}</div>{html_table(("stage", "count"), funnel_rows(funnel))}',
         "Rewards": f'<p class="muted">{hint}</p>{means_table}<div class="charts">{reward_images}</div>',
         "Selected images": f'<p class="muted">{order}</p><div class="gallery">{"".join(cards)}</div>',
     }
-    page = render_page(title, f"{len(selected):,} of {len(composite):,} images selected.", sections)
+    summary = f"{len(selected):,} of {len(pool.composite):,} images selected."
+    page = render_page("CRAFT dataset", summary, sections)
     for name, data in {**files, "report.html": page.encode()}.items():
-        atomic_write_bytes(folder / name, data)
+        atomic_write_bytes(Path(folder) / name, data)

@@ -37,36 +37,15 @@ def atomic_write_json(path: str | os.PathLike, value: Any) -> None:
     atomic_write_bytes(path, (text + "\n").encode())
 
 
+def read_json(path: str | os.PathLike) -> Any:
+    """The content of a JSON file."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
 def fingerprint(value: Any) -> str:
     """A short hash of anything that JSON can hold, to stand for long options (a list of prompts) in `options`."""
     text = json.dumps(value, sort_keys=True, default=os.fspath)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename durable; some systems (Windows) cannot open folders and need no sync."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass  # network file systems without folder sync
-    finally:
-        os.close(descriptor)
-
-
-def _is_running(pid: int) -> bool:
-    if os.name == "nt":  # signal 0 would end the process there
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it lives, but belongs to somebody else
-        return True
-    return True
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -80,3 +59,24 @@ def remove_leftovers(folder: Path) -> None:
                 temporary.unlink(missing_ok=True)
         except (FileNotFoundError, ValueError):
             continue  # another rank was faster, or the name is not ours
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # network file systems without folder sync
+    finally:
+        os.close(descriptor)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it lives, but belongs to somebody else
+        pass
+    return True

@@ -35,9 +35,8 @@ import numpy as np
 import pyarrow as pa
 
 
-_IDENTITY = [pa.field("row", pa.int64(), False), pa.field("group", pa.int64(), False)]
-_IDENTITY += [pa.field("variant", pa.int64(), False)]
-_PROMPTS = [pa.field("prompt", pa.string(), False), pa.field("refined_prompt", pa.string(), False)]
+_IDENTITY = [pa.field(name, pa.int64(), False) for name in ("row", "group", "variant")]
+_PROMPTS = [pa.field(name, pa.string(), False) for name in ("prompt", "refined_prompt")]
 
 REFINED_SCHEMA = pa.schema(
     [*_IDENTITY, *_PROMPTS, pa.field("refined", pa.bool_(), False), pa.field("refiner", pa.string(), False)]

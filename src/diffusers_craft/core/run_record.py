@@ -14,8 +14,6 @@ from .files import atomic_write_json
 
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "datasets", "accelerate", "numpy", "pillow", "pyarrow")
-
-
 _SECRET_ENDINGS = ("token", "api_key", "password")
 
 

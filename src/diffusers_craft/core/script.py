@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""What every command-line script does alike: turn user errors into one line, record the run as JSON."""
+"""What every command-line script does alike: user errors as one line, the device, what flags mean."""
 
 import os
 import sys
@@ -10,14 +10,14 @@ from typing import Any
 from ..errors import UserError
 
 
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # as flags and as torch call them
 USER_ERROR_EXIT_CODE = 2  # argparse's own
 
 
 def run_script(main: Callable[[Namespace], Any], args: Namespace) -> None:
     """Calls `main(args)`; a user error ends the process with one line on stderr and exit code 2.
 
-    A user error is a `UserError`, of this package or of the script itself. Anything else is a defect, whose traceback is
-    needed, and is left alone.
+    Anything but a `UserError` is a defect, whose traceback is needed, and is left alone.
 
     Args:
         main (`Callable`): the script's `main`.
@@ -35,6 +35,13 @@ def default_device() -> str:
     import torch
 
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+
+
+def torch_dtype(precision: str) -> Any:
+    """The `torch.dtype` of one of `PRECISIONS`."""
+    import torch
+
+    return getattr(torch, PRECISIONS[precision])
 
 
 def parse_pairs(flag: str, texts: Sequence[str], names: Collection[str]) -> dict[str, str]:

@@ -15,10 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import UserError
-from .files import atomic_write_bytes, atomic_write_json, remove_leftovers
+from .files import atomic_write_bytes, atomic_write_json, read_json, remove_leftovers
 
 
 DATASET_FOLDER = "dataset"  # the selected rows
+BUILD_FILE = "craft_build.json"  # a finished build: its options and results
+CONSTANTS_FILE = "normalization.json"  # of the rewards of a build
 RUN_FILE = "craft_run.json"  # a finished training: its options and results
 SCORED_FILE = "scored.parquet"  # every candidate with its scores, without images
 OPTIONS_FILE = "options.json"
@@ -98,7 +100,7 @@ class WorkDir:
         now = json.loads(json.dumps(options, default=os.fspath))  # tuples become lists, as they read back
         if not options_file.exists():
             atomic_write_json(options_file, {"options": now, "num_rows": num_rows, "rows_per_shard": rows_per_shard})
-        there = json.loads(options_file.read_text(encoding="utf-8"))
+        there = read_json(options_file)
         found = _differences(there["options"], now)
         if there["num_rows"] != num_rows:
             found.append(f"number of rows ({there['num_rows']} there, {num_rows} now)")

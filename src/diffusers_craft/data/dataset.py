@@ -18,6 +18,7 @@ from ..errors import UserError
 
 
 ROWS_PER_FILE = 500
+# What of a candidate is published with its scores.
 SCORED_COLUMNS = ("row", "group", "variant", "prompt", "refined_prompt", "seed", "valid", "problem", "sampler")
 SCORED_COLUMNS += ("num_inference_steps", "guidance_scale")
 
@@ -34,35 +35,24 @@ def take_rows(stage: Stage, rows: Sequence[int]) -> pa.Table:
     return pa.concat_tables(parts).take(pa.array(np.argsort(order)))
 
 
-def assemble_dataset(
-    candidates: pa.Table,
-    rewards: Mapping[str, np.ndarray],
-    composite: np.ndarray,
-    advantages: np.ndarray,
-    latent_vae: str | None = None,
-) -> Dataset:
+def assemble_dataset(candidates: pa.Table, scores: Mapping[str, np.ndarray], latent_vae: str | None = None) -> Dataset:
     """Puts selected candidates and their scores together.
 
     Args:
         candidates (`pa.Table`): k rows of `CANDIDATE_SCHEMA`.
-        rewards (`Mapping[str, np.ndarray]`): reward name to (k,) raw scores.
-        composite (`np.ndarray`): (k,) composite reward.
-        advantages (`np.ndarray`): (k,) group advantages.
+        scores (`Mapping[str, np.ndarray]`): (k,) raw scores by reward, `reward` (composite) and `advantage`.
         latent_vae (`str`, *optional*): `vae_fingerprint` of the VAE that the candidates' latents belong to.
 
     Returns:
         `datasets.Dataset`: k rows with the columns `image`, `prompt` (the original, which training conditions on),
-        `refined_prompt` (which generated the image), `group`, `variant`, `seed`, one column a raw reward, `reward`
-        (composite), `advantage`, and where the candidates have latents `latent` (float16, in the UNet's scale) and
-        `latent_vae`.
+        `refined_prompt` (which generated the image), `group`, `variant`, `seed`, those of `scores`, and where the
+        candidates have latents `latent` (float16, in the UNet's scale) and `latent_vae`.
     """
-    columns = {name: candidates[name].to_pylist() for name in ("image", "prompt", "refined_prompt")}
-    columns |= {name: candidates[name].to_pylist() for name in ("group", "variant", "seed")}
-    columns |= {name: np.asarray(scores, np.float32) for name, scores in rewards.items()}
-    columns |= {"reward": np.asarray(composite, np.float32), "advantage": np.asarray(advantages, np.float32)}
     features = {"image": Image(), "prompt": Value("string"), "refined_prompt": Value("string")}
     features |= dict.fromkeys(("group", "variant", "seed"), Value("int64"))
-    features |= dict.fromkeys((*rewards, "reward", "advantage"), Value("float32"))
+    columns = {name: candidates[name].to_pylist() for name in features}
+    columns |= {name: np.asarray(values, np.float32) for name, values in scores.items()}
+    features |= dict.fromkeys(scores, Value("float32"))
     if len(candidates) and not candidates["latent"].null_count:
         columns["latent"] = [unpack_latent(data) for data in candidates["latent"].to_pylist()]
         features["latent"] = Array3D(columns["latent"][0].shape, "float16")
@@ -72,27 +62,19 @@ def assemble_dataset(
 
 
 def assemble_scores(
-    candidates: pa.Table,
-    rewards: Mapping[str, np.ndarray],
-    composite: np.ndarray,
-    advantages: np.ndarray,
-    kept: np.ndarray,
-    selected: np.ndarray,
+    candidates: pa.Table, scores: Mapping[str, np.ndarray], kept: np.ndarray, selected: np.ndarray
 ) -> Dataset:
     """All candidates with their scores and without images, so that others can filter again.
 
     Args:
         candidates (`pa.Table`): n rows with the columns `SCORED_COLUMNS` of `CANDIDATE_SCHEMA`.
-        rewards (`Mapping[str, np.ndarray]`): reward name to (n,) raw scores; NaN where the image is not valid.
-        composite (`np.ndarray`): (n,) composite reward.
-        advantages (`np.ndarray`): (n,) group advantages; NaN for images of original prompts.
+        scores (`Mapping[str, np.ndarray]`): as in `assemble_dataset`, (n,) each; NaN where the image is not valid.
         kept (`np.ndarray`): (n,) bool, what the filter rule keeps.
         selected (`np.ndarray`): (k,) row indices.
 
     Returns:
         `datasets.Dataset`: n rows in the order of the candidates.
     """
-    scores = {**rewards, "reward": composite, "advantage": advantages}
     columns = {name: candidates[name].to_pylist() for name in SCORED_COLUMNS}
     columns |= {name: np.asarray(values, np.float32) for name, values in scores.items()}
     columns |= {"kept": np.asarray(kept, bool), "selected": np.isin(np.arange(len(candidates)), selected)}
@@ -147,7 +129,7 @@ def load_craft_dataset(
         cache_dir (`str`, *optional*): where `datasets` keeps its copies.
 
     Returns:
-        `datasets.Dataset`: one row an image.
+        `datasets.Dataset`: one row per image.
 
     Raises:
         UserError: if there is no such dataset, configuration or split.

@@ -66,7 +66,7 @@ def image_grid(
 
     Args:
         images (`Sequence[PIL.Image.Image | None]`): in row-major order; `None` leaves a cell marked as empty.
-        columns (`int`): images in a row.
+        columns (`int`): images per row.
         captions (`Sequence[str]`, *optional*): text under each image.
         column_titles (`Sequence[str]`, *optional*): one above each column.
         row_titles (`Sequence[str]`, *optional*): one to the left of each row, wrapped.

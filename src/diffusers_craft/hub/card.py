@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 
-PAPER = "https://arxiv.org/abs/2603.18991"
+ARXIV = "2603.18991"
+PAPER = f"https://arxiv.org/abs/{ARXIV}"
 CITATION = """```bibtex
 @article{craft2026,
   title   = {CRAFT: Aligning Diffusion Models with Fine-Tuning Is Easier Than You Think},
@@ -26,6 +27,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def link(repo_id: str, kind: str = "") -> str:
     """A repository by its id; `kind` is `datasets/` for a dataset."""
     return f"[`{repo_id}`](https://huggingface.co/{kind}{repo_id})"
+
+
+def versions_text(record: Mapping[str, Any]) -> str:
+    """The libraries of a recorded run in one line."""
+    return ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)
 
 
 def _cell(value: Any) -> str:

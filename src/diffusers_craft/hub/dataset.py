@@ -1,12 +1,14 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Publishes a finished work folder as a dataset that plain `load_dataset` reads: Parquet, pictures and a card."""
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
-from ..core.workdir import DATASET_FOLDER, SCORED_FILE
+from ..core.files import read_json
+from ..core.workdir import BUILD_FILE, CONSTANTS_FILE, DATASET_FOLDER, SCORED_FILE
 from ..errors import UserError
 from ..tiny import PROMPTS
 from .dataset_card import dataset_card
@@ -14,7 +16,7 @@ from .upload import HubRepo, as_hub_id, hub_license
 
 
 PICTURES = ("funnel.png", "rewards.png", "gallery.png")
-_NEEDED = (SCORED_FILE, "craft_build.json", "normalization.json", *(f"report/{name}" for name in PICTURES))
+_NEEDED = (SCORED_FILE, BUILD_FILE, CONSTANTS_FILE, *(f"report/{name}" for name in PICTURES))
 
 
 def publish_dataset(
@@ -53,15 +55,15 @@ def publish_dataset(
     files: dict[str, Path | bytes] = {f"data/{path.name}": path for path in data}
     files["scores/train-00000-of-00001.parquet"] = folder / SCORED_FILE
     files |= {f"images/{name}": folder / "report" / name for name in PICTURES}
-    card = dataset_card(folder, repo.open(), columns, license, _prompts_license(folder, token))
+    record, constants = read_json(folder / BUILD_FILE), read_json(folder / CONSTANTS_FILE)
+    card = dataset_card(record, constants, repo.open(), columns, license, _prompts_license(record, token))
     files["README.md"] = card.encode()
     replaced = ("data/train-*.parquet", "scores/train-*.parquet")
     return repo.upload(folder, files, "Upload the CRAFT dataset", replaced)
 
 
-def _prompts_license(folder: Path, token: str | None) -> str | None:
+def _prompts_license(record: Mapping[str, Any], token: str | None) -> str | None:
     """The licence that the prompts' source states on the Hub; the embedded prompts have this project's."""
-    record = json.loads((folder / "craft_build.json").read_text(encoding="utf-8"))
     source = record["options"]["prompts"]
     if source in PROMPTS:
         return "apache-2.0"

@@ -1,15 +1,13 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """The card of a dataset; every number on it is read from the files of the build."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import DatasetCardData
 
-from ..selection.funnel import FUNNEL_LABELS
-from .card import CITATION, PAPER, link, table, without_paths
+from ..selection.funnel import funnel_rows
+from .card import ARXIV, CITATION, PAPER, link, table, versions_text, without_paths
 
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -90,7 +88,8 @@ among these rewards.
 
 
 def dataset_card(
-    work_folder: str | Path,
+    record: Mapping[str, Any],
+    constants: Mapping[str, Any],
     repo_id: str,
     columns: Mapping[str, Sequence[str]],
     license: str | None = None,
@@ -99,7 +98,8 @@ def dataset_card(
     """The card of a dataset that `CRAFTDatasetBuilder` built.
 
     Args:
-        work_folder (`str` or `Path`): holds `craft_build.json` and `normalization.json`.
+        record (`Mapping`): the build's `craft_build.json`.
+        constants (`Mapping`): its `normalization.json`.
         repo_id (`str`): the dataset's id on the Hub.
         columns (`Mapping[str, Sequence[str]]`): configuration (`default`, `scores`) to its columns.
         license (`str`, *optional*): of the dataset, as the Hub spells it.
@@ -108,8 +108,6 @@ def dataset_card(
     Returns:
         `str`: Markdown with the metadata that the Hub reads.
     """
-    record = json.loads((Path(work_folder) / "craft_build.json").read_text(encoding="utf-8"))
-    constants = json.loads((Path(work_folder) / "normalization.json").read_text(encoding="utf-8"))
     options, counts = without_paths(record["options"], record.get("paths")), record["funnel"]
     base = options["pretrained_model_name_or_path"].split(" (")[0]
     return _DATASET_CARD.format(
@@ -121,7 +119,7 @@ def dataset_card(
         paper=PAPER,
         version=record["versions"]["diffusers_craft"],
         repo_id=repo_id,
-        funnel=table(("stage", "count"), _funnel_rows(counts)),
+        funnel=table(("stage", "count"), funnel_rows(counts)),
         recipe=table(("step", "setting"), _recipe_rows(options, record, license, prompts_license)),
         rewards=table(
             ("reward", "weight", "normalisation constants", "model and revision"),
@@ -142,16 +140,10 @@ def _dataset_metadata(repo_id: str, counts: Mapping[str, Any], license: str | No
         task_categories=["text-to-image"],
         size_categories=[next((name for limit, name in _SIZES if counts["selected"] < limit), "n>1M")],
         pretty_name=repo_id.split("/")[-1],
-        tags=["craft", "preference-alignment", "synthetic", "arxiv:2603.18991"],
+        tags=["craft", "preference-alignment", "synthetic", f"arxiv:{ARXIV}"],
         configs=configs,
     )
     return data.to_yaml()
-
-
-def _funnel_rows(counts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """A share is a float and everything else a number of rows, as in `filtering.funnel`."""
-    known = ((label, counts.get(key)) for key, label in FUNNEL_LABELS.items())
-    return [(label, f"{n:.1%}" if isinstance(n, float) else f"{n:,}") for label, n in known if n is not None]
 
 
 def _recipe_rows(
@@ -180,7 +172,7 @@ def _recipe_rows(
             " (0: no limit)",
         ),
         ("seed", options["seed"]),
-        ("versions", ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)),
+        ("versions", versions_text(record)),
     ]
 
 

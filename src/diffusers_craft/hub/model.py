@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from ..core.files import read_json
 from ..core.run_record import recorded_option
 from ..core.workdir import RUN_FILE
 from ..errors import UserError
@@ -62,11 +63,7 @@ def publish_model(
         UserError: if the run is not finished, was not evaluated in `evaluation`, or the upload fails.
     """
     folder = Path(folder)
-    if not (folder / RUN_FILE).is_file():
-        raise UserError(f"{folder}: expected the --output_dir of a finished training run, found no {RUN_FILE}")
-    record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    if missing := sorted({"family", "captions", "device", "speed"} - record.keys()):
-        raise UserError(f"{folder}: expected a run of this version, found no {missing[0]} in {RUN_FILE}; train again")
+    record = _finished_run(folder)
     options, paths = record["options"], record.get("paths")
     if options.get("use_lora") and unet_only:
         raise UserError("--push_unet_only: expected a run that trained the UNet, found one with --use_lora")
@@ -97,6 +94,16 @@ def publish_model(
     return repo.upload(folder, files, "End of training", _REPLACED, retry)
 
 
+def _finished_run(folder: Path) -> dict[str, Any]:
+    """The record of a training run, with all that the card needs."""
+    if not (folder / RUN_FILE).is_file():
+        raise UserError(f"{folder}: expected the --output_dir of a finished training run, found no {RUN_FILE}")
+    record = read_json(folder / RUN_FILE)
+    if missing := sorted({"family", "captions", "device", "speed"} - record.keys()):
+        raise UserError(f"{folder}: expected a run of this version, found no {missing[0]} in {RUN_FILE}; train again")
+    return record
+
+
 def model_files(
     folder: Path, kind: str, base_id: str | None = None, known: Collection[str] | None = None
 ) -> dict[str, Path | bytes]:
@@ -119,7 +126,7 @@ def model_files(
     if kind == "unet":
         paths = {path.name: path for path in sorted((folder / "unet").iterdir())}
     else:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        index = read_json(folder / "model_index.json")
         parts = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
         found = [path for part in parts for path in sorted((folder / part).rglob("*")) if path.is_file()]
         paths = {path.relative_to(folder).as_posix(): path for path in [folder / "model_index.json", *found]}
@@ -154,7 +161,7 @@ def _without_origin(path: Path, base_id: str | None, known: Collection[str] | No
     """The file itself, or the bytes of a configuration whose note of origin is a path of this machine."""
     if path.suffix != ".json" or not path.name.endswith(("config.json", "model_index.json")):
         return path
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     origins = {name: content[name] for name in _NAMES_OF_ORIGIN if isinstance(content.get(name), str)}
     if all(as_hub_id(origin) if known is None else origin in {*known, base_id} for origin in origins.values()):
         return path

@@ -4,45 +4,23 @@
 diffusers' own template is not used: it leaves "TODO" where how to use the model and its limits belong.
 """
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from .card import CITATION, PAPER, link, table, without_paths
+from ..objectives.registry import find
+from .card import ARXIV, CITATION, PAPER, link, table, versions_text, without_paths
 from .results import Results, eval_results, results_text
 
 
-_KINDS = {
-    "pipeline": "A complete pipeline",
-    "unet": "UNet weights",
-    "lora": "LoRA weights for a UNet",
-}
+logger = logging.getLogger(__name__)
 
-
-class _Method(NamedTuple):
-    """An objective on the card."""
-
-    text: str
-    rows: str = "images"  # what it is trained on
-    arxiv: str | None = None
-
-
-# By the name of the objective in the run's options.
-_METHODS = {
-    "craft": _Method(f"by [CRAFT]({PAPER}) (Composite Reward Assisted Fine-Tuning)", arxiv="2603.18991"),
-    "sft": _Method("by supervised fine-tuning"),
-    "dpo": _Method("by Diffusion-DPO", "pairs of images", "2311.12908"),
-    "kto": _Method("by Diffusion-KTO", "labelled images", "2404.04465"),
-    "mapo": _Method("by MaPO", "pairs of images", "2406.06424"),
-    "dspo": _Method("by DSPO (Zhu et al., ICLR 2025)", "pairs of images"),
-    "inpo": _Method("by InPO", "pairs of images", "2503.18454"),
-    "spo": _Method("by SPO", "prompts", "2406.04314"),
-    "SmPO": _Method("by SmPO-Diffusion", "pairs of images", "2506.02698"),
-    "SFTSharpening": _Method("by SFT-Diffusion-Sharpening", arxiv="2502.12146"),
-    "RLHFSharpening": _Method("by RLHF-Diffusion-Sharpening", "prompts", "2502.12146"),
-}
+_KINDS = {"pipeline": "A complete pipeline", "unet": "UNet weights", "lora": "LoRA weights for a UNet"}
+# What a run is trained on, by the unit of its objective.
+_ROWS = {"single": "images", "label": "labelled images", "pair": "pairs of images", "prompt": "prompts"}
 _SNIPPETS = {
     "pipeline": """from diffusers import DiffusionPipeline
 
@@ -115,6 +93,15 @@ class Published(NamedTuple):
     prompts: Sequence[str]  # of images/0.png, images/1.png ...
 
 
+class _Method(NamedTuple):
+    """An objective on the card."""
+
+    text: str
+    rows: str  # what it is trained on
+    citation: str
+    arxiv: str = ""
+
+
 def model_card(record: Mapping[str, Any], published: Published, results: Results | None = None) -> ModelCard:
     """The card of a finished training run.
 
@@ -140,32 +127,34 @@ def model_card(record: Mapping[str, Any], published: Published, results: Results
         grid="![pictures drawn by the model](images/grid.png)" if published.prompts else "",
         snippet=_SNIPPETS[published.kind].format(repo_id=published.repo_id, base=base),
         prompt=next(iter(published.prompts), "a prompt"),
-        data=table(("training", "value"), _data_rows(record, options, published)),
+        data=table(("training", "value"), _data_rows(record, options, published, method.rows)),
         hyperparameters=table(("flag", "value"), _hyperparameter_rows(options)),
         cost=table(("cost", "value"), _cost_rows(record)),
         evaluation=results_text(results) if results else "Not evaluated yet.",
-        citation=_citation(method),
+        citation=method.citation,
     )
-    return ModelCard(f"---\n{_metadata(record, published, results).to_yaml()}\n---\n\n{text}")
+    return ModelCard(f"---\n{_metadata(record['family'], published, method, results).to_yaml()}\n---\n\n{text}")
 
 
 def _method(options: Mapping[str, Any]) -> _Method:
-    name = options.get("objective") or options["loss"]
-    method = _METHODS.get(name, _Method(f"with the objective `{name}`"))
-    return method._replace(rows="images") if options.get("generation_steps") == 0 else method
+    """Looks the run's objective up; one that this package does not know is called what the record calls it."""
+    name, about = find(options)
+    if about is None:
+        logger.warning("objective %r: expected one of diffusers-craft; the card names no paper", name)
+        citation = f"No arXiv paper is known for `{name}`."
+        return _Method(f"with the objective `{name}`", _ROWS["single"], citation)
+    if about.paper == ARXIV:
+        return _Method(
+            f"by [CRAFT]({PAPER}) (Composite Reward Assisted Fine-Tuning)", _ROWS[about.unit], CITATION, ARXIV
+        )
+    citation = f"{about.title}: [arXiv:{about.paper}](https://arxiv.org/abs/{about.paper})."
+    if not about.paper:
+        citation = f"No arXiv paper is known for {about.title}."
+    return _Method(f"by {about.title}", _ROWS[about.unit], citation, about.paper)
 
 
-def _citation(method: _Method) -> str:
-    if method == _METHODS["craft"]:
-        return CITATION
-    name = method.text.removeprefix("by ")
-    if method.arxiv is None:
-        return f"No arXiv paper is known for {name}."
-    return f"{name}: [arXiv:{method.arxiv}](https://arxiv.org/abs/{method.arxiv})."
-
-
-def _metadata(record: Mapping[str, Any], published: Published, results: Results | None) -> ModelCardData:
-    family, is_lora, method = record["family"], published.kind == "lora", _method(record["options"])
+def _metadata(family: str, published: Published, method: _Method, results: Results | None) -> ModelCardData:
+    is_lora = published.kind == "lora"
     optional: dict[str, Any] = {"eval_results": eval_results(results)} if results else {}
     if published.base_id:
         optional |= {"base_model": published.base_id, "base_model_relation": "adapter" if is_lora else "finetune"}
@@ -181,7 +170,7 @@ def _metadata(record: Mapping[str, Any], published: Published, results: Results 
         datasets=[published.dataset_id] if published.dataset_id else None,
         model_name=published.repo_id.split("/")[-1],
         tags=[family, f"{family}-diffusers", "text-to-image", "diffusers", "diffusers-training"]
-        + ["craft"] * (method == _METHODS["craft"])
+        + ["craft"] * (method.arxiv == ARXIV)
         + ["lora"] * is_lora
         + ([f"arxiv:{method.arxiv}"] if method.arxiv else []),
         **optional,
@@ -189,17 +178,16 @@ def _metadata(record: Mapping[str, Any], published: Published, results: Results 
 
 
 def _data_rows(
-    record: Mapping[str, Any], options: Mapping[str, Any], published: Published
+    record: Mapping[str, Any], options: Mapping[str, Any], published: Published, rows: str
 ) -> Iterator[tuple[str, Any]]:
     history, data = record["loss_history"], options["dataset_name"] or options["train_data_dir"]
     yield "dataset", link(published.dataset_id, "datasets/") if published.dataset_id else f"{data} (not published)"
-    rows = _method(options).rows
     yield rows, record["num_rows"]
     yield "optimizer steps", options["max_train_steps"]
     yield f"{rows} in a step", record["global_batch_size"]
     yield "loss of the first and of the last step", f"{history[0]['train_loss']:.4g}, {history[-1]['train_loss']:.4g}"
     yield "licence of the base model", published.license or "not found; see the base model"
-    yield "versions", ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)
+    yield "versions", versions_text(record)
 
 
 def _hyperparameter_rows(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

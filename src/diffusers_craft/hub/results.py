@@ -1,13 +1,13 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """What `evaluate_craft.py` found out about one model, as a card shows it: a table and the Hub's `model-index`."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult
 
+from ..core.files import read_json
 from ..errors import UserError
 from .card import table, without_paths
 from .upload import as_hub_id
@@ -17,7 +17,7 @@ class Results(NamedTuple):
     """One tuned model against its base; rows over all prompts of a set, not over its categories."""
 
     base: str  # name of the base in the table
-    rows: list[dict[str, Any]]  # a prompt set and metric each: summarize's columns, `base_mean`, `prompts`, `unit`
+    rows: list[dict[str, Any]]  # one per prompt set and metric: summarize's columns, `base_mean`, `prompts`, `unit`
     alarms: list[str]
     grids: dict[str, Path]  # path in the repository -> picture
 
@@ -36,9 +36,9 @@ def read_results(evaluation: str | Path, folder: Path, repo_id: str) -> Results:
     path = Path(evaluation) / "results.json"
     if not path.is_file():
         raise UserError(f"--evaluation_dir: expected the --output_dir of evaluate_craft.py, found no {path}")
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     run = Path(evaluation) / "craft_evaluate.json"
-    paths = json.loads(run.read_text(encoding="utf-8")).get("paths", {}) if run.is_file() else {}
+    paths = read_json(run).get("paths", {}) if run.is_file() else {}
     models = {name: paths.get(about["model"], about["model"]) for name, about in content["settings"]["models"].items()}
     base, *others = models
     name = next((n for n in others if models[n] == repo_id or Path(models[n]).resolve() == folder.resolve()), None)

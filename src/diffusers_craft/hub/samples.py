@@ -1,7 +1,6 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Pictures for the card of a trained model: those of its last validation, or drawn by the files that are published."""
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import DiffusionPipeline
 
-from ..core.files import atomic_write_json, fingerprint
+from ..core.files import atomic_write_json, fingerprint, read_json
 from ..core.records import derive_seed
 from ..core.run_record import recorded_option
 from ..models.loading import load_tuned_pipeline
@@ -61,7 +60,7 @@ def load_trained(folder: Path, record: Mapping[str, Any]) -> DiffusionPipeline:
 
 def _is_drawn(target: Path, run: str) -> bool:
     path = target / _RECORD
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["run"] == run
+    return path.is_file() and read_json(path)["run"] == run
 
 
 def _draw(pipeline: DiffusionPipeline, prompts: list[str], options: Mapping[str, Any], target: Path, run: str) -> None:

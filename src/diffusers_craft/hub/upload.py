@@ -1,11 +1,10 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Uploads to the Hugging Face Hub: one commit a publication, and one line that says what to do when it fails.
+"""Uploads to the Hugging Face Hub: one commit per publication, and one line that says what to do when it fails.
 
 A failed upload loses nothing: the files are on disk, and what the Hub has received it keeps, so that the same call later
 sends only what is missing.
 """
 
-import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
-from ..core.files import atomic_write_json
+from ..core.files import atomic_write_json, read_json
 from ..errors import UserError
 
 
@@ -53,7 +52,7 @@ def as_hub_id(name: str | Path | None, paths: Mapping[str, str] | None = None) -
 def published_id(folder: str | Path | None) -> str | None:
     """The Hub id under which a folder of this machine was published, or `None`."""
     path = Path(folder or "") / RECORD_FILE
-    return json.loads(path.read_text(encoding="utf-8"))["repo_id"] if folder and path.is_file() else None
+    return read_json(path)["repo_id"] if folder and path.is_file() else None
 
 
 def forget_published(folder: str | Path) -> None:

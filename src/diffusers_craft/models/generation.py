@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Stage 2: images of the refined prompts, one random generator per row, unusable images marked.
+"""Images of the refined prompts, one random generator per row, unusable images marked.
 
 A row's picture depends on its own seed and on the batch that it stands in (to rounding), never on the order of
 execution: batches are cut at fixed places, so a run that was interrupted ends with the same bytes on a CPU.
@@ -89,20 +89,23 @@ class GeneratedBatch:
     Args:
         images (`list[PIL.Image.Image]`): B RGB images.
         latents (`np.ndarray`): (B, C, h, w) float32, the final latents in the UNet's scale (VAE latent x scaling factor).
-        valid (`np.ndarray`): (B,) bool; False for an image that is NaN, black or constant.
-        problems (`list[str | None]`): B reasons, `None` where valid.
+        problems (`list[str | None]`): B reasons why an image is NaN, black or constant, `None` where it is valid.
     """
 
     images: list[Image.Image]
     latents: np.ndarray
-    valid: np.ndarray
     problems: list[str | None]
+
+    @property
+    def valid(self) -> np.ndarray:
+        """(B,) bool: images without a problem."""
+        return np.array([problem is None for problem in self.problems], dtype=bool)
 
 
 def generate_images(
     pipeline: DiffusionPipeline, prompts: Sequence[str], seeds: Sequence[int], settings: GenerationSettings
 ) -> GeneratedBatch:
-    """Generates one image a prompt; initial noise and sampler noise of a row come from its own seed, drawn on the CPU.
+    """Generates one image per prompt; initial noise and sampler noise of a row come from its own seed, drawn on the CPU.
 
     Args:
         pipeline (`DiffusionPipeline`): a Stable Diffusion text-to-image pipeline.
@@ -116,8 +119,7 @@ def generate_images(
     if len(prompts) != len(seeds):
         raise UserError(f"seeds: expected one for each of {len(prompts)} prompts, found {len(seeds)}")
     settings = settings.resolve(pipeline)
-    images: list[Image.Image] = []
-    latents, problems = [], []
+    images, latents, problems = [], [], []
     with _silent(pipeline):
         for start in range(0, len(prompts), settings.batch_size):
             rows = slice(start, start + settings.batch_size)
@@ -126,8 +128,7 @@ def generate_images(
             images += pictures
             problems += [find_problem(image) if ok else "not finite" for image, ok in zip(pictures, finite)]
             latents.append(batch.float().cpu().numpy())
-    valid = np.array([problem is None for problem in problems], dtype=bool)
-    return GeneratedBatch(images, np.concatenate(latents) if latents else np.zeros((0, 0, 0, 0)), valid, problems)
+    return GeneratedBatch(images, np.concatenate(latents) if latents else np.zeros((0, 0, 0, 0)), problems)
 
 
 def _sample_latents(
@@ -281,7 +282,7 @@ def _record(row: dict[str, Any], seed: int, made: GeneratedBatch, index: int, sa
     own = {key: row[key] for key in ("row", "group", "variant", "prompt", "refined_prompt")}
     return own | {
         "seed": seed,
-        "valid": bool(made.valid[index]),
+        "valid": made.problems[index] is None,
         "problem": made.problems[index],
         "latent": pack_latent(made.latents[index]) if save_latents else None,
     }

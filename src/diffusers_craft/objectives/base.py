@@ -75,6 +75,8 @@ class Context(Protocol):
 class Objective:
     """Base of all objectives; the default `prepare` is forward noising, which the data have done already."""
 
+    title: ClassVar[str] = ""  # the method's name on a card
+    paper: ClassVar[str] = ""  # its arXiv id
     unit: ClassVar[str] = (
         "single"  # a row of the data: `single` image, image with a `label`, `pair` of images, `prompt`
     )

@@ -39,6 +39,8 @@ class DPO(Objective):
             SD1.5, its code's launcher takes 5000 for both models.
     """
 
+    title: ClassVar[str] = "Diffusion-DPO"
+    paper: ClassVar[str] = "2311.12908"
     beta: float = 5000.0
     unit: ClassVar[str] = "pair"
     uses_reference: ClassVar[bool] = True

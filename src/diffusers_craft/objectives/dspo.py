@@ -52,6 +52,7 @@ class DSPO(Objective):
         detach_gate (`bool`, *optional*, defaults to `True`): whether losers only steer the weights.
     """
 
+    title: ClassVar[str] = "DSPO (Zhu et al., ICLR 2025)"
     beta: float = 0.5
     gate_beta: float = 5000.0
     detach_gate: bool = True

@@ -34,6 +34,8 @@ class InPO(Objective):
             say (`set_alpha_to_one=False`); `consistent` takes the clean latents for clean, abar = 1.
     """
 
+    title: ClassVar[str] = "InPO"
+    paper: ClassVar[str] = "2503.18454"
     beta: float = 2000.0
     inversion_steps: int = 10
     renoise: str = "none"

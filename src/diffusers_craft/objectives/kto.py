@@ -65,6 +65,8 @@ class KTO(Objective):
         average (`Callable`, *optional*): mean of a scalar over processes.
     """
 
+    title: ClassVar[str] = "Diffusion-KTO"
+    paper: ClassVar[str] = "2404.04465"
     beta: float = 5000.0
     utility: str = "kahneman_tversky"
     liked_weight: float = 1.0

@@ -56,6 +56,8 @@ class MaPO(Objective):
         scale (`float`, *optional*, defaults to 0.5): of errors in the code's margin.
     """
 
+    title: ClassVar[str] = "MaPO"
+    paper: ClassVar[str] = "2406.06424"
     beta: float = 8.0
     form: str = "paper"
     scale: float = 0.5

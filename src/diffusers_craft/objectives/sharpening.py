@@ -149,6 +149,8 @@ class SFTSharpening(Objective):
         grid_steps (`int`, *optional*, defaults to 50): DDIM steps of a whole path, so that a move is T / grid_steps.
     """
 
+    title: ClassVar[str] = "SFT-Diffusion-Sharpening"
+    paper: ClassVar[str] = "2502.12146"
     num_noises: int = 3
     num_states: int = 3
     grid_steps: int = 50
@@ -240,6 +242,7 @@ class RLHFSharpening(SFTSharpening):
             with the noise that it was generated from (the code), which takes `image_sharing="n"`.
     """
 
+    title: ClassVar[str] = "RLHF-Diffusion-Sharpening"
     beta: float = 2500.0
     eta: float = 1.0
     form: str = "margin"

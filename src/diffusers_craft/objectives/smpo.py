@@ -52,6 +52,8 @@ class SmPO(InPO):
         gamma (`float`, *optional*, defaults to 10): largest factor, see `smoothing_factors`.
     """
 
+    title: ClassVar[str] = "SmPO-Diffusion"
+    paper: ClassVar[str] = "2506.02698"
     inversion_steps: int = 9
     renoise: str = "final"
     gamma: float = 10.0

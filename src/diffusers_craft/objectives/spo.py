@@ -90,6 +90,8 @@ class SPO(Objective):
         guidance_scale (`float`, *optional*, defaults to 5): of chain and loss; 1 halves the cost.
     """
 
+    title: ClassVar[str] = "SPO"
+    paper: ClassVar[str] = "2406.04314"
     beta: float = 10.0
     clip: float = 0.1
     num_candidates: int = 4

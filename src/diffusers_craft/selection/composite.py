@@ -2,7 +2,7 @@
 """The composite reward of CRAFT (arXiv 2603.18991, section 3.2): a weighted sum of normalised rewards.
 
 The paper maps rewards to comparable scales without saying how; the z-score over the whole pool is our default. Arrays
-are flat, one row a candidate; an image that is not valid has NaN in every reward and enters no statistic.
+are flat, one row per candidate; an image that is not valid has NaN in every reward and enters no statistic.
 """
 
 import math
@@ -33,7 +33,7 @@ def check_weights(weights: Mapping[str, float], scored: Collection[str]) -> None
 
 
 def score_column(name: str, scores: Sequence[float], length: int) -> np.ndarray:
-    """Scores as float64, checked to be one a row; whatever is not finite becomes NaN."""
+    """Scores as float64, checked to be one per row; whatever is not finite becomes NaN."""
     column = np.asarray(scores, dtype=np.float64)
     if column.shape != (length,):
         raise UserError(f"reward {name!r}: expected {length} scores, one a row, found shape {column.shape}")

@@ -1,7 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Which candidates to train on, and how much: CRF filters, group advantages, selection.
 
-CRAFT (arXiv 2603.18991), sections 3.2-3.3, eq. 4 and algorithm 1. Arrays are flat, one row a candidate: `groups` is
+CRAFT (arXiv 2603.18991), sections 3.2-3.3, eq. 4 and algorithm 1. Arrays are flat, one row per candidate: `groups` is
 the prompt index i, `variants` is j, where 0 is the image of the original prompt (threshold only, never trained on).
 An image that is not valid has NaN in every reward: it enters no statistic, wins nothing and is never selected.
 """
@@ -11,19 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from ..errors import UserError
-from .composite import check_weights, composite_reward, normalization_constants, score_column
+from .composite import check_weights, score_column
 
-
-__all__ = [
-    "RULES",
-    "composite_reward",
-    "crf_filter",
-    "group_advantages",
-    "normalization_constants",
-    "restrict_weights",
-    "rule_rewards",
-    "select_samples",
-]
 
 # S of eq. 4: the rewards on which one and the same refined image must win.
 RULES: dict[str, tuple[str, ...]] = {
@@ -86,7 +75,7 @@ def restrict_weights(weights: Mapping[str, float], rule: str | Sequence[str] = "
     return {name: weight / total for name, weight in kept.items()}
 
 
-def _valid(rewards: Mapping[str, Sequence[float]], length: int) -> np.ndarray:
+def valid_rows(rewards: Mapping[str, Sequence[float]], length: int) -> np.ndarray:
     """(n,) bool: rows that have every reward."""
     valid = np.ones(length, dtype=bool)
     for name, scores in rewards.items():
@@ -94,7 +83,7 @@ def _valid(rewards: Mapping[str, Sequence[float]], length: int) -> np.ndarray:
     return valid
 
 
-def _beats_baseline(columns: Mapping[str, np.ndarray], groups: np.ndarray, variants: np.ndarray) -> np.ndarray:
+def beats_baseline(columns: Mapping[str, np.ndarray], groups: np.ndarray, variants: np.ndarray) -> np.ndarray:
     """(n,) bool: rows j >= 1 that score strictly higher than their group's j = 0 on every column."""
     unique, index = np.unique(groups, return_inverse=True)
     is_baseline = variants == 0
@@ -132,8 +121,8 @@ def crf_filter(
     """
     required = rule_rewards(rule, rewards)
     groups, variants = np.asarray(groups), np.asarray(variants)
-    valid = _valid(rewards, len(groups))
-    wins = valid & _beats_baseline({name: rewards[name] for name in required}, groups, variants)
+    valid = valid_rows(rewards, len(groups))
+    wins = valid & beats_baseline({name: rewards[name] for name in required}, groups, variants)
     return valid & np.isin(groups, groups[wins])
 
 

@@ -1,44 +1,31 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """How many candidates were left after each step of a build."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from .filtering import _beats_baseline, _valid, rule_rewards
+from .filtering import beats_baseline, rule_rewards, valid_rows
+from .pool import ScoredPool
 
 
-def format_funnel(counts: Mapping[str, float]) -> str:
-    """The funnel as lines of label and number."""
-    lines = []
-    for key, label in FUNNEL_LABELS.items():
-        if key in counts:
-            value = f"{counts[key]:.1%}" if isinstance(counts[key], float) else f"{counts[key]:,}"
-            lines.append(f"  {label:<64}{value:>9}")
-    return "\n".join(["Funnel", *lines])
+# What the counts of `funnel` are called, in their order.
+FUNNEL_LABELS = {
+    "prompts": "prompts",
+    "groups": "groups",
+    "candidates": "candidate images",
+    "valid": "valid images",
+    "kept_groups": "groups kept by the filter",
+    "kept_candidates": "images in kept groups",
+    "selected": "selected images",
+    "selected_prompts": "prompts of the selected images",
+    "share_negative_advantages": "share of negative advantages",
+    "selected_not_beating_own_baseline": "selected, but not better than the image of their original prompt",
+}
 
 
-def funnel(
-    rewards: Mapping[str, Sequence[float]],
-    composite: Sequence[float],
-    mask: Sequence[bool],
-    advantages: Sequence[float],
-    selected: Sequence[int],
-    groups: Sequence[int],
-    variants: Sequence[int],
-    rule: str | Sequence[str] = "hpa",
-) -> dict[str, int | float]:
+def funnel(pool: ScoredPool) -> dict[str, int | float]:
     """What is left after each step, from prompts to the selected rows.
-
-    Args:
-        rewards (`Mapping[str, Sequence[float]]`): (n,) raw scores of each reward.
-        composite (`Sequence[float]`): (n,) from `composite_reward`.
-        mask (`Sequence[bool]`): (n,) from `crf_filter`.
-        advantages (`Sequence[float]`): (n,) from `group_advantages`.
-        selected (`Sequence[int]`): (k,) from `select_samples`.
-        groups (`Sequence[int]`): (n,) prompt index i.
-        variants (`Sequence[int]`): (n,) j within the group.
-        rule (`str` or `Sequence[str]`, *optional*, defaults to `"hpa"`): the filter rule.
 
     Returns:
         `dict`: counts `prompts`, `groups` (prompts with a valid baseline and a valid refined image), `candidates` (all
@@ -46,14 +33,13 @@ def funnel(
         `selected_not_beating_own_baseline` (on the rule's rewards; on the composite for `"none"`), and
         `share_negative_advantages` (of the selected rows, 0 to 1).
     """
-    groups, variants, selected = np.asarray(groups), np.asarray(variants), np.asarray(selected, dtype=np.int64)
-    valid = _valid({**rewards, "composite": composite}, len(groups))
-    trainable = np.asarray(mask, dtype=bool) & valid & (variants > 0)
-    required = rule_rewards(rule, rewards)
-    compared = {name: rewards[name] for name in required} or {"composite": composite}
-    wins = _beats_baseline(compared, groups, variants)
+    groups, variants, selected = pool.groups, pool.variants, pool.selected
+    valid = valid_rows({**pool.rewards, "composite": pool.composite}, len(groups))
+    trainable = pool.kept & valid & (variants > 0)
+    compared = {name: pool.rewards[name] for name in rule_rewards(pool.rule)} or {"composite": pool.composite}
+    wins = beats_baseline(compared, groups, variants)
     usable = np.intersect1d(groups[valid & (variants == 0)], groups[valid & (variants > 0)])
-    negative = np.asarray(advantages)[selected] < 0
+    negative = pool.advantages[selected] < 0
     return {
         "prompts": len(np.unique(groups)),
         "groups": len(usable),
@@ -68,16 +54,12 @@ def funnel(
     }
 
 
-# What the counts of `filtering.funnel` are called, in their order.
-FUNNEL_LABELS = {
-    "prompts": "prompts",
-    "groups": "groups",
-    "candidates": "candidate images",
-    "valid": "valid images",
-    "kept_groups": "groups kept by the filter",
-    "kept_candidates": "images in kept groups",
-    "selected": "selected images",
-    "selected_prompts": "prompts of the selected images",
-    "share_negative_advantages": "share of negative advantages",
-    "selected_not_beating_own_baseline": "selected, but not better than the image of their original prompt",
-}
+def funnel_rows(counts: Mapping[str, int | float]) -> list[tuple[str, str]]:
+    """Label and number of each step, as a reader sees them; a share is a float, everything else a number of rows."""
+    known = ((label, counts.get(key)) for key, label in FUNNEL_LABELS.items())
+    return [(label, f"{n:.1%}" if isinstance(n, float) else f"{n:,}") for label, n in known if n is not None]
+
+
+def format_funnel(counts: Mapping[str, int | float]) -> str:
+    """The funnel as lines of label and number."""
+    return "\n".join(["Funnel", *(f"  {label:<64}{value:>9}" for label, value in funnel_rows(counts))])

@@ -1,7 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Preference pairs out of scored candidates: which image of a prompt wins over which other one.
 
-Arrays are flat, one row a candidate, as in `filtering`: `groups` is the prompt, `variants` is j, where 0 is the image of
+Arrays are flat, one row per candidate, as in `filtering.py`: `groups` is the prompt, `variants` is j, where 0 is the image of
 the original prompt. An image that is not valid has NaN as its score and is in no pair.
 """
 
@@ -23,7 +23,7 @@ def group_pairs(
     pairing: str = "best_worst",
     k: int | None = None,
 ) -> np.ndarray:
-    """At most one pair a group, in which the winner scores strictly higher.
+    """At most one pair per group, in which the winner scores strictly higher.
 
     Args:
         scores (`Sequence[float]`): (n,) what decides, e.g. the composite reward; NaN where the image is not valid.

@@ -26,6 +26,8 @@ from ..objectives.base import Batch, per_row
 KINDS = ("epsilon", "v_prediction", "sample", "flow")
 DENSITIES = ("uniform", "logit_normal")
 _BETAS = ("beta_start", "beta_end", "beta_schedule")
+_SCHEDULE = (*_BETAS, "trained_betas", "num_train_timesteps", "rescale_betas_zero_snr")
+_USUAL = {"snr_shift_scale": 1.0, "timestep_type": "discrete"}  # what else says how noisy a timestep is
 
 
 @dataclass(frozen=True)
@@ -59,19 +61,29 @@ class NoisePath:
         """
         config, name = scheduler.config, type(scheduler).__name__
         if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-            sigmas = (
-                FlowMatchEulerDiscreteScheduler.from_config(config).sigmas.flip(0).double()
-            )  # static shift included
-            return cls("flow", sigmas, sigmas * config.num_train_timesteps, "logit_normal")
+            if prediction_type is not None:
+                raise UserError(f"--prediction_type: expected none for {name}, found {prediction_type!r}")
+            fresh = type(scheduler).from_config(config)  # sampling leaves its own steps in the tables
+            return cls("flow", fresh.sigmas.flip(0).double(), fresh.timesteps.flip(0), "logit_normal")
         missing = [] if config.get("trained_betas") is not None else [key for key in _BETAS if key not in config]
         if missing:
             wanted = "expected a scheduler with betas or a FlowMatchEulerDiscreteScheduler"
             raise UserError(f"--pretrained_model_name_or_path: {wanted}, found {name} without {', '.join(missing)}")
+        for key, usual in _USUAL.items():
+            if config.get(key, usual) != usual:
+                wanted = f"expected a scheduler with {key} {usual}"
+                raise UserError(f"--pretrained_model_name_or_path: {wanted}, found {name} with {config[key]!r}")
         kind = prediction_type or config.get("prediction_type", "epsilon")
         if kind not in KINDS or kind == "flow":
             raise UserError(f"--prediction_type: expected epsilon, v_prediction or sample for {name}, found {kind!r}")
-        levels = DDPMScheduler.from_config(config).alphas_cumprod.double()
-        return cls(kind, levels, torch.arange(len(levels)))
+        # Not `from_config`, for which values that the class took by default do not count: others may be DDPM's defaults.
+        try:
+            schedule = DDPMScheduler(**{key: config[key] for key in _SCHEDULE if key in config})
+        except NotImplementedError as error:  # `exp`, which only Heun's has
+            wanted = "expected a beta_schedule that diffusers' DDPMScheduler knows"
+            found = f"found {name} with {config['beta_schedule']!r}"
+            raise UserError(f"--pretrained_model_name_or_path: {wanted}, {found}") from error
+        return cls(kind, schedule.alphas_cumprod.double(), torch.arange(len(schedule)))
 
     def __len__(self) -> int:
         return len(self.levels)

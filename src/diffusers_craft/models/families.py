@@ -6,9 +6,9 @@ and scales of time stay inside. Conditioning travels as a dict of tensors with o
 """
 
 from collections.abc import Sequence
-from importlib import import_module
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from importlib import import_module
+from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
@@ -174,8 +174,3 @@ def families() -> dict[str, Family]:
     for module in _SHIPPED:
         import_module(f".{module}", __package__)
     return dict(_FAMILIES)
-
-
-def denoiser_name(pipeline: Any) -> str:
-    """Which part of a pipeline denoises: `"unet"` or `"transformer"`."""
-    return "unet" if getattr(pipeline, "unet", None) is not None else "transformer"

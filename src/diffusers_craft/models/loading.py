@@ -10,7 +10,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.utils import deprecation_utils
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
@@ -27,7 +27,8 @@ _NO_SAFETY_CHECKER = {"safety_checker": None, "requires_safety_checker": False}
 # What a finished run leaves, by which a result is recognised, the first that is there.
 TUNED_FILES = {"pipeline": "model_index.json", "lora": LORA_FILE, "unet": "config.json"}
 # Of a checkpoint the averaged weights, where it keeps them: the run would end with those.
-_LOADABLE = TUNED_FILES | {"averaged unet": "unet_ema/config.json", "checkpoint": "unet/config.json"}
+DENOISERS = ("unet", "transformer")  # what is trained of a pipeline, by the name of its part
+_LOADABLE = TUNED_FILES | {f"{part}{ema}": f"{part}{ema}/config.json" for ema in ("_ema", "") for part in DENOISERS}
 # Where a single file in the original layout keeps a text encoder that only this family has.
 _TEXT_ENCODERS = {"conditioner.embedders.1.": _SDXL, "cond_stage_model.transformer.": _SD15}
 
@@ -90,16 +91,16 @@ def load_tuned_pipeline(
     config: str | None = None,
     fuse: bool = True,
 ) -> DiffusionPipeline:
-    """Loads what a training left: a whole pipeline, or LoRA weights, a UNet or a checkpoint for its base.
+    """Loads what a training left: a whole pipeline, or LoRA weights, a denoiser or a checkpoint for its base.
 
     Args:
         name_or_path (`str`): Hub id or folder; whatever `load_pipeline` takes is a pipeline. Of a checkpoint,
-            `unet_ema/` is loaded if it is there.
+            the averaged weights are loaded if they are there.
         base (`str`): the model that was trained, as `load_pipeline` takes it.
         revision, variant (`str`, *optional*): of the base.
         config (`str`, *optional*): of single files, as in `load_pipeline`.
         dtype, device, cache_dir: as in `load_pipeline`.
-        fuse (`bool`, *optional*, defaults to `True`): add LoRA weights to the UNet's own, which makes it as fast as the
+        fuse (`bool`, *optional*, defaults to `True`): add LoRA weights to the model's own, which makes it as fast as the
             base's and differs by rounding.
 
     Raises:
@@ -112,9 +113,11 @@ def load_tuned_pipeline(
     pipeline = load_pipeline(base, revision, variant, config=config, **options)
     if kind != "lora":
         where = {"subfolder": Path(_LOADABLE[kind]).parent.name or None, "cache_dir": cache_dir}
-        with library_errors(f"model {str(name_or_path)!r}", "expected a UNet that was trained from the base"):
-            unet = UNet2DConditionModel.from_pretrained(name_or_path, **where, **dtype_argument(pipeline.dtype))
-        pipeline.unet = unet.to(pipeline.device)
+        component = denoiser_name(pipeline)
+        part_class = type(getattr(pipeline, component))
+        with library_errors(f"model {str(name_or_path)!r}", f"expected a {part_class.__name__} trained from the base"):
+            part = part_class.from_pretrained(name_or_path, **where, **dtype_argument(pipeline.dtype))
+        setattr(pipeline, component, part.to(pipeline.device))
         return pipeline
     with library_errors(f"model {str(name_or_path)!r}", "expected LoRA weights that were trained on the base"):
         pipeline.load_lora_weights(name_or_path, weight_name=LORA_FILE, cache_dir=cache_dir)
@@ -122,6 +125,16 @@ def load_tuned_pipeline(
         pipeline.fuse_lora()
         pipeline.unload_lora_weights()
     return pipeline
+
+
+def denoiser_name(pipeline: DiffusionPipeline) -> str:
+    """Which part of a pipeline denoises, one of `DENOISERS`."""
+    return next(name for name in DENOISERS if getattr(pipeline, name, None) is not None)
+
+
+def denoiser_folder(folder: Path) -> str:
+    """The part of `DENOISERS` that a pipeline's folder holds; the first where it holds none."""
+    return next((name for name in DENOISERS if (folder / name / "config.json").is_file()), DENOISERS[0])
 
 
 def load_vae(name_or_path: str, cache_dir: str | None = None) -> AutoencoderKL:

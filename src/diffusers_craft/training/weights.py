@@ -23,7 +23,6 @@ from ..models.families import Family
 from ..models.loading import LORA_FILE, dtype_argument
 
 
-
 class FullWeights:
     """The whole denoiser is trained: its folder in a checkpoint, a whole pipeline at the end.
 
@@ -120,9 +119,7 @@ def trained_weights(args: Namespace, family: Family) -> FullWeights | LoraWeight
     return FullWeights(family.component, torch.bfloat16 if args.train_dtype == "bf16" else torch.float32)
 
 
-def whole_denoiser(
-    accelerator: Accelerator, model: torch.nn.Module, keep_autocast: bool = True
-) -> ModelMixin | None:
+def whole_denoiser(accelerator: Accelerator, model: torch.nn.Module, keep_autocast: bool = True) -> ModelMixin | None:
     """The denoiser with all of its weights; where processes share them, all must call this, and only the main one gets it.
 
     Args:

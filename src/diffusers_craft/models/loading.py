@@ -28,7 +28,8 @@ _NO_SAFETY_CHECKER = {"safety_checker": None, "requires_safety_checker": False}
 TUNED_FILES = {"pipeline": "model_index.json", "lora": LORA_FILE, "unet": "config.json"}
 # Of a checkpoint the averaged weights, where it keeps them: the run would end with those.
 DENOISERS = ("unet", "transformer")  # what is trained of a pipeline, by the name of its part
-_LOADABLE = TUNED_FILES | {f"{part}{ema}": f"{part}{ema}/config.json" for ema in ("_ema", "") for part in DENOISERS}
+_CHECKPOINTS = [f"{part}{ema}/config.json" for ema in ("_ema", "") for part in DENOISERS]
+_LOADABLE = TUNED_FILES | {file: file for file in _CHECKPOINTS}
 # Where a single file in the original layout keeps a text encoder that only this family has.
 _TEXT_ENCODERS = {"conditioner.embedders.1.": _SDXL, "cond_stage_model.transformer.": _SD15}
 
@@ -114,8 +115,8 @@ def load_tuned_pipeline(
     if kind != "lora":
         where = {"subfolder": Path(_LOADABLE[kind]).parent.name or None, "cache_dir": cache_dir}
         component = denoiser_name(pipeline)
-        part_class = type(getattr(pipeline, component))
-        with library_errors(f"model {str(name_or_path)!r}", f"expected a {part_class.__name__} trained from the base"):
+        part_class, shown = type(getattr(pipeline, component)), "UNet" if component == "unet" else component
+        with library_errors(f"model {str(name_or_path)!r}", f"expected a {shown} that was trained from the base"):
             part = part_class.from_pretrained(name_or_path, **where, **dtype_argument(pipeline.dtype))
         setattr(pipeline, component, part.to(pipeline.device))
         return pipeline

@@ -146,11 +146,12 @@ def test_composite_uses_the_rule_s_rewards_only(pipeline, built) -> None:
     assert row["reward"] == pytest.approx(expected[row["group"] * 5 + row["variant"]], rel=1e-6)
 
 
-def test_another_batch_size_is_no_other_option(pipeline, built, monkeypatch) -> None:
-    """A user who ran out of memory goes on with a smaller batch."""
+def test_another_batch_size_is_no_other_option(pipeline, built, monkeypatch, capsys) -> None:
+    """A user who ran out of memory goes on with a smaller batch. What a build found out is printed by scripts only."""
     forbid_work(monkeypatch)
     settings = GenerationSettings(num_inference_steps=1, guidance_scale=2.0, batch_size=1)
     make_builder(pipeline, built[2], settings=settings).build(PROMPTS)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,8 @@ from diffusers_craft.scripts import (
     add_source_arguments,
     default_device,
     format_funnel,
+    is_first_rank,
     parse_reward_weights,
-    rank_and_world,
     run_script,
     torch_dtype,
 )
@@ -154,8 +154,7 @@ def main(args: argparse.Namespace) -> None:
         batch_size=args.generation_batch_size,
     )
     where = {"private": args.hub_private_repo or None, "revision": args.hub_revision}
-    is_first_rank = rank_and_world()[0] == 0
-    if args.push_to_hub and is_first_rank:
+    if args.push_to_hub and is_first_rank():
         HubRepo(args.hub_dataset_id, "dataset", **where).open()
     prompts = load_prompts(args.prompts, args.prompt_column, args.num_prompts, args.seed)
     refiner = load_refiner(
@@ -192,7 +191,7 @@ def main(args: argparse.Namespace) -> None:
         seed=args.seed,
     )
     builder.build(prompts, run_options=vars(args))
-    if is_first_rank:
+    if is_first_rank():
         print(format_funnel(builder.funnel))
     if args.push_to_hub:
         builder.push_to_hub(args.hub_dataset_id, license=args.hub_license, **where)

@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "core.records": ["derive_seed"],
         "core.run_record": ["recorded_option", "write_run_json"],
         "core.script": ["PRECISIONS", "default_device", "parse_pairs", "run_script", "torch_dtype"],
-        "core.workdir": ["Stage", "WorkDir", "rank_and_world"],
+        "core.workdir": ["Stage", "WorkDir", "is_first_rank", "rank_and_world"],
         "data.encoding": ["prepare_training_data"],
         "data.preferences": ["composite_scores", "load_preferences"],
         "data.rows": ["TrainingData"],

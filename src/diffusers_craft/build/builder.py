@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 
 from ..core.files import atomic_write_json, fingerprint, remove_leftovers
 from ..core.run_record import write_run_json
-from ..core.workdir import BUILD_FILE, CONSTANTS_FILE, Stage, WorkDir, rank_and_world
+from ..core.workdir import BUILD_FILE, CONSTANTS_FILE, Stage, WorkDir, is_first_rank
 from ..data.dataset import SCORED_COLUMNS, assemble_dataset, assemble_scores, save_dataset, save_scores, take_rows
 from ..errors import UserError
 from ..hub.dataset import publish_dataset
@@ -122,7 +122,7 @@ class CRAFTDatasetBuilder:
         self._check_size(len(prompts))
         # All stages are opened before the first one works: a refusal must not come after hours of generation.
         refined, candidates, scores, options = self._open_stages(prompts)
-        if not refined.is_complete and _is_first_rank():
+        if not refined.is_complete and is_first_rank():
             refine_prompts(prompts, self.refiner, self.num_refinements, self.num_seeds, self.seed, refined)
         refined.finish()
         if not candidates.is_complete:
@@ -135,7 +135,7 @@ class CRAFTDatasetBuilder:
         latent_vae = vae_fingerprint(self.pipeline.vae) if self.save_latents else None
         chosen = {name: values[pool.selected] for name, values in pool.columns.items()}
         self.dataset = assemble_dataset(take_rows(candidates, pool.selected), chosen, latent_vae)
-        if _is_first_rank():
+        if is_first_rank():
             self._save(pool, candidates)
             self._record(pool, options, run_options or {})
         return self.dataset
@@ -162,7 +162,7 @@ class CRAFTDatasetBuilder:
         """
         if self.dataset is None:
             raise UserError("push_to_hub: expected a dataset, found none; call build(prompts) first")
-        if _is_first_rank():
+        if is_first_rank():
             return publish_dataset(self.output_dir, repo_id, private, token, revision, license)
         return None
 
@@ -283,7 +283,3 @@ class CRAFTDatasetBuilder:
             reward_sources=sources,
             funnel=self.funnel,
         )
-
-
-def _is_first_rank() -> bool:
-    return rank_and_world()[0] == 0

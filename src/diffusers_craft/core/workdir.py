@@ -63,6 +63,11 @@ def rank_and_world() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
+def is_first_rank() -> bool:
+    """Whether this process writes what all ranks have in common."""
+    return rank_and_world()[0] == 0
+
+
 class WorkDir:
     """A folder that holds one subfolder per stage.
 
@@ -154,7 +159,7 @@ class Stage:
     def finish(self) -> None:
         """Waits until all ranks have written their shares; the first one marks the stage complete."""
         while not self.is_complete:
-            if rank_and_world()[0] == 0 and not self.missing():
+            if is_first_rank() and not self.missing():
                 self.mark_complete()
             else:
                 time.sleep(POLL_SECONDS)

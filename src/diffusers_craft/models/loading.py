@@ -2,6 +2,7 @@
 """Pipelines from wherever they are: the Hub, a folder, a single file, this package, or a training's output."""
 
 import argparse
+import inspect
 import json
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
 from diffusers.utils import deprecation_utils
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
@@ -227,12 +228,17 @@ def pipeline_class_name(name: str, path: str, where: dict[str, str | None]) -> s
     return config["_class_name"]
 
 
-def _single_file_class_name(path: str) -> str:
+def _single_file_names(path: str) -> list[str]:
+    """The names of a single file's tensors."""
     if not Path(path).is_file():
         raise UserError(f"model {path!r}: expected a .safetensors file, found none")
     with library_errors(f"model {path!r}", "expected a .safetensors file"):
         with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
+            return list(file.keys())
+
+
+def _single_file_class_name(path: str) -> str:
+    names = _single_file_names(path)
     for prefix, class_name in _TEXT_ENCODERS.items():
         if any(name.startswith(prefix) for name in names):
             return class_name
@@ -248,12 +254,29 @@ def _load_single_file(
     pipeline_class = getattr(diffusers, class_name)
     try:
         options = {"config": config, "cache_dir": cache_dir, "torch_dtype": dtype}
-        return pipeline_class.from_single_file(path, **options, **components)
+        pipeline = pipeline_class.from_single_file(path, **options, **components)
     except OSError as error:
         wanted = "expected a pipeline folder or a reachable Hub id with the configuration of this file"
         raise UserError(
             f"--single_file_config: {wanted}, found {config or 'none'} ({' '.join(str(error).split())[:200]})"
         ) from error
+    pipeline.scheduler = _marked_scheduler(pipeline.scheduler, _single_file_names(path))
+    return pipeline
+
+
+def _marked_scheduler(scheduler: Any, names: Container[str]) -> Any:
+    """The scheduler of a velocity model where the file says that it is one, which diffusers does not read.
+
+    Files of NoobAI-XL and its kin hold empty tensors `v_pred` and, with zero terminal SNR, `ztsnr`.
+    """
+    if "v_pred" not in names:
+        return scheduler
+    kind, changes = type(scheduler), {"prediction_type": "v_prediction"}
+    if "ztsnr" in names:
+        changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        if "rescale_betas_zero_snr" not in inspect.signature(kind).parameters:  # as PNDM's, which SD1.5 comes with
+            kind, changes = DDIMScheduler, changes | {"clip_sample": False}
+    return kind.from_config(scheduler.config, **changes)
 
 
 def add_source_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:

@@ -68,15 +68,4 @@ def score_pool(
     kept = crf_filter(rewards, groups, variants, rule)
     advantages = group_advantages(composite, groups, variants)
     selected = select_samples(composite, kept, groups, variants, strategy, k, max_per_prompt, seed)
-    return ScoredPool(
-        groups,
-        variants,
-        rewards,
-        composite,
-        advantages,
-        kept,
-        selected,
-        rule=rule,
-        weights=weights,
-        constants=constants,
-    )
+    return ScoredPool(groups, variants, rewards, composite, advantages, kept, selected, rule, weights, constants)

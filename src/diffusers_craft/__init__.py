@@ -25,7 +25,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "models.generation": ["GenerationSettings", "generate_images"],
         "models.loading": ["load_pipeline", "load_tuned_pipeline"],
         "objectives.base": ["LossOutput", "Objective"],
-        "objectives.craft": ["craft_loss"],
+        "objectives.craft": ["CRAFT", "SFT", "craft_loss"],
         "objectives.dpo": ["DPO"],
         "objectives.dspo": ["DSPO"],
         "objectives.inpo": ["InPO"],
@@ -46,7 +46,9 @@ __getattr__, __dir__, __all__ = lazy_names(
         "selection.filtering": ["crf_filter", "group_advantages", "select_samples"],
         "selection.pairing": ["group_pairs"],
         "tiny.scorer": ["exact_score"],
+        "training.loop": ["train"],
         "training.run": ["TrainingRun"],
+        "training.settings": ["TrainingSettings"],
     },
 )
 __all__ = ["__version__", *__all__]

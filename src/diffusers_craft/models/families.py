@@ -5,7 +5,6 @@ Conditioning travels as a dict of tensors with one row an image; `encoder_hidden
 there, all other entries go to the UNet's `added_cond_kwargs`.
 """
 
-from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -28,13 +27,6 @@ class ModelSource(NamedTuple):
     cache_dir: str | None = None
     vae: str | None = None  # another VAE than the pipeline's own
     config: str | None = None  # for a single file: pipeline folder or Hub id with configuration and tokenizers
-
-    @classmethod
-    def from_args(cls, args: Namespace) -> "ModelSource":
-        """What the flags of `add_training_arguments` say; a family without a flag for the VAE takes the model's own."""
-        vae = getattr(args, "pretrained_vae_model_name_or_path", None)
-        where = (args.revision, args.variant, args.cache_dir)
-        return cls(args.pretrained_model_name_or_path, *where, vae=vae, config=args.single_file_config)
 
 
 @dataclass
@@ -66,8 +58,6 @@ class Backbone:
             (SDXL's micro-conditioning, arXiv 2307.01952, section 2.2).
         resolution (`int`): default side of the training images, pixels.
         max_train_steps (`int`): optimizer steps of the CRAFT recipe (arXiv 2603.18991).
-        paper_hours (`float`): H100-hours of that fine-tuning in the paper, section 4.2.
-        inversion_beta (`float`): beta of preferences on inverted latents (arXiv 2506.02698, 2503.18454).
     """
 
     name: str
@@ -77,8 +67,6 @@ class Backbone:
     sizes_and_pooled: bool
     resolution: int
     max_train_steps: int
-    paper_hours: float
-    inversion_beta: float
 
     def load(
         self, source: ModelSource, device: str | torch.device = "cpu", prediction_type: str | None = None
@@ -197,8 +185,6 @@ SD15 = Backbone(
     sizes_and_pooled=False,
     resolution=512,
     max_train_steps=120,
-    paper_hours=1.9,
-    inversion_beta=2000.0,
 )
 
 SDXL = Backbone(
@@ -209,8 +195,6 @@ SDXL = Backbone(
     sizes_and_pooled=True,
     resolution=1024,
     max_train_steps=200,
-    paper_hours=4.0,
-    inversion_beta=5000.0,
 )
 
 BACKBONES = {"sd15": SD15, "sdxl": SDXL}

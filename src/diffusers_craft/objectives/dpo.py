@@ -40,6 +40,7 @@ class DPO(Objective):
     """
 
     beta: float = 5000.0
+    name: ClassVar[str] = "dpo"
     unit: ClassVar[str] = "pair"
     uses_reference: ClassVar[bool] = True
 

@@ -2,8 +2,7 @@
 """What objectives reach for while they prepare a batch: both models, the noise levels, rewards, and seeded numbers."""
 
 import copy
-from argparse import Namespace
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from accelerate.utils import DistributedType
@@ -15,10 +14,10 @@ from ..models.families import Backbone, Components
 from ..objectives.base import Batch, Objective
 from ..scoring.scorer import CompositeScorer
 from .run import TrainingRun
-from .weights import compile_blocks
+from .settings import TrainingSettings
 
 
-class AlignmentContext:
+class TrainingContext:
     """The `Context` of `objectives.base` for one training run; made before the run, which changes the UNet.
 
     The reference is the UNet as it is now: a frozen copy in the same precision, or, with LoRA, the trained UNet with its
@@ -26,7 +25,7 @@ class AlignmentContext:
 
     Args:
         objective (`Objective`): says what is needed.
-        args (`argparse.Namespace`): flags of the training script.
+        settings (`TrainingSettings`): of the run.
         backbone (`Backbone`): family of the UNet.
         components (`Components`): of the base; the VAE is kept here if images are scored.
         scorer (`CompositeScorer`, *optional*): scores images.
@@ -38,22 +37,21 @@ class AlignmentContext:
     def __init__(
         self,
         objective: Objective,
-        args: Namespace,
+        settings: TrainingSettings,
         backbone: Backbone,
         components: Components,
         scorer: CompositeScorer | None = None,
     ) -> None:
         path = components.path
-        if type(objective).prepare is not Objective.prepare and path.kind == "epsilon" and path.ends_without_signal:
+        if objective.follows_model and path.kind == "epsilon" and path.ends_without_signal:
             wanted = f"expected v_prediction or sample for {type(objective).__name__} with zero terminal SNR"
             raise UserError(f"--prediction_type: {wanted}, where noise says nothing of the image, found epsilon")
-        if objective.uses_reference and args.use_lora and args.lora_dropout:
-            raise UserError(f"--lora_dropout: expected 0 beside a reference model, found {args.lora_dropout}")
-        self.objective, self.args, self.backbone, self.scorer = objective, args, backbone, scorer
-        self.path = path
+        if objective.uses_reference and settings.use_lora and settings.lora_dropout:
+            raise UserError(f"--lora_dropout: expected 0 beside a reference model, found {settings.lora_dropout}")
+        self.backbone, self.scorer, self.path, self._seed = backbone, scorer, path, settings.seed
         self._vae = components.vae.eval() if scorer is not None else None
         self._frozen = None
-        if objective.uses_reference and not args.use_lora:
+        if objective.uses_reference and not settings.use_lora:
             self._frozen = copy.deepcopy(components.unet).requires_grad_(False).eval()
         self._run: TrainingRun | None = None
         self._step, self._batch = 0, None
@@ -61,20 +59,18 @@ class AlignmentContext:
     def attach(self, run: TrainingRun) -> None:
         """Tells the context which run it serves."""
         self._run = run
-        device = run.accelerator.device
         self.path = run.path
         if self._frozen is not None:  # in the precision, layout and kernels of the trained one
-            layout = torch.channels_last if self.args.channels_last else torch.preserve_format
-            run.weights.prepare(self._frozen, run.dtype)
+            run.model.weights.prepare(self._frozen, run.model.dtype)
             if run.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-                self._frozen.to(run.dtype)  # as both cast all weights of the trained one, norms too, for its passes
-            self._frozen.requires_grad_(False).to(device, memory_format=layout)
-            if self.args.torch_compile:
-                compile_blocks(self._frozen)
+                self._frozen.to(
+                    run.model.dtype
+                )  # as both cast all weights of the trained one, norms too, for its passes
+            run.model.place(self._frozen.requires_grad_(False))
         if self._vae is not None:
-            self._vae.to(device)
+            self._vae.to(run.accelerator.device)
 
-    def at(self, step: int, batch: Batch) -> "AlignmentContext":
+    def at(self, step: int, batch: Batch) -> "TrainingContext":
         """Points at the micro-batch that is prepared next."""
         self._step, self._batch = step, batch
         return self
@@ -134,8 +130,12 @@ class AlignmentContext:
         """(B, *shape) float64 in [0, 1), each row's from (seed, purpose, step, slot)."""
         return self._numbers(torch.rand, torch.float64, purpose, shape)
 
-    def _numbers(self, draw: Any, dtype: torch.dtype, purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
-        seeds = [derive_seed(self.args.seed, purpose, self._step, slot) for slot in self._batch.slots.tolist()]
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        """The mean of a scalar over all processes."""
+        return self._run.accelerator.reduce(value, reduction="mean")
+
+    def _numbers(self, draw: Callable, dtype: torch.dtype, purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
+        seeds = [derive_seed(self._seed, purpose, self._step, slot) for slot in self._batch.slots.tolist()]
         drawn = [draw(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype) for seed in seeds]
         return torch.stack(drawn).to(self._run.accelerator.device)
 

@@ -1,7 +1,6 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """What of a UNet is trained, and how it is kept: all of it, or LoRA adapters (arXiv 2106.09685) through peft."""
 
-from argparse import Namespace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from safetensors.torch import load_file
 from ..core.records import derive_seed
 from ..errors import UserError
 from ..models.loading import LORA_FILE, dtype_argument
+from .settings import TrainingSettings
 
 
 LORA_TARGETS = ["to_k", "to_q", "to_v", "to_out.0"]  # every attention, as in diffusers' LoRA scripts
@@ -58,17 +58,17 @@ class LoraWeights:
     """Low-rank adapters of all attention projections are trained; one file in a checkpoint and at the end.
 
     Args:
-        args (`argparse.Namespace`): `--rank`, `--lora_alpha`, `--lora_dropout`, `--seed`.
+        settings (`TrainingSettings`): `rank`, `lora_alpha`, `lora_dropout`, `seed`.
         pipeline_class (`str`): name of the diffusers pipeline class that will load the file.
     """
 
     need_autocast = True  # the frozen UNet has the passes' precision
 
-    def __init__(self, args: Namespace, pipeline_class: str) -> None:
+    def __init__(self, settings: TrainingSettings, pipeline_class: str) -> None:
         if find_spec("peft") is None:
             raise UserError("--use_lora: expected an installed peft, found none (pip install diffusers-craft[lora])")
-        self.rank, self.dropout, self.seed = args.rank, args.lora_dropout, args.seed
-        self.alpha = args.rank if args.lora_alpha is None else args.lora_alpha
+        self.rank, self.dropout, self.seed = settings.rank, settings.lora_dropout, settings.seed
+        self.alpha = settings.rank if settings.lora_alpha is None else settings.lora_alpha
         self.pipeline_class = getattr(diffusers, pipeline_class)
 
     def prepare(self, unet: UNet2DConditionModel, dtype: torch.dtype) -> None:
@@ -110,11 +110,11 @@ class LoraWeights:
         self.save(pipeline.unet, folder)
 
 
-def trained_weights(args: Namespace, pipeline_class: str) -> FullWeights | LoraWeights:
+def trained_weights(settings: TrainingSettings, pipeline_class: str) -> FullWeights | LoraWeights:
     """What `--use_lora` and `--train_dtype` ask for."""
-    if args.use_lora:
-        return LoraWeights(args, pipeline_class)
-    return FullWeights(torch.bfloat16 if args.train_dtype == "bf16" else torch.float32)
+    if settings.use_lora:
+        return LoraWeights(settings, pipeline_class)
+    return FullWeights(torch.bfloat16 if settings.train_dtype == "bf16" else torch.float32)
 
 
 def whole_unet(

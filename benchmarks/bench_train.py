@@ -114,7 +114,7 @@ def stock_steps(model: str, dataset: Dataset, accelerator: Accelerator, args: ar
     """The stock loop; yields the mean loss of every optimizer step."""
     backbone, batches = SHAPES[model]
     components = backbone.load(ModelSource(model))
-    unet = components.unet.train()
+    unet = components.denoiser.train()
     scheduler = DDPMScheduler.from_config(backbone.pipeline(ModelSource(model)).scheduler.config)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, weight_decay=args.adam_weight_decay)
     unet, optimizer = accelerator.prepare(unet, optimizer)
@@ -149,7 +149,7 @@ def our_steps(model: str, dataset: Dataset, accelerator: Accelerator, args: argp
     )
     for step in run.steps():
         for batch in run.micro_batches(step):
-            prediction = backbone.predict(run.unet, batch.noisy_latents, batch.timesteps, batch.conditioning)
+            prediction = backbone.predict(run.denoiser, batch.noisy_latents, batch.timesteps, batch.conditioning)
             loss = craft_loss(prediction, batch.target, batch.advantages, batch.timestep_weights)
             run.backward(loss, prediction, batch)
         run.finish_step()

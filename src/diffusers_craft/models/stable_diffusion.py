@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .families import Components, Family, register_family
+from .family import Components, Family
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,3 @@ SDXL = StableDiffusion(
     resolution=1024,
     max_train_steps=200,
 )
-
-register_family("sd15", SD15)
-register_family("sdxl", SDXL)

@@ -11,7 +11,7 @@ import torch
 from diffusers import ModelMixin
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..models.families import Family
+from ..models.family import Family
 
 
 logger = logging.getLogger(__name__)
@@ -165,15 +165,12 @@ def speed_report(
     }
 
 
-def announce_speed(speed: Mapping[str, float | None], backbone: Backbone | None) -> None:
-    """Logs a `speed_report`; for CRAFT, with the paper's cost of the whole recipe for this backbone beside it."""
+def announce_speed(speed: Mapping[str, float | None], paper: str = "") -> None:
+    """Logs a `speed_report`, and beside it what the objective's paper spent."""
     shown = {name: "unknown" if value is None else f"{value:.3g}" for name, value in speed.items()}
     logger.info("  Memory = %s GB at its peak, a process", shown["peak_gb"])
     logger.info("  Speed = %s images/s, model FLOPs utilization %s", shown["images_per_second"], shown["mfu"])
-    paper = (
-        "" if backbone is None else f" (the paper's {backbone.max_train_steps} steps: {backbone.paper_hours} on H100)"
-    )
-    logger.info("  Cost = %s device-hours%s", shown["device_hours"], paper)
+    logger.info("  Cost = %s device-hours%s", shown["device_hours"], f" ({paper})" if paper else "")
 
 
 def _peak_flops(device: torch.device) -> float | None:

@@ -4,7 +4,6 @@
 The denoiser is a pipeline's UNet or transformer; its `component` name is that of its folder and of its LoRA weights.
 """
 
-from argparse import Namespace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,8 +18,9 @@ from safetensors.torch import load_file
 
 from ..core.records import derive_seed
 from ..errors import UserError
-from ..models.families import Family
+from ..models.family import Family
 from ..models.loading import LORA_FILE, dtype_argument
+from .settings import TrainingSettings
 
 
 class FullWeights:
@@ -59,17 +59,17 @@ class LoraWeights:
     """Low-rank adapters of all attention projections are trained; one file in a checkpoint and at the end.
 
     Args:
-        args (`argparse.Namespace`): `--rank`, `--lora_alpha`, `--lora_dropout`, `--seed`.
+        settings (`TrainingSettings`): `rank`, `lora_alpha`, `lora_dropout`, `seed`.
         family (`Family`): whose pipeline will load the file.
     """
 
     need_autocast = True  # the frozen denoiser has the passes' precision
 
-    def __init__(self, args: Namespace, family: Family) -> None:
+    def __init__(self, settings: TrainingSettings, family: Family) -> None:
         if find_spec("peft") is None:
             raise UserError("--use_lora: expected an installed peft, found none (pip install diffusers-craft[lora])")
-        self.rank, self.dropout, self.seed = args.rank, args.lora_dropout, args.seed
-        self.alpha = args.rank if args.lora_alpha is None else args.lora_alpha
+        self.rank, self.dropout, self.seed = settings.rank, settings.lora_dropout, settings.seed
+        self.alpha = settings.rank if settings.lora_alpha is None else settings.lora_alpha
         self.component, self.targets = family.component, list(family.lora_targets)
         self.pipeline_class = getattr(diffusers, family.pipeline_class)
 
@@ -112,11 +112,11 @@ class LoraWeights:
         self.save(getattr(pipeline, self.component), folder)
 
 
-def trained_weights(args: Namespace, family: Family) -> FullWeights | LoraWeights:
+def trained_weights(settings: TrainingSettings, family: Family) -> FullWeights | LoraWeights:
     """What `--use_lora` and `--train_dtype` ask for."""
-    if args.use_lora:
-        return LoraWeights(args, family)
-    return FullWeights(family.component, torch.bfloat16 if args.train_dtype == "bf16" else torch.float32)
+    if settings.use_lora:
+        return LoraWeights(settings, family)
+    return FullWeights(family.component, torch.bfloat16 if settings.train_dtype == "bf16" else torch.float32)
 
 
 def whole_denoiser(accelerator: Accelerator, model: torch.nn.Module, keep_autocast: bool = True) -> ModelMixin | None:

@@ -36,7 +36,7 @@ class Components:
     denoiser: torch.nn.Module  # UNet or transformer, on the CPU in float32
     path: NoisePath
     vae: AutoencoderKL | None
-    pipeline: DiffusionPipeline | None  # text encoders and tokenizers, for `Family.encode_prompts`
+    pipeline: DiffusionPipeline | None  # for `Family.encode_prompts`
 
     def encoders(self) -> list[torch.nn.Module]:
         """The text encoders."""
@@ -128,7 +128,6 @@ class Family:
         """
         pipeline = self.pipeline(source)
         denoiser = getattr(pipeline, self.component)
-        pipeline.register_modules(**{self.component: None})
         components = Components(
             denoiser, NoisePath.from_scheduler(pipeline.scheduler, prediction_type), pipeline.vae, pipeline
         )

@@ -74,7 +74,7 @@ def load_pipeline(
         components = {**_NO_SAFETY_CHECKER, **components}
     if is_single_file(path):
         return _load_single_file(class_name, path, config, cache_dir, dtype, components).to(device)
-    _check_parts(str(name_or_path), path, components)
+    components = {**_missing_parts(str(name_or_path), path, components), **components}
     options = {**where, **dtype_argument(dtype), **components}
     files = f" with files of --variant {variant}" if variant else ""
     with library_errors(f"model {str(name_or_path)!r}", f"expected a whole pipeline{files}"):
@@ -164,14 +164,19 @@ def library_errors(place: str, wanted: str) -> Iterator[None]:
         raise UserError(f"{place}: {wanted} (diffusers {diffusers.__version__} says: {reason})") from error
 
 
-def _check_parts(name: str, path: str, given: Container[str]) -> None:
-    """Refuses a folder without one of its parts; transformers 5 makes up an empty tokenizer where there is none."""
+def _missing_parts(name: str, path: str, given: Container[str]) -> dict[str, None]:
+    """The parts that a folder was saved without, as SD3 may be without T5: diffusers wants to be told.
+
+    Raises:
+        UserError: if another part is missing; transformers 5 makes up an empty tokenizer where there is none.
+    """
     if not Path(path).is_dir():
-        return
+        return {}
     index = json.loads((Path(path) / DiffusionPipeline.config_name).read_text(encoding="utf-8"))
     parts = [part for part, kind in index.items() if isinstance(kind, list) and kind[-1] and part not in given]
     if missing := [part for part in parts if not (Path(path) / part).is_dir()]:
         raise UserError(f"model {name!r}: expected a whole pipeline, found no {missing[0]}/ in it")
+    return {part: None for part, kind in index.items() if isinstance(kind, list) and not kind[-1]}
 
 
 def _tuned_kind(name_or_path: str, cache_dir: str | None) -> str:

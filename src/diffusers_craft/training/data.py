@@ -86,22 +86,22 @@ def load_data(
         accelerator (`Accelerator`): the main process encodes, the others find its cache.
         load_scorer (`Callable`, *optional*): rewards for pairs that have no scores.
     """
-    family, preferences = (family, components, settings), None
+    preferences, encoders = None, (family, components)
     if objective.unit in ("pair", "label"):
         preferences = load_pairs(settings, objective, accelerator, load_scorer)
     with accelerator.main_process_first():
         if objective.unit == "prompt":
-            return prepare_prompt_data(_prompts(settings), *family)
+            return prepare_prompt_data(_prompts(settings), *encoders, settings)
         if preferences is None:
-            return prepare_training_data(_load_images(settings), *family, objective)
-        family = (family, components, dataclasses.replace(settings, max_train_samples=None))
+            return prepare_training_data(_load_images(settings), *encoders, settings, objective)
+        every_row = dataclasses.replace(settings, max_train_samples=None)
         if objective.unit == "label":
             rows, labels = labels_of_pairs(preferences.pairs, len(preferences.images))
             chosen = random_rows(len(rows), settings.max_train_samples, settings.seed)
-            data = prepare_training_data(preferences.images.select(rows[chosen]), *family)
+            data = prepare_training_data(preferences.images.select(rows[chosen]), *encoders, every_row)
             data.weights = torch.tensor(labels[chosen], dtype=torch.float32)
             return data
-        images = prepare_training_data(preferences.images, *family)
+        images = prepare_training_data(preferences.images, *encoders, every_row)
         factors = torch.ones(len(preferences.pairs))
         if objective.uses_scores:
             scores = torch.as_tensor(preferences.scores, dtype=torch.float64)

@@ -53,7 +53,7 @@ class TrainedModel:
         lr_scheduler = get_scheduler(settings.lr_scheduler, optimizer=optimizer, **warmup)
         self.ema: EMAModel | None = None
         if settings.use_ema:
-            about = {"model_cls": ModelMixin, "model_config": denoiser.config}
+            about = {"model_cls": type(denoiser), "model_config": denoiser.config}
             self.ema = EMAModel(denoiser.parameters(), foreach=True, **about)
             self.ema.to(accelerator.device)
         self.denoiser, self.optimizer, self.lr_scheduler = accelerator.prepare(denoiser, optimizer, lr_scheduler)

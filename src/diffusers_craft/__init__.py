@@ -26,7 +26,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "models.stable_diffusion": ["SD15", "SDXL"],
         "models.generation": ["GenerationSettings", "generate_images"],
         "models.loading": ["load_pipeline", "load_tuned_pipeline"],
-        "objectives.base": ["LossOutput", "Objective"],
+        "objectives.base": ["LossOutput", "Objective", "denoising_errors", "error_changes"],
         "objectives.craft": ["CRAFT", "SFT", "craft_loss"],
         "objectives.dpo": ["DPO"],
         "objectives.dspo": ["DSPO"],

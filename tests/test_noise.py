@@ -235,7 +235,9 @@ def test_a_scheduler_that_is_not_understood_is_refused_by_name(scheduler, messag
 
 def test_settings_that_are_not_understood_are_refused_by_name():
     continuous = diffusers.EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction")
-    with pytest.raises(ValueError, match="with timestep_type discrete, found EulerDiscreteScheduler with 'continuous'"):
+    with pytest.raises(
+        ValueError, match="with timestep_type discrete, found EulerDiscreteScheduler with 'continuous'"
+    ):
         NoisePath.from_scheduler(continuous)
     with pytest.raises(ValueError, match="expected a beta_schedule .* found HeunDiscreteScheduler with 'exp'"):
         NoisePath.from_scheduler(diffusers.HeunDiscreteScheduler(beta_schedule="exp"))

@@ -12,11 +12,11 @@ from original_layout import save_single_file
 from safetensors.torch import load_file, save_file
 from training_driver import ROOT, losses, same, weights
 
-from diffusers_craft import register_reward
+from diffusers_craft import SD15, SDXL, register_reward
 from diffusers_craft.build import builder
-from diffusers_craft.models.families import SD15, SDXL, ModelSource
 from diffusers_craft.models.loading import load_pipeline
 from diffusers_craft.rewards import registry
+from diffusers_craft.scripts import ModelSource
 
 
 EXAMPLES = ROOT / "examples" / "craft"
@@ -155,7 +155,7 @@ def test_a_half_precision_file_is_trained_in_float32(single_files, random_sd15, 
     half = tmp_path / "half.safetensors"
     save_file({name: value.half() for name, value in load_file(single_files["sd15"]).items()}, half)
     components = SD15.load(ModelSource(str(half), config=str(random_sd15)))
-    assert {value.dtype for value in components.unet.state_dict().values()} == {torch.float32}
+    assert {value.dtype for value in components.denoiser.state_dict().values()} == {torch.float32}
 
 
 def test_errors_say_what_is_missing(single_files, tmp_path):

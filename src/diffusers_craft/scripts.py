@@ -10,6 +10,7 @@ from ._lazy import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
+        "core.flags": ["add_fields", "from_args"],
         "core.files": ["atomic_write_bytes", "atomic_write_json", "fingerprint"],
         "core.records": ["derive_seed"],
         "core.run_record": ["recorded_option", "write_run_json"],
@@ -18,6 +19,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "data.encoding": ["prepare_training_data"],
         "data.preferences": ["composite_scores", "load_preferences"],
         "data.rows": ["TrainingData"],
+        "data.settings": ["DataSettings"],
         "evaluation.alarms": ["find_alarms", "run_checks"],
         "evaluation.args": ["add_evaluation_arguments", "images_per_prompt", "parse_models"],
         "evaluation.compare": ["load_results", "write_comparison"],
@@ -34,7 +36,8 @@ __getattr__, __dir__, __all__ = lazy_names(
         "evaluation.tables": ["format_checks", "format_csv", "format_latex", "format_table"],
         "figures.grid": ["image_grid"],
         "hub.upload": ["HubRepo"],
-        "models.families": ["BACKBONES", "Components", "ModelSource"],
+        "models.families": ["FAMILIES"],
+        "models.family": ["Components", "ModelSource"],
         "models.generation": ["generate_candidates", "generation_options"],
         "models.latents": ["vae_fingerprint"],
         "models.loading": ["add_source_arguments"],
@@ -56,9 +59,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "tiny.scorer": ["ExactReward"],
         "tiny.world": ["parse_caption"],
         "training.accelerator": ["create_accelerator"],
-        "training.args": ["add_training_arguments", "check_training_arguments"],
-        "training.loop": ["train_alignment"],
-        "training.objective_args": ["add_alignment_arguments", "add_objective_options", "objective_from_args"],
+        "training.flags": ["add_objective_options", "objective_from_args", "rewards_from_args"],
         "training.speed": ["forward_flops", "speed_report"],
     },
 )

@@ -11,7 +11,7 @@ l_P] along the batch: row i and row P + i are one pair, with the same timestep a
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -19,6 +19,7 @@ import torch
 from ..errors import UserError
 
 
+_PLAIN = (bool, int, float, str, type(None))
 Predict = Callable[[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]], torch.Tensor]
 
 
@@ -71,21 +72,63 @@ class Context(Protocol):
     def uniform(self, purpose: str, *shape: int) -> torch.Tensor:
         """(B, *shape) float64 in [0, 1), each row's from its own seed."""
 
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        """The mean of a scalar over the processes that run together."""
+
 
 class Objective:
-    """Base of all objectives; the default `prepare` is forward noising, which the data have done already."""
+    """Base of all objectives: what it needs, as class attributes or properties, and what it computes.
+
+    A dataclass's fields are the method's options: flags of the scripts, and part of a run's record. The default `prepare`
+    is forward noising, which the data have done already.
+    """
 
     title: ClassVar[str] = ""  # the method's name on a card
     paper: ClassVar[str] = ""  # its arXiv id
-    unit: ClassVar[str] = (
-        "single"  # a row of the data: `single` image, image with a `label`, `pair` of images, `prompt`
-    )
+    unit: ClassVar[str] = "single"  # a row: `single` image, image with a `label`, `pair` of images, `prompt`
+    uses_advantages: ClassVar[bool] = True  # single images: whether their weights come from the advantages
+    uses_timestep_weights: ClassVar[bool] = False  # whether its loss heeds `Batch.timestep_weights`
     uses_reference: ClassVar[bool] = False
     uses_reward: ClassVar[bool] = False
     uses_scores: ClassVar[bool] = False  # whether the images of pairs must come with scores
-    own_noise: ClassVar[bool] = (
-        False  # whether it trains on other noise than the data's, which alone knows noise_offset
-    )
+    own_noise: ClassVar[bool] = False  # whether it trains on other noise than the data's, which gets the noise_offset
+    follows_model: ClassVar[bool] = False  # whether `prepare` goes where the model points, also from pure noise
+    remedy: ClassVar[str] = ""  # a flag to try where rows of negative weight make the loss diverge
+    paper_hours: ClassVar[Mapping[str, float]] = {}  # family -> H100-hours of the paper's recipe
+
+    @property
+    def name(self) -> str:
+        """What a run's record calls it."""
+        return type(self).__name__
+
+    @property
+    def is_one_pass(self) -> bool:
+        """Whether a row costs one pass of the model forward and back, and nothing else."""
+        own_batch = type(self).prepare is not Objective.prepare
+        return self.unit == "single" and not self.uses_reference and not own_batch
+
+    def record(self) -> dict[str, Any]:
+        """Its name and options, for a run's record and for what a resumed run is compared with."""
+        plain = {name: value for name, value in vars(self).items() if isinstance(value, _PLAIN)}
+        return {"objective": self.name} | plain
+
+    @classmethod
+    def family_defaults(cls, family: str) -> dict[str, Any]:
+        """Options that the paper sets otherwise for a family of models, by `Family.name`."""
+        return {}
+
+    def row_weights(self, advantages: torch.Tensor) -> torch.Tensor:
+        """(n,) `Batch.weights` of single images out of their advantages."""
+        return advantages
+
+    def pair_weights(self, scores: torch.Tensor, score_range: float) -> torch.Tensor:
+        """(P,) size of the pairs' `Batch.weights`; called with `uses_scores`, which are ones without.
+
+        Args:
+            scores (`torch.Tensor`): (P, 2) float64 of winners and losers in one unit.
+            score_range (`float`): highest minus lowest score of the dataset, above 0.
+        """
+        return torch.ones(len(scores))
 
     def prepare(self, batch: Batch, context: Context) -> Batch:
         """Adds to a micro-batch whatever the loss needs."""

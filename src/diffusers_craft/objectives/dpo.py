@@ -42,6 +42,7 @@ class DPO(Objective):
     title: ClassVar[str] = "Diffusion-DPO"
     paper: ClassVar[str] = "2311.12908"
     beta: float = 5000.0
+    name: ClassVar[str] = "dpo"
     unit: ClassVar[str] = "pair"
     uses_reference: ClassVar[bool] = True
 

@@ -56,6 +56,7 @@ class DSPO(Objective):
     beta: float = 0.5
     gate_beta: float = 5000.0
     detach_gate: bool = True
+    name: ClassVar[str] = "dspo"
     unit: ClassVar[str] = "pair"
     uses_reference: ClassVar[bool] = True
 

@@ -41,13 +41,20 @@ class InPO(Objective):
     renoise: str = "none"
     inverter: str = "reference"
     grid: str = "consistent"
+    name: ClassVar[str] = "inpo"
     unit: ClassVar[str] = "pair"
     uses_reference: ClassVar[bool] = True
+    follows_model: ClassVar[bool] = True
 
     @property
     def own_noise(self) -> bool:
         """Inversion makes it."""
         return self.inversion_steps > 0
+
+    @classmethod
+    def family_defaults(cls, family: str) -> dict[str, float]:
+        """As both papers that invert have it (arXiv 2506.02698, 2503.18454)."""
+        return {"beta": 5000.0} if family == "stable-diffusion-xl" else {}
 
     def __post_init__(self) -> None:
         for name, choices in (("renoise", RENOISE), ("inverter", INVERTERS), ("grid", GRIDS)):

@@ -61,6 +61,7 @@ class MaPO(Objective):
     beta: float = 8.0
     form: str = "paper"
     scale: float = 0.5
+    name: ClassVar[str] = "mapo"
     unit: ClassVar[str] = "pair"
 
     def __post_init__(self) -> None:

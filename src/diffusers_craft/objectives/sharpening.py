@@ -154,6 +154,8 @@ class SFTSharpening(Objective):
     num_noises: int = 3
     num_states: int = 3
     grid_steps: int = 50
+    uses_advantages: ClassVar[bool] = False
+    follows_model: ClassVar[bool] = True
 
     @property
     def uses_reward(self) -> bool:

@@ -57,11 +57,15 @@ class SmPO(InPO):
     inversion_steps: int = 9
     renoise: str = "final"
     gamma: float = 10.0
+    name: ClassVar[str] = "SmPO"
     uses_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("gamma", self.gamma, 0, above=True)
+
+    def pair_weights(self, scores: torch.Tensor, score_range: float) -> torch.Tensor:
+        return smoothing_factors(*scores.unbind(1), score_range, self.gamma)
 
     def loss(self, batch: Batch, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
         changes = error_changes(batch, prediction, reference)

@@ -100,10 +100,12 @@ class SPO(Objective):
     states_per_prompt: int = 4
     threshold: float = 0.0
     guidance_scale: float = 5.0
+    name: ClassVar[str] = "spo"
     unit: ClassVar[str] = "prompt"
     uses_reference: ClassVar[bool] = True
     uses_reward: ClassVar[bool] = True
     own_noise: ClassVar[bool] = True
+    follows_model: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_range("beta", self.beta, 0, above=True)

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from datasets import Dataset
 from datasets import Image as ImageFeature
+from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from PIL import Image
 from torchvision import transforms
@@ -62,9 +63,11 @@ def encoding_batches(dataset: Dataset, components: Components, batch_size: int) 
     """As train_text_to_image.py: pixels and tokens come from the loader, the encoders run in every pass."""
     steps = [transforms.Resize(RESOLUTION), transforms.CenterCrop(RESOLUTION), transforms.ToTensor()]
     transform = transforms.Compose([*steps, transforms.Normalize([0.5], [0.5])])
+    tokenizer = components.pipeline.tokenizer
 
     def preprocess(rows: dict[str, list]) -> dict[str, list]:
-        tokens = SD15.tokenize(components, rows["prompt"])[0]
+        length = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
+        tokens = tokenizer(rows["prompt"], **length, return_tensors="pt").input_ids
         return {"pixels": [transform(image.convert("RGB")) for image in rows["image"]], "tokens": list(tokens)}
 
     def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -73,7 +76,7 @@ def encoding_batches(dataset: Dataset, components: Components, batch_size: int) 
     loader = torch.utils.data.DataLoader(
         dataset.with_transform(preprocess), batch_size=batch_size, shuffle=True, collate_fn=collate
     )
-    vae, (text_encoder,) = components.vae, components.text_encoders
+    vae, text_encoder = components.vae, components.pipeline.text_encoder
     while True:
         for batch in loader:
             with torch.no_grad():
@@ -113,7 +116,8 @@ def stock_steps(model: str, dataset: Dataset, accelerator: Accelerator, args: ar
     """The stock loop; yields the mean loss of every optimizer step."""
     backbone, batches = SHAPES[model]
     components = backbone.load(ModelSource(model))
-    unet, scheduler = components.unet.train(), components.noise_scheduler
+    unet = components.denoiser.train()
+    scheduler = DDPMScheduler.from_config(backbone.pipeline(ModelSource(model)).scheduler.config)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate, weight_decay=args.adam_weight_decay)
     unet, optimizer = accelerator.prepare(unet, optimizer)
     lr_scheduler, train_loss = get_scheduler("constant", optimizer), 0.0
@@ -147,7 +151,7 @@ def our_steps(model: str, dataset: Dataset, accelerator: Accelerator, args: argp
     )
     for step in run.steps():
         for batch in run.micro_batches(step):
-            prediction = backbone.predict(run.unet, batch.noisy_latents, batch.timesteps, batch.conditioning)
+            prediction = backbone.predict(run.denoiser, batch.noisy_latents, batch.timesteps, batch.conditioning)
             loss = craft_loss(prediction, batch.target, batch.advantages, batch.timestep_weights)
             run.backward(loss, prediction, batch)
         run.finish_step()

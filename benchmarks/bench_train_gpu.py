@@ -153,7 +153,7 @@ def step_seconds(run: TrainingRun, backbone: Any, step: int) -> float:
         torch.cuda.synchronize()
     start = time.perf_counter()
     for batch in run.micro_batches(step):
-        prediction = backbone.predict(run.unet, batch.noisy_latents, batch.timesteps, batch.conditioning)
+        prediction = backbone.predict(run.denoiser, batch.noisy_latents, batch.timesteps, batch.conditioning)
         run.backward(craft_loss(prediction, batch.target, batch.advantages), prediction, batch)
     run.finish_step()
     if torch.cuda.is_available():

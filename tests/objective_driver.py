@@ -3,36 +3,46 @@
 
 import copy
 import math
-from types import SimpleNamespace
 
 import torch
 from diffusers import DDIMScheduler
 
+from diffusers_craft.models.noise import Draw, NoisePath, diffuse
+
 
 SHAPE = (4, 3, 3)
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
-ALPHAS = DDIMScheduler(**SCHEDULE).alphas_cumprod.double()
+PATH = NoisePath.from_scheduler(DDIMScheduler(**SCHEDULE))
+ALPHAS = PATH.levels  # abar
+
+# a, s, c and d of x = a x_0 + s n and o = c x_0 + d n at a level (abar, or sigma).
+COEFFICIENTS = {
+    "epsilon": lambda abar: (abar.sqrt(), (1 - abar).sqrt(), 0.0, 1.0),
+    "v_prediction": lambda abar: (abar.sqrt(), (1 - abar).sqrt(), -(1 - abar).sqrt(), abar.sqrt()),
+    "sample": lambda abar: (abar.sqrt(), (1 - abar).sqrt(), 1.0, 0.0),
+    "flow": lambda sigma: (1 - sigma, sigma, -1.0, 1.0),
+}
 
 
 class Context:
     """A policy and a reference of one kind, rewards by a function, numbers by purpose."""
 
-    def __init__(self, net, batch, reward=None, reference=None):
+    def __init__(self, net, batch, reward=None, reference=None, path=PATH):
         self.net, self.batch, self.reward = net, batch, reward
         self.frozen = copy.deepcopy(net if reference is None else reference)
-        self.alphas_cumprod, self.scored, self.calls = ALPHAS, [], 0
+        self.path, self.scored, self.calls = path, [], 0
 
-    def run(self, net, latents, timesteps, conditioning):
-        return net(latents + 0.001 * timesteps.reshape(-1, 1, 1, 1)) + conditioning["c"].reshape(-1, 1, 1, 1)
+    def run(self, net, latents, times, conditioning):
+        return net(latents + 0.001 * times.reshape(-1, 1, 1, 1)) + conditioning["c"].reshape(-1, 1, 1, 1)
 
     @torch.no_grad()
-    def predict(self, latents, timesteps, conditioning):
+    def predict(self, latents, times, conditioning):
         self.calls += len(latents)
-        return self.run(self.net, latents, timesteps, conditioning)
+        return self.run(self.net, latents, times, conditioning)
 
     @torch.no_grad()
-    def predict_reference(self, latents, timesteps, conditioning):
-        return self.run(self.frozen, latents, timesteps, conditioning)
+    def predict_reference(self, latents, times, conditioning):
+        return self.run(self.frozen, latents, times, conditioning)
 
     def score(self, latents, rows):
         self.scored.append((latents, rows))
@@ -49,8 +59,8 @@ class Context:
         generator = torch.Generator().manual_seed(sum(purpose.encode()))
         return torch.rand(len(self.batch.latents), *shape, generator=generator, dtype=torch.float64)
 
-    def outputs(self, noised):
-        arguments = (noised.noisy_latents, noised.timesteps, noised.conditioning)
+    def outputs(self, batch):
+        arguments = (batch.noisy_latents, batch.times, batch.conditioning)
         return self.run(self.net, *arguments), self.predict_reference(*arguments)
 
 
@@ -64,26 +74,17 @@ def random_latents(n, seed=1):
     return torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def micro_batch(timesteps=(400, 700, 30), pairs=False):
+def micro_batch(times=(400, 700, 30), pairs=False, path=PATH):
     """Micro-batch with forward noise; with `pairs`, winners then losers that share time and noise."""
-    count = len(timesteps)
-    times, noise = torch.tensor(timesteps), random_latents(count, 1)
-    latents, advantages = random_latents(count, 2), torch.ones(count)
-    conditioning = {"c": torch.linspace(0, 0.2, count).double()}
+    count = len(times)
+    times, noise = torch.tensor(times), random_latents(count, 1)
+    latents, weights = random_latents(count, 2), torch.ones(count)
+    conditioning, slots = {"c": torch.linspace(0, 0.2, count).double()}, torch.arange(count)
     if pairs:
         times, noise = times.repeat(2), noise.repeat(2, 1, 1, 1)
-        latents, advantages = random_latents(2 * count, 2), torch.cat([advantages, -advantages])
+        latents, weights = random_latents(2 * count, 2), torch.cat([weights, -weights])
         conditioning = {"c": conditioning["c"].repeat(2)}
-    abar = ALPHAS[times].reshape(-1, 1, 1, 1)
-    return SimpleNamespace(
-        latents=latents,
-        noise=noise,
-        timesteps=times,
-        conditioning=conditioning,
-        noisy_latents=abar.sqrt() * latents + (1 - abar).sqrt() * noise,
-        target=noise,
-        advantages=advantages,
-    )
+    return diffuse(Draw(latents, noise, times, conditioning, weights, torch.arange(len(times)), slots), path)
 
 
 def gradient(loss, net):

@@ -43,8 +43,8 @@ _OPEN_CLIP = [
 ]
 
 
-def save_single_file(pipeline: DiffusionPipeline, path: Path) -> None:
-    """Writes UNet, VAE and text encoders into one `.safetensors` file."""
+def save_single_file(pipeline: DiffusionPipeline, path: Path, *markers: str) -> None:
+    """Writes UNet, VAE and text encoders into one `.safetensors` file, with empty tensors of the markers' names."""
     weights = {f"model.diffusion_model.{name}": value for name, value in _unet(pipeline.unet).items()}
     weights |= {f"first_stage_model.{name}": value for name, value in _vae(pipeline.vae).items()}
     two = hasattr(pipeline, "text_encoder_2")
@@ -54,6 +54,7 @@ def save_single_file(pipeline: DiffusionPipeline, path: Path) -> None:
     if two:
         for name, value in _open_clip(pipeline.text_encoder_2).items():
             weights[f"conditioner.embedders.1.model.{name}"] = value
+    weights |= {name: torch.tensor([]) for name in markers}
     save_file({name: value.detach().contiguous() for name, value in weights.items()}, path)
 
 

@@ -248,12 +248,13 @@ def _process(rank: int, processes: int) -> Namespace:
 
 def test_reference_memory(random_sd15):
     """A frozen copy for full fine-tuning, none with LoRA."""
-    from diffusers_craft.models.families import SD15, ModelSource
+    from diffusers_craft.models.stable_diffusion import SD15
+    from diffusers_craft.scripts import ModelSource
 
     components = SD15.load(ModelSource(str(random_sd15)))
     base = {"prediction_type": None, "lora_dropout": 0.0, "seed": 0}
     full = AlignmentContext(DPO(), Namespace(use_lora=False, **base), SD15, components)
-    assert full._frozen is not components.unet
+    assert full._frozen is not components.denoiser
     assert not any(parameter.requires_grad for parameter in full._frozen.parameters())
     assert AlignmentContext(DPO(), Namespace(use_lora=True, **base), SD15, components)._frozen is None
     with pytest.raises(ValueError, match="--lora_dropout: expected 0 beside a reference model, found 0.1"):

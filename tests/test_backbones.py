@@ -9,10 +9,11 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from training_driver import same, weights
 
+from diffusers_craft import SD15, SDXL
 from diffusers_craft.models import loading as backbones_loading
-from diffusers_craft.models.families import SD15, SDXL, ModelSource
 from diffusers_craft.models.latents import vae_fingerprint
 from diffusers_craft.models.loading import load_pipeline, load_tuned_pipeline
+from diffusers_craft.scripts import ModelSource
 
 
 PROMPTS = ["a red circle", "two green stars, sharp", ""]
@@ -65,10 +66,10 @@ def test_predict_depends_on_every_conditioning_tensor(models, backbone):
     conditioning = backbone.encode_prompts(components, PROMPTS[:2])
     conditioning |= backbone.size_conditioning(sizes, torch.zeros(2, 2), sizes)
     with torch.no_grad():
-        reference = backbone.predict(components.unet, latents, timesteps, conditioning)
+        reference = backbone.predict(components.denoiser, latents, timesteps, conditioning)
         assert reference.shape == latents.shape
         for name, value in conditioning.items():
-            other = backbone.predict(components.unet, latents, timesteps, conditioning | {name: value + 1})
+            other = backbone.predict(components.denoiser, latents, timesteps, conditioning | {name: value + 1})
             assert not torch.allclose(reference, other), name
 
 
@@ -93,8 +94,8 @@ def test_embedded_names_are_resolved(models, monkeypatch):
 
 def test_pipeline_wraps_a_trained_unet(models):
     components = SD15.load(ModelSource(str(models[SD15])))
-    pipeline = SD15.pipeline(ModelSource(str(models[SD15])), unet=components.unet)
-    assert pipeline.unet is components.unet
+    pipeline = SD15.pipeline(ModelSource(str(models[SD15])), denoiser=components.denoiser)
+    assert pipeline.unet is components.denoiser
 
 
 def test_another_vae_replaces_the_pipelines_own(models):
@@ -184,8 +185,8 @@ def test_files_that_are_not_there_are_named(models, tmp_path):
 @pytest.mark.parametrize("backbone", [SD15, SDXL], ids=lambda backbone: backbone.name)
 def test_only_what_encodes_goes_to_the_device(models, backbone):
     components = backbone.load(ModelSource(str(models[backbone])), device="meta")
-    assert {module.device.type for module in (components.vae, *components.text_encoders)} == {"meta"}
-    assert components.unet.device.type == "cpu"  # until the encoders have made room, see `TrainingRun`
+    assert {module.device.type for module in (components.vae, *components.encoders())} == {"meta"}
+    assert components.denoiser.device.type == "cpu"  # until the encoders have made room, see `TrainingRun`
 
 
 def test_a_checkpoint_is_a_tuned_model_with_the_weights_that_its_run_would_end_with(train, random_sd15):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from objective_driver import SHAPE, gradient, random_latents, small_net
 
-from diffusers_craft.models.noise import min_snr_weights
+from diffusers_craft.models.noise import NoisePath
 from diffusers_craft.objectives.base import denoising_errors
 from diffusers_craft.objectives.craft import craft_loss, transform_advantages
 
@@ -171,7 +171,7 @@ def test_min_snr_weighs_the_error_of_the_clean_image(prediction_type):
         "v_prediction": (signal * noise - sigma * clean, signal * noisy - sigma * wrong),
         "sample": (clean, wrong),
     }[prediction_type]
-    weights = min_snr_weights(abar, torch.arange(4), gamma, prediction_type)
+    weights = NoisePath(prediction_type, abar, torch.arange(4)).min_snr_weights(torch.arange(4), gamma)
     of_prediction, of_clean = (
         (guess - truth).square().flatten(1).mean(1) for guess, truth in ((wrong, target), (implied, clean))
     )
@@ -181,7 +181,8 @@ def test_min_snr_weighs_the_error_of_the_clean_image(prediction_type):
 
 @pytest.mark.parametrize(("prediction_type", "last"), [("epsilon", 1.0), ("v_prediction", 0.0), ("sample", 0.0)])
 def test_min_snr_is_finite_where_there_is_only_noise(prediction_type, last):
-    assert min_snr_weights(torch.tensor([0.9, 0.0]), torch.tensor([1]), 5.0, prediction_type).tolist() == [last]
+    path = NoisePath(prediction_type, torch.tensor([0.9, 0.0]), torch.arange(2))
+    assert path.min_snr_weights(torch.tensor([1]), 5.0).tolist() == [last]
 
 
 def test_transform_advantages():

@@ -9,6 +9,7 @@ import torch
 from diffusers import DDIMInverseScheduler
 from objective_driver import (
     ALPHAS,
+    PATH,
     SCHEDULE,
     SHAPE,
     Context,
@@ -21,7 +22,6 @@ from objective_driver import (
 )
 
 from diffusers_craft.objectives.base import best_and_worst, guided
-from diffusers_craft.objectives.ddim import ddim_mean_std
 from diffusers_craft.objectives.inpo import InPO
 from diffusers_craft.objectives.sharpening import RLHFSharpening, SFTSharpening, follow
 from diffusers_craft.objectives.smpo import SmPO
@@ -45,7 +45,7 @@ def test_best_and_worst_are_of_the_finite_rewards():
 @pytest.mark.parametrize("kind", [SFTSharpening, RLHFSharpening])
 def test_latents_that_the_reward_does_not_judge_add_nothing(net, kind):
     """Of three latents with three noises: all judged, two judged, one judged. The mean stays over three."""
-    batch = micro_batch(timesteps=(400, 700, 30))
+    batch = micro_batch(times=(400, 700, 30))
     options = {"num_noises": 3, "num_states": 2}
     if kind is RLHFSharpening:
         options |= {"generation_steps": 0, "eta": 0.0}
@@ -56,17 +56,18 @@ def test_latents_that_the_reward_does_not_judge_add_nothing(net, kind):
     found = objective.loss(noised, *context.outputs(noised))
     assert found.metrics["units_used"].item() == pytest.approx(2 / 3)
     judged = noised.extras["unit"] < 2
-    rows = judged.repeat(len(noised.advantages) // len(judged))
-    assert (noised.advantages[rows] != 0).all() and not noised.advantages[~rows].any()
+    rows = judged.repeat(len(noised.weights) // len(judged))
+    assert (noised.weights[rows] != 0).all() and not noised.weights[~rows].any()
     # The first latent's choice is that of the reward that always judges, and the loss is that of two latents over three.
     first = noised.extras["unit"] == 0
     assert torch.equal(noised.noisy_latents[: len(first)][first], unaware.noisy_latents[: len(first)][first])
     two = noised._replace(
         noisy_latents=noised.noisy_latents[rows],
+        times=noised.times[rows],
         timesteps=noised.timesteps[rows],
         conditioning={"c": noised.conditioning["c"][rows]},
         target=noised.target[rows],
-        advantages=noised.advantages[rows],
+        weights=noised.weights[rows],
         extras=noised.extras
         | {name: noised.extras[name][judged] for name in ("unit", "step")}
         | {name: noised.extras[name][:2] for name in ("gaps", "judged")}
@@ -99,17 +100,17 @@ def test_a_reward_that_never_judges_teaches_nothing(net, objective):
 
 def test_a_state_past_zero_needs_no_judgement(net):
     """The second state of a latent at t = 10 is masked out, and with it what the reward says of it."""
-    batch = micro_batch(timesteps=(10,))
+    batch = micro_batch(times=(10,))
     calls = iter([closeness, lambda latents, rows: torch.full((len(latents),), math.nan)])
     context = Context(net, batch, lambda latents, rows: next(calls)(latents, rows))
     noises = torch.stack([batch.noise, random_latents(1, 5)], dim=1)
-    paths = follow(batch.latents, noises, batch.timesteps, batch.conditioning, context, num_states=2, stride=20)
+    paths = follow(batch.latents, noises, batch.times, batch.conditioning, context, num_states=2, stride=20)
     assert paths.valid[:, 0].tolist() == [True, False] and paths.rewards.isfinite().all()
 
 
 def test_spo_leaves_states_out_that_the_reward_does_not_judge(net):
     """All candidates but one of the first prompt's abstain: its states do not count, the other's do."""
-    batch = micro_batch(timesteps=(1, 1))
+    batch = micro_batch(times=(1, 1))
     options = {"chain_steps": 5, "first_step": 1, "states_per_prompt": 4, "num_candidates": 3, "guidance_scale": 1.0}
     context = Context(net, batch, abstaining(0, 2))
     noised = SPO(**options).prepare(batch, context)
@@ -124,11 +125,11 @@ def test_spo_leaves_states_out_that_the_reward_does_not_judge(net):
 @pytest.mark.parametrize("objective", [SmPO(), InPO(), SmPO(renoise="every", inverter="policy")])
 def test_inverted_pairs_stand_at_the_time_of_their_label(net, objective):
     """x~ = sqrt(abar) x_0 + sqrt(1 - abar) target, with abar of the UNet's label, winner and loser at one time."""
-    batch = micro_batch(timesteps=(5, 333, 999), pairs=True)
+    batch = micro_batch(times=(5, 333, 999), pairs=True)
     noised = objective.prepare(batch, Context(net, batch))
-    assert torch.equal(*noised.timesteps.chunk(2))
-    assert noised.timesteps[2] == 999 and (noised.timesteps > 0).all()
-    abar = ALPHAS[noised.timesteps].reshape(-1, 1, 1, 1)
+    assert torch.equal(*noised.times.chunk(2))
+    assert noised.times[2] == 999 and (noised.times > 0).all()
+    abar = ALPHAS[noised.times].reshape(-1, 1, 1, 1)
     rebuilt = abar.sqrt() * batch.latents + (1 - abar).sqrt() * noised.target
     torch.testing.assert_close(rebuilt, noised.noisy_latents)
 
@@ -143,13 +144,13 @@ def test_consistent_times_are_uniform_on_the_grid():
 def test_the_official_grid_mixes_image_into_the_target():
     """The released code's inversion, by diffusers' scheduler as SD1.5 configures it; for a constant prediction e its
     target is a x_0 + b e with (a, b) != (0, 1): the label is another time than the one reached."""
-    batch = micro_batch(timesteps=(150, 350, 650), pairs=True)
+    batch = micro_batch(times=(150, 350, 650), pairs=True)
     fixed = random_latents(1, 9)
     context = Context(torch.nn.Identity(), batch)
-    context.run = lambda net, latents, timesteps, conditioning: fixed.expand(len(latents), *SHAPE)
+    context.run = lambda net, latents, times, conditioning: fixed.expand(len(latents), *SHAPE)
     objective = SmPO(inversion_steps=5, grid="official", inverter="policy")
     noised = objective.prepare(batch, context)
-    assert torch.equal(noised.timesteps, batch.timesteps)
+    assert torch.equal(noised.times, batch.times)
     scheduler = DDIMInverseScheduler(**SCHEDULE, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading")
     scheduler.set_timesteps(5)
     for row, (drawn, off) in enumerate(((150, 0.9), (350, 0.3), (650, 0.05))):
@@ -165,15 +166,15 @@ def test_the_official_grid_mixes_image_into_the_target():
 
 def test_the_official_grid_may_visit_no_point_at_all(net):
     """At drawn times 0 and 1 the image stays clean, and the target is a multiple of it."""
-    batch = micro_batch(timesteps=(0, 1), pairs=True)
+    batch = micro_batch(times=(0, 1), pairs=True)
     noised = SmPO(grid="official").prepare(batch, Context(net, batch))
     assert torch.equal(noised.noisy_latents, batch.latents)
-    abar = ALPHAS[noised.timesteps].reshape(-1, 1, 1, 1)
+    abar = ALPHAS[noised.times].reshape(-1, 1, 1, 1)
     torch.testing.assert_close(noised.target, (1 - abar.sqrt()) / (1 - abar).sqrt() * batch.latents)
 
 
 def test_inpo_is_smpo_with_hard_labels_and_no_renoise(net):
-    batch, reference = micro_batch(timesteps=(5, 333, 999), pairs=True), copy.deepcopy(net)
+    batch, reference = micro_batch(times=(5, 333, 999), pairs=True), copy.deepcopy(net)
     with torch.no_grad():
         reference[1].weight += 0.05
     losses = []
@@ -190,11 +191,11 @@ def test_inpo_is_smpo_with_hard_labels_and_no_renoise(net):
 def test_smpo_without_inversion_is_forward_noising(net):
     batch = micro_batch(pairs=True)
     noised = SmPO(inversion_steps=0).prepare(batch, Context(net, batch))
-    assert noised.noisy_latents is batch.noisy_latents and noised.target is batch.target
+    assert noised is batch
 
 
 def test_spo_at_the_reference_and_its_pairs(net):
-    batch = micro_batch(timesteps=(1, 1))
+    batch = micro_batch(times=(1, 1))
     context = Context(net, batch, closeness)
     objective = SPO(chain_steps=6, first_step=2, states_per_prompt=3, num_candidates=5, guidance_scale=2.0)
     noised = objective.prepare(batch, context)
@@ -206,9 +207,9 @@ def test_spo_at_the_reference_and_its_pairs(net):
     # Both next states lie on the chain's own Gaussian, and the winner scores higher.
     empty = {"c": torch.zeros(len(extras["states"])).double()}
     half = {"c": noised.conditioning["c"].chunk(2)[0]}
-    labels = noised.timesteps.chunk(2)[0]
+    labels = noised.times.chunk(2)[0]
     noise = guided(context.predict, extras["states"], labels, half, empty, 2.0)
-    mean, sigma = ddim_mean_std(extras["states"], noise, extras["from"], extras["to"])
+    mean, sigma = PATH.random_move(extras["states"], noise, extras["from"], extras["to"])
     for name in ("best", "worst"):
         standard = (extras[name] - mean) / sigma.reshape(-1, 1, 1, 1)
         assert standard.abs().max() < 5 and 0.5 < standard.std() < 1.5
@@ -217,7 +218,7 @@ def test_spo_at_the_reference_and_its_pairs(net):
 
 def test_spo_chain_goes_on_whatever_the_scores(net):
     """The next state is the same for a reward and its opposite, while winners and losers swap."""
-    batch = micro_batch(timesteps=(1, 1))
+    batch = micro_batch(times=(1, 1))
     options = {"chain_steps": 5, "first_step": 1, "states_per_prompt": 4, "guidance_scale": 1.0}
     liked = SPO(**options).prepare(batch, Context(net, batch, closeness)).extras
     disliked = SPO(**options).prepare(batch, Context(net, batch, lambda x, rows: -closeness(x, rows))).extras
@@ -226,7 +227,7 @@ def test_spo_chain_goes_on_whatever_the_scores(net):
 
 
 def test_spo_threshold_leaves_unclear_pairs_out(net):
-    batch = micro_batch(timesteps=(1, 1))
+    batch = micro_batch(times=(1, 1))
     context = Context(net, batch, lambda latents, rows: 1e-3 * closeness(latents, rows))
     objective = SPO(chain_steps=5, first_step=1, states_per_prompt=4, threshold=0.3, guidance_scale=1.0)
     noised = objective.prepare(batch, context)

@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
-from objective_driver import gradient, random_latents, small_net
+from objective_driver import SCHEDULE, gradient, random_latents, small_net
 
-from diffusers_craft.models.noise import Draw, diffuse
-from diffusers_craft.objectives.base import Noised
+from diffusers_craft.models.noise import Draw, NoisePath, diffuse
+from diffusers_craft.objectives.base import Batch
 from diffusers_craft.objectives.craft import craft_loss
 from diffusers_craft.objectives.dpo import DPO, dpo_loss
 from diffusers_craft.objectives.dspo import DSPO, dspo_loss
@@ -51,8 +51,9 @@ def _pairs(net, count: int = 6, moved: float = 0.0):
     return noisy, target, _errors(net, noisy, target) - _errors(reference, noisy, target), reference
 
 
-def _noised(noisy: torch.Tensor, target: torch.Tensor, advantages: torch.Tensor) -> Noised:
-    return Noised(noisy, torch.zeros(len(noisy), dtype=torch.long), {}, target, advantages)
+def _batch(noisy: torch.Tensor, target: torch.Tensor, weights: torch.Tensor) -> Batch:
+    times = torch.zeros(len(noisy), dtype=torch.long)
+    return Batch(noisy, times, times, {}, target, weights)
 
 
 @pytest.mark.parametrize(("beta", "loss"), [(1.0, 0.683197), (10.0, 0.598139), (5000.0, 3.7e-44)])
@@ -114,7 +115,7 @@ def test_smpo_factors_by_hand():
 def test_smpo_with_hard_labels_is_dpo_bit_for_bit_and_equal_scores_teach_nothing(net):
     noisy, target, changes, reference = _pairs(net, moved=0.1)
     assert torch.equal(smpo_loss(changes, torch.ones(6), 2000.0), dpo_loss(changes, 2000.0))
-    batch = _noised(noisy, target, torch.tensor([1.0, -1.0]).repeat_interleave(6))
+    batch = _batch(noisy, target, torch.tensor([1.0, -1.0]).repeat_interleave(6))
     outputs = [objective.loss(batch, net(noisy), reference(noisy)).loss for objective in (DPO(2000.0), SmPO(), InPO())]
     assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
     flat = smpo_loss(changes, torch.zeros(6), 2000.0)
@@ -152,7 +153,7 @@ def test_kto_utilities_reward_the_liked(utility):
 def test_kto_weights_are_the_labels_own(net):
     """Each side's share of the loss times its lambda; weights of one change nothing."""
     noisy, target, changes, reference = _pairs(net, moved=0.1)
-    batch = _noised(noisy, target, torch.tensor([1.0, -1.0]).repeat_interleave(6))
+    batch = _batch(noisy, target, torch.tensor([1.0, -1.0]).repeat_interleave(6))
 
     def loss(**weights):
         return KTO(beta=5.0, **weights).loss(batch, net(noisy), reference(noisy)).loss
@@ -188,7 +189,7 @@ def test_bounded_likelihood_at_zero_and_its_slope():
 def test_mapo_and_dspo_without_preference_are_fine_tuning_on_winners(net):
     noisy, target, changes, reference = _pairs(net, moved=0.1)
     sft = craft_loss(net(noisy)[:6], target[:6], torch.ones(6))
-    batch = _noised(noisy, target, torch.tensor([1.0, -1.0]).repeat_interleave(6))
+    batch = _batch(noisy, target, torch.tensor([1.0, -1.0]).repeat_interleave(6))
     for objective in (MaPO(beta=0.0), MaPO(beta=0.0, form="code"), DSPO(beta=0.0)):
         loss = objective.loss(batch, net(noisy), reference(noisy)).loss
         torch.testing.assert_close(loss, sft, rtol=1e-6, atol=0)
@@ -199,7 +200,7 @@ def test_dspo_with_the_codes_beta_is_fine_tuning_on_winners(net):
     """beta = gate = 0.001 leaves the gate at 1/2 whatever the margin: 0.9995 of the gradient, all of the direction."""
     noisy, target, changes, reference = _pairs(net)
     loss = DSPO(beta=0.001, gate_beta=0.001, detach_gate=False).loss(
-        _noised(noisy, target, torch.ones(12)), net(noisy), reference(noisy)
+        _batch(noisy, target, torch.ones(12)), net(noisy), reference(noisy)
     )
     found, sft = gradient(loss.loss, net), gradient(_errors(net, noisy, target)[:6].mean(), net)
     assert (found.norm() / sft.norm()).item() == pytest.approx(0.9995, abs=1e-6)
@@ -211,27 +212,25 @@ def test_dspo_with_the_codes_beta_is_fine_tuning_on_winners(net):
     [DPO(beta=50.0), KTO(beta=20.0), MaPO(), MaPO(beta=0.1, form="code"), SmPO(beta=50.0, inversion_steps=0)],
 )
 def test_any_preference_on_a_velocity_model(net, objective):
-    """|v_theta - v|^2 = |eps_theta - eps|^2 / abar at one x_t: the loss is that of the noise's errors, weighed so."""
-    scheduler, pairs = DDPMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction"), 4
+    """|eps_theta - eps|^2 = abar |v_theta - v|^2 at one x_t: the loss is that of the noise's errors, as for all models."""
+    path, pairs = NoisePath.from_scheduler(DDPMScheduler(**SCHEDULE, prediction_type="v_prediction")), 4
     times = torch.tensor([100, 400, 600, 900]).repeat(2)
-    noise, advantages = random_latents(pairs, seed=5).repeat(2, 1, 1, 1), torch.ones(pairs)
-    draw = Draw(random_latents(2 * pairs), noise, times, {}, torch.cat([advantages, -advantages]), times, times)
-    batch = diffuse(draw, scheduler, "v_prediction")
-    abar = scheduler.alphas_cumprod.double()[times].reshape(-1, 1, 1, 1)
+    noise, weights = random_latents(pairs, seed=5).repeat(2, 1, 1, 1), torch.ones(pairs)
+    draw = Draw(random_latents(2 * pairs), noise, times, {}, torch.cat([weights, -weights]), times, times)
+    batch = diffuse(draw, path)
     outputs = [net(batch.noisy_latents), net(0.9 * batch.noisy_latents)]
-    noised = Noised(batch.noisy_latents, times, {}, batch.target, batch.advantages)
-    found = objective.loss(noised, *outputs).loss
+    found = objective.loss(batch, *outputs).loss
+    abar = path.levels[times].reshape(-1, 1, 1, 1)
     as_noise = [abar.sqrt() * v + (1 - abar).sqrt() * batch.noisy_latents for v in outputs]
-    errors = [((eps - noise) / abar.sqrt()).square().flatten(1).mean(1) for eps in as_noise]
-    torch.testing.assert_close(errors[0], (outputs[0] - batch.target).square().flatten(1).mean(1), rtol=1e-4, atol=0)
+    errors = [(eps - noise).square().flatten(1).mean(1) for eps in as_noise]
     changes = errors[0] - errors[1]
     expected = {
         DPO: lambda: dpo_loss(changes, 50.0),
-        KTO: lambda: kto_loss(changes, batch.advantages, 20.0),
+        KTO: lambda: kto_loss(changes, batch.weights, 20.0),
         MaPO: lambda: mapo_loss(errors[0], objective.beta, objective.form),
-        SmPO: lambda: smpo_loss(changes, advantages, 50.0),
+        SmPO: lambda: smpo_loss(changes, weights, 50.0),
     }[type(objective)]()
-    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("detach", [True, False])
@@ -293,7 +292,7 @@ def test_spo_mask_does_not_depend_on_how_a_batch_is_cut():
 
 def test_pair_metrics(net):
     noisy, target, changes, reference = _pairs(net, moved=0.1)
-    metrics = DPO().loss(_noised(noisy, target, torch.ones(12)), net(noisy), reference(noisy)).metrics
+    metrics = DPO().loss(_batch(noisy, target, torch.ones(12)), net(noisy), reference(noisy)).metrics
     winners, losers = changes.chunk(2)
     assert metrics["accuracy"].item() == pytest.approx((winners < losers).double().mean().item())
     assert metrics["winner_change"].item() == pytest.approx(winners.mean().item(), rel=1e-4)

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from objective_driver import ALPHAS, SHAPE, Context, closeness, gradient, micro_batch, random_latents, small_net
+from objective_driver import ALPHAS, PATH, SHAPE, Context, closeness, gradient, micro_batch, random_latents, small_net
 
-from diffusers_craft.objectives.base import Noised, denoising_errors
+from diffusers_craft.objectives.base import Batch, denoising_errors
+from diffusers_craft.objectives.chains import inversion_times, sample
 from diffusers_craft.objectives.craft import craft_loss
-from diffusers_craft.objectives.ddim import clean_estimate, ddim_move, ddim_sample
 from diffusers_craft.objectives.dpo import DPO, dpo_loss
 from diffusers_craft.objectives.sharpening import RLHFSharpening, SFTSharpening, follow, sharpening_preference_loss
 
@@ -27,17 +27,17 @@ def test_sharpening_with_one_noise_and_one_state_is_fine_tuning(net):
     noised = objective.prepare(batch, context)
     assert not objective.uses_reward and not context.scored and context.calls == 0
     loss = objective.loss(noised, context.outputs(noised)[0]).loss
-    prediction = context.run(net, batch.noisy_latents, batch.timesteps, batch.conditioning)
+    prediction = context.run(net, batch.noisy_latents, batch.times, batch.conditioning)
     sft = craft_loss(prediction, batch.target, torch.ones(3))
     torch.testing.assert_close(loss, sft)
     torch.testing.assert_close(gradient(loss, net), gradient(sft, net))
 
 
 def test_trajectories_are_ddim_paths_cut_at_zero(net):
-    batch = micro_batch(timesteps=(400, 30, 10))
+    batch = micro_batch(times=(400, 30, 10))
     context = Context(net, batch, closeness)
     noises = torch.stack([batch.noise, random_latents(3, 5)], dim=1)
-    paths = follow(batch.latents, noises, batch.timesteps, batch.conditioning, context, num_states=3, stride=20)
+    paths = follow(batch.latents, noises, batch.times, batch.conditioning, context, num_states=3, stride=20)
     assert paths.valid.sum(0).tolist() == [3, 2, 1]  # m = 1 + floor(t / stride)
     assert paths.times.tolist() == [[400, 30, 10], [380, 10, 0], [360, 0, 0]]
     for way in range(2):
@@ -48,8 +48,8 @@ def test_trajectories_are_ddim_paths_cut_at_zero(net):
                 x = abar.sqrt() * batch.latents[:1] + (1 - abar).sqrt() * noises[:1, way]
             torch.testing.assert_close(paths.states[step, :1, way], x)
             noise = context.run(net, x, label, {"c": batch.conditioning["c"][:1]}).detach()
-            total += closeness(clean_estimate(x, noise, abar), None)
-            x = ddim_move(x, noise, abar, ALPHAS[time - 20].reshape(1))
+            total += closeness(PATH.clean(x, noise, abar), None)
+            x = PATH.move(x, noise, abar, ALPHAS[time - 20].reshape(1))
         assert paths.rewards[0, way].item() == pytest.approx(total.item() / 3)
 
 
@@ -59,7 +59,7 @@ def test_sharpening_picks_the_noise_whose_path_scores_best(net):
     objective = SFTSharpening(num_noises=3, num_states=2)
     noised = objective.prepare(batch, context)
     noises = torch.cat([batch.noise[:, None], context.normal("noises", 2, *SHAPE)], dim=1)
-    paths = follow(batch.latents, noises, batch.timesteps, batch.conditioning, context, 2, 20)
+    paths = follow(batch.latents, noises, batch.times, batch.conditioning, context, 2, 20)
     best = paths.rewards.argmax(1)
     assert len(set(best.tolist())) > 1  # not always the first
     for row, unit in enumerate(noised.extras["unit"].tolist()):
@@ -73,7 +73,7 @@ def test_sharpening_picks_the_noise_whose_path_scores_best(net):
 
 def test_what_a_choice_costs(net):
     """n m predictions and as many scored images a latent, whatever its time."""
-    batch = micro_batch(timesteps=(400, 700, 500))
+    batch = micro_batch(times=(400, 700, 500))
     context = Context(net, batch, closeness)
     SFTSharpening(num_noises=4, num_states=3).prepare(batch, context)
     assert context.calls == 3 * 4 * 3
@@ -88,11 +88,11 @@ def test_a_constant_reward_takes_the_first_noise(net):
 
 
 def test_a_constant_model_has_the_same_error_at_every_state():
-    batch = micro_batch(timesteps=(500,))
+    batch = micro_batch(times=(500,))
     fixed = random_latents(1, 9)
     net = torch.nn.Identity()
     context = Context(net, batch, closeness)
-    context.run = lambda net, latents, timesteps, conditioning: fixed.expand(len(latents), *SHAPE)
+    context.run = lambda net, latents, times, conditioning: fixed.expand(len(latents), *SHAPE)
     objective = SFTSharpening(num_noises=1, num_states=3)
     noised = objective.prepare(batch, context)
     errors = denoising_errors(context.outputs(noised)[0], noised.target)
@@ -101,7 +101,7 @@ def test_a_constant_model_has_the_same_error_at_every_state():
 
 def test_rlhf_sharpening_at_the_reference(net):
     """Our logit is 0 for any number of states; the released code's is not, since it knows the first state only."""
-    batch = micro_batch(timesteps=(400, 700))
+    batch = micro_batch(times=(400, 700))
     for states in (1, 3):
         for form in ("margin", "code"):
             context = Context(net, batch, closeness)
@@ -137,7 +137,7 @@ def test_rlhf_sharpening_without_margin_is_dpo_with_half_its_beta():
 
 def test_rlhf_sharpening_on_the_datas_images_is_dpo(net):
     """eta = 0, one state, no generation: the best and the worst noising of an image are DPO's winner and loser."""
-    batch, reference = micro_batch(timesteps=(400, 700, 30)), copy.deepcopy(net)
+    batch, reference = micro_batch(times=(400, 700, 30)), copy.deepcopy(net)
     with torch.no_grad():
         reference[1].weight += 0.05
     context = Context(net, batch, closeness, reference)
@@ -146,18 +146,19 @@ def test_rlhf_sharpening_on_the_datas_images_is_dpo(net):
     noised = objective.prepare(batch, context)
     ours, metrics = objective.loss(noised, *context.outputs(noised))
 
-    noises, abar = context.normal("noises", 2, *SHAPE), ALPHAS[batch.timesteps].reshape(-1, 1, 1, 1)
+    noises, abar = context.normal("noises", 2, *SHAPE), ALPHAS[batch.times].reshape(-1, 1, 1, 1)
     noisy = [abar.sqrt() * batch.latents + (1 - abar).sqrt() * noises[:, way] for way in (0, 1)]
     rewards = []
     for x in noisy:
-        noise = context.predict(x, batch.timesteps, batch.conditioning)
+        noise = context.predict(x, batch.times, batch.conditioning)
         rewards.append(closeness((x - (1 - abar).sqrt() * noise) / abar.sqrt(), None))
     order = torch.where(rewards[0] >= rewards[1], 0, 1).tolist()
     assert set(order) == {0, 1}
     sides = [[way if side == 0 else 1 - way for way in order] for side in (0, 1)]
-    pairs = Noised(
+    pairs = Batch(
         torch.stack([noisy[way][row] for ways in sides for row, way in enumerate(ways)]),
-        batch.timesteps.repeat(2),
+        batch.times.repeat(2),
+        batch.times.repeat(2),
         {"c": batch.conditioning["c"].repeat(2)},
         torch.stack([noises[row, way] for ways in sides for row, way in enumerate(ways)]),
         torch.ones(6),
@@ -171,7 +172,7 @@ def test_rlhf_sharpening_on_the_datas_images_is_dpo(net):
 
 
 def test_rlhf_sharpening_compares_best_and_worst_of_what_it_generates(net):
-    batch = micro_batch(timesteps=(400, 700))
+    batch = micro_batch(times=(400, 700))
     context = Context(net, batch, closeness)
     objective = RLHFSharpening(num_noises=4, num_states=2, generation_steps=5, guidance_scale=3.0)
     noised = objective.prepare(batch, context)
@@ -183,12 +184,12 @@ def test_rlhf_sharpening_compares_best_and_worst_of_what_it_generates(net):
     for row, unit in enumerate(noised.extras["unit"].tolist()):
         assert torch.equal(winners[row], noises[unit, means[unit].argmax()])
         assert torch.equal(losers[row], noises[unit, means[unit].argmin()])
-    assert (noised.advantages.chunk(2)[0] > 0).all() and (noised.advantages.chunk(2)[1] < 0).all()
+    assert (noised.weights.chunk(2)[0] > 0).all() and (noised.weights.chunk(2)[1] < 0).all()
 
 
 def test_rlhf_sharpening_with_an_image_for_each_noise(net):
     """The released code's data: n images, each noised with the noise that it came from."""
-    batch = micro_batch(timesteps=(400, 700))
+    batch = micro_batch(times=(400, 700))
     context = Context(net, batch, closeness)
     objective = RLHFSharpening(
         num_noises=3, num_states=1, generation_steps=4, guidance_scale=1.0, image_sharing="n", fresh_noise=False
@@ -197,11 +198,15 @@ def test_rlhf_sharpening_with_an_image_for_each_noise(net):
     starts = context.normal("generation", 3, *SHAPE)
     rewards = context.scored[0][0].reshape(2, 3, *SHAPE)
     winners, states = noised.target.chunk(2)[0], noised.noisy_latents.chunk(2)[0]
+    grid = inversion_times(1000, 4)[::-1]
     for unit, time in enumerate((400, 700)):
         conditioning = {"c": batch.conditioning["c"][unit : unit + 1]}
         best = closeness(rewards[unit], None).argmax()
-        made = ddim_sample(
-            starts[unit, best][None], 4, ALPHAS, lambda x, t, given=conditioning: context.predict(x, t, given)
+        made = sample(
+            starts[unit, best][None],
+            ALPHAS[grid].tolist(),
+            PATH,
+            lambda x, step, given=conditioning: context.predict(x, torch.tensor([grid[step]]), given),
         )
         abar = ALPHAS[time]
         assert torch.equal(winners[unit], starts[unit, best])

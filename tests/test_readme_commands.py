@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Every command that a README shows is understood by its script."""
+"""Every command that a README or a page of docs/ shows is understood by its script."""
 
 import importlib.util
 import re
@@ -11,25 +11,34 @@ import pytest
 from training_driver import ROOT
 
 
-READMES = [ROOT / "README.md", *sorted((ROOT / "examples").rglob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 SCRIPTS = {path.name: path for path in (ROOT / "examples").rglob("*.py")}
 
 
+def _lines(page: Path) -> list[list[str]]:
+    """The words of each command in the fenced blocks of a page."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
 def _commands() -> list[tuple[str, Path, list[str]]]:
-    """Name for the test, script and flags of each command in the fenced blocks of all READMEs."""
+    """Name for the test, script and flags of each command of all pages that runs a script."""
     found = []
-    for readme in READMES:
-        for block in re.findall(r"```bash\n(.*?)```", readme.read_text(), re.DOTALL):
-            for line in block.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True)
-                name = next((word for word in words if Path(word).name in SCRIPTS), None)
-                if name is not None and "..." not in words:
-                    about = f"{readme.relative_to(ROOT)}-{len(found)}-{Path(name).stem}"
-                    found.append((about, SCRIPTS[Path(name).name], words[words.index(name) + 1 :]))
+    for page in PAGES:
+        for words in _lines(page):
+            name = next((word for word in words if Path(word).name in SCRIPTS), None)
+            if name is not None and "..." not in words:
+                about = f"{page.relative_to(ROOT)}-{len(found)}-{Path(name).stem}"
+                found.append((about, SCRIPTS[Path(name).name], words[words.index(name) + 1 :]))
     return found
 
 
 COMMANDS = _commands()
+
+
+def test_the_readme_begins_with_the_demo_and_the_tests():
+    assert _lines(ROOT / "README.md")[:2] == [["make", "demo"], ["make", "test"]]
 
 
 def test_the_readmes_show_every_script():

@@ -7,17 +7,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from build_driver import load_script, register_brightness_rewards
-from diffusers import DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, PNDMScheduler
 from original_layout import save_single_file
 from safetensors.torch import load_file, save_file
 from training_driver import ROOT, losses, same, weights
 
-from diffusers_craft import register_reward
+from diffusers_craft import SD15, SDXL, register_reward
 from diffusers_craft.build import builder
 from diffusers_craft.evaluation import run as evaluation
-from diffusers_craft.models.families import SD15, SDXL, ModelSource
 from diffusers_craft.models.loading import load_pipeline
 from diffusers_craft.rewards import registry
+from diffusers_craft.scripts import ModelSource
 
 
 EXAMPLES = ROOT / "examples" / "craft"
@@ -54,6 +54,60 @@ def test_training_equals_that_of_the_folder(train, family, single_files, random_
     single = train(family, "single", *STEP, *flags)
     assert losses(single) == losses(plain) and same(weights(single), weights(plain))
     assert type(DiffusionPipeline.from_pretrained(single)) is type(DiffusionPipeline.from_pretrained(folder))
+
+
+MARKED = {
+    ("v_pred",): {"prediction_type": "v_prediction"},
+    ("v_pred", "ztsnr"): {
+        "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+    },
+    ("ztsnr",): {},  # which says nothing alone
+}
+
+
+@pytest.mark.parametrize("markers", MARKED, ids="+".join)
+@pytest.mark.parametrize("backbone", [SD15, SDXL], ids=["sd15", "sdxl"])
+def test_a_file_that_says_it_predicts_velocity_is_taken_at_its_word(
+    backbone, markers, random_sd15, random_sdxl, tmp_path
+):
+    folder = random_sd15 if backbone is SD15 else random_sdxl
+    base = DiffusionPipeline.from_pretrained(folder)
+    save_single_file(base, tmp_path / "model.safetensors", *markers)
+    source = ModelSource(str(tmp_path / "model.safetensors"), config=str(folder))
+    pipeline, path = backbone.pipeline(source), backbone.load(source).path
+    assert type(pipeline.scheduler) is type(base.scheduler)
+    assert dict(pipeline.scheduler.config) | MARKED[markers] == dict(pipeline.scheduler.config)
+    assert pipeline.scheduler.config.beta_start == base.scheduler.config.beta_start
+    assert path.kind == MARKED[markers].get("prediction_type", "epsilon")
+    assert path.ends_without_signal == (len(markers) == 2)
+    assert same(pipeline.unet.state_dict(), base.unet.state_dict())
+    assert backbone.load(source, prediction_type="epsilon").path.kind == "epsilon"  # the flag has the last word
+
+
+def test_a_sampler_without_zero_terminal_snr_gives_way(random_sd15, tmp_path):
+    """PNDM, which SD1.5 comes with, would sample from the schedule as it was."""
+    base = DiffusionPipeline.from_pretrained(random_sd15)
+    base.scheduler = PNDMScheduler.from_config(base.scheduler.config, skip_prk_steps=True)
+    base.save_pretrained(tmp_path / "folder")
+    save_single_file(base, tmp_path / "plain.safetensors", "v_pred")
+    save_single_file(base, tmp_path / "rescaled.safetensors", "v_pred", "ztsnr")
+    plain, rescaled = (
+        load_pipeline(str(tmp_path / f"{name}.safetensors"), config=str(tmp_path / "folder"), device="cpu").scheduler
+        for name in ("plain", "rescaled")
+    )
+    assert type(plain) is PNDMScheduler and plain.config.prediction_type == "v_prediction"
+    assert type(rescaled) is DDIMScheduler and rescaled.alphas_cumprod[-1] == 0 and not rescaled.config.clip_sample
+
+
+def test_a_velocity_file_is_trained_and_saved_as_one(train, random_sd15, tmp_path):
+    save_single_file(DiffusionPipeline.from_pretrained(random_sd15), tmp_path / "v.safetensors", "v_pred", "ztsnr")
+    flags = [f"--pretrained_model_name_or_path={tmp_path / 'v.safetensors'}", f"--single_file_config={random_sd15}"]
+    folder = train("sd15", "marked", *STEP, *flags)
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    assert dict(config) | MARKED["v_pred", "ztsnr"] == config
+    assert losses(folder) != losses(train("sd15", "plain", *STEP))
 
 
 @pytest.fixture
@@ -103,7 +157,7 @@ def test_a_half_precision_file_is_trained_in_float32(single_files, random_sd15, 
     half = tmp_path / "half.safetensors"
     save_file({name: value.half() for name, value in load_file(single_files["sd15"]).items()}, half)
     components = SD15.load(ModelSource(str(half), config=str(random_sd15)))
-    assert {value.dtype for value in components.unet.state_dict().values()} == {torch.float32}
+    assert {value.dtype for value in components.denoiser.state_dict().values()} == {torch.float32}
 
 
 def test_errors_say_what_is_missing(single_files, tmp_path):

@@ -10,12 +10,13 @@ import torch
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
+from diffusers_craft import SD15, SDXL
 from diffusers_craft.data.dataset import load_craft_dataset
 from diffusers_craft.data.encoding import prepare_training_data
 from diffusers_craft.data.pictures import crop_image
-from diffusers_craft.models.families import SD15, SDXL, ModelSource
 from diffusers_craft.models.generation import encode_png
 from diffusers_craft.models.latents import vae_fingerprint
+from diffusers_craft.scripts import ModelSource
 from diffusers_craft.training.args import add_training_arguments
 
 

@@ -147,10 +147,10 @@ def test_validation_leaves_weights_and_random_state_untouched(train, monkeypatch
 
     def watched(run):
         torch.manual_seed(11)
-        state, before = torch.get_rng_state(), {k: v.clone() for k, v in run.unet.state_dict().items()}
+        state, before = torch.get_rng_state(), {k: v.clone() for k, v in run.denoiser.state_dict().items()}
         validate(run)
-        after = run.unet.state_dict()
-        found.append(torch.equal(state, torch.get_rng_state()) and run.unet.training)
+        after = run.denoiser.state_dict()
+        found.append(torch.equal(state, torch.get_rng_state()) and run.denoiser.training)
         found.append(all(torch.equal(before[k], v) and before[k].dtype == v.dtype for k, v in after.items()))
 
     monkeypatch.setattr(TrainingRun, "validate", watched)

@@ -10,9 +10,10 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from training_driver import losses, run_json, same
 
+from diffusers_craft import SD15, SDXL
 from diffusers_craft.hub.samples import load_trained
-from diffusers_craft.models.families import SD15, SDXL, ModelSource
 from diffusers_craft.models.loading import LORA_FILE, load_tuned_pipeline
+from diffusers_craft.scripts import ModelSource
 from diffusers_craft.training.run import TrainingRun
 
 
@@ -37,13 +38,13 @@ def test_the_pipeline_loads_what_was_trained(train, backbone, random_sd15, rando
     assert {value.shape[0] for name, value in adapters.items() if "lora_A" in name or "lora.down" in name} == {2}
 
     run, pipeline = kept["run"], DiffusionPipeline.from_pretrained(base)
-    plain = backbone.load(ModelSource(str(base))).unet
+    plain = backbone.load(ModelSource(str(base))).denoiser
     pipeline.load_lora_weights(folder, weight_name=LORA_FILE)  # diffusers 0.34 needs the name offline
     batch = next(run.micro_batches(0))
     with torch.no_grad():
         trained, loaded, untouched = (
             backbone.predict(unet, batch.noisy_latents, batch.timesteps, batch.conditioning)
-            for unet in (run.unet.eval(), pipeline.unet, plain)
+            for unet in (run.denoiser.eval(), pipeline.unet, plain)
         )
     torch.testing.assert_close(trained, loaded, rtol=0, atol=1e-5)
     tuned = load_tuned_pipeline(str(folder), str(base), device="cpu").unet
@@ -52,7 +53,7 @@ def test_the_pipeline_loads_what_was_trained(train, backbone, random_sd15, rando
         fused = backbone.predict(tuned, batch.noisy_latents, batch.timesteps, batch.conditioning)
     torch.testing.assert_close(fused, loaded, rtol=0, atol=1e-5)
     assert (trained - untouched).abs().max() > 1e-2
-    for name, value in run.unet.named_parameters():
+    for name, value in run.denoiser.named_parameters():
         assert ("lora_" in name) == value.requires_grad
         assert value.requires_grad or torch.equal(value, plain.state_dict()[name.replace(".base_layer", "")])
 
@@ -93,7 +94,7 @@ def test_the_frozen_unet_is_bfloat16_and_the_adapters_float32(train, monkeypatch
     flags = ["--mixed_precision=bf16", "--gradient_checkpointing", "--validation_prompt=a thing"]
     plain = train("sdxl", "plain", *LORA)
     folder = train("sdxl", "mixed", *LORA, *flags, "--num_validation_images=1", "--validation_epochs=1")
-    for name, value in kept["run"].unet.named_parameters():
+    for name, value in kept["run"].denoiser.named_parameters():
         assert value.dtype == (torch.float32 if "lora_" in name else torch.bfloat16), name
     assert losses(folder) == pytest.approx(losses(plain), abs=0.02) and losses(folder) != losses(plain)
     assert len(list((folder / "validation").iterdir())) == 2
@@ -132,7 +133,7 @@ def test_a_missing_peft_is_named(train, monkeypatch):
     ],
 )
 def test_a_folder_with_another_kind_of_result_is_refused_at_once(train, tmp_path, monkeypatch, flags, there, message):
-    monkeypatch.setattr("diffusers_craft.models.families.Backbone.load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("diffusers_craft.models.family.Family.load", lambda *_, **__: pytest.fail("loaded"))
     (tmp_path / "mix").mkdir()
     (tmp_path / "mix" / there).touch()
     with pytest.raises(ValueError, match=message):

@@ -113,7 +113,7 @@ def test_bfloat16_weights_train_resume_exactly_and_load(train, kept, flags, rand
     common += ["--validation_prompt=a thing", "--num_validation_images=1", "--validation_epochs=1"]
     folder = train("sd15", "out", *common)
     assert {value.dtype for value in weights(folder).values()} == {torch.bfloat16}
-    assert {parameter.dtype for parameter in kept["run"].unet.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in kept["run"].denoiser.parameters()} == {torch.bfloat16}
     resumed = train("sd15", "resumed", *common, f"--resume_from_checkpoint={folder}/checkpoint-1")
     assert same(weights(folder), weights(resumed)) and losses(folder) == losses(resumed)
     assert losses(folder) == pytest.approx(losses(plain), abs=0.03)
@@ -140,7 +140,7 @@ def test_master_weights_and_vae_stay_float32_in_mixed_precision(train, kept, mon
     train("sdxl", "out", *STEPS, "--mixed_precision=bf16", "--resolution=32")
     assert set(seen) == {(torch.float32, torch.float32)}
     run = kept["run"]
-    assert {parameter.dtype for parameter in run.unet.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in run.denoiser.parameters()} == {torch.float32}
     assert {value.dtype for state in run.optimizer.state.values() for value in state.values()} == {torch.float32}
     batch = kept["batches"][0][0]
     assert batch.conditioning["encoder_hidden_states"].dtype == torch.bfloat16
@@ -162,14 +162,14 @@ def test_only_a_frozen_unet_takes_the_precision_of_the_passes(random_sd15, dtype
 def test_gradient_checkpointing_changes_memory_only(train, kept):
     plain = train("sd15", "plain", *STEPS)
     folder = train("sd15", "out", *STEPS, "--gradient_checkpointing")
-    assert kept["run"].unet.is_gradient_checkpointing
+    assert kept["run"].denoiser.is_gradient_checkpointing
     assert losses(folder) == pytest.approx(losses(plain), abs=1e-6)
 
 
 def test_channels_last_changes_the_layout_only(train, kept):
     plain = train("sd15", "plain", *STEPS, "--checkpointing_steps=2")
     folder = train("sd15", "out", *STEPS, "--channels_last", "--use_ema", "--checkpointing_steps=2")
-    assert kept["run"].unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert kept["run"].denoiser.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     assert losses(folder) == pytest.approx(losses(plain), abs=1e-5)
 
 
@@ -198,7 +198,7 @@ def test_torch_compile_compiles_every_transformer_block_and_leaves_names_alone(t
     assert not graphs
     folder = train("sd15", "out", *STEPS, "--torch_compile", "--checkpointing_steps=2", "--use_ema")
     assert graphs
-    blocks = [module for module in kept["run"].unet.modules() if isinstance(module, BasicTransformerBlock)]
+    blocks = [module for module in kept["run"].denoiser.modules() if isinstance(module, BasicTransformerBlock)]
     assert blocks and all(block._compiled_call_impl is not None for block in blocks)
     assert losses(folder) == pytest.approx(losses(plain), abs=1e-5)
     for part in (folder, folder / "checkpoint-2"):

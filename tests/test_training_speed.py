@@ -11,7 +11,7 @@ import pytest
 import torch
 from training_driver import run_json
 
-from diffusers_craft.models.families import SD15, SDXL
+from diffusers_craft.models.stable_diffusion import SD15, SDXL
 from diffusers_craft.training import speed as training_speed
 from diffusers_craft.training.speed import SpeedMeter, forward_flops, speed_report
 

@@ -20,47 +20,41 @@ from collections.abc import Sequence
 
 from diffusers.utils import check_min_version
 
-from diffusers_craft import SDXL, TrainingRun, craft_loss, load_craft_dataset
-from diffusers_craft.scripts import (
-    ModelSource,
-    add_training_arguments,
-    check_training_arguments,
-    create_accelerator,
-    prepare_training_data,
-    run_script,
-)
+from diffusers_craft import CRAFT, SDXL, SFT, TrainingRun, TrainingSettings, craft_loss, load_craft_dataset
+from diffusers_craft.scripts import add_fields, create_accelerator, from_args, prepare_training_data, run_script
 
 
 check_min_version("0.34.0")
 
+LOSSES = {"craft": CRAFT, "sft": SFT}  # what they make of the advantages
+
 
 def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_training_arguments(parser, SDXL)
-    parser.add_argument("--pretrained_vae_model_name_or_path", help="Another VAE, e.g. madebyollin/sdxl-vae-fp16-fix.")
+    parser.set_defaults(backbone="sdxl")
+    add_fields(parser, TrainingSettings, without=("backbone", "preferences"))
+    parser.add_argument("--loss", choices=LOSSES, default="craft", help="sft is craft with every advantage set to 1.")
+    add_fields(parser, CRAFT)
     return parser.parse_args(input_args)
 
 
 def main(args: argparse.Namespace) -> None:
     logging.basicConfig(format="%(asctime)s - %(levelname)s - %(name)s - %(message)s", level=logging.INFO)
-    check_training_arguments(args)
-    accelerator = create_accelerator(args)
+    settings, objective = from_args(TrainingSettings, args), from_args(LOSSES[args.loss], args)
+    accelerator = create_accelerator(settings)
 
     # Data: every image and caption is encoded once, then VAE and text encoders are dropped.
-    source = ModelSource.from_args(args)
-    components = SDXL.load(source, device=accelerator.device)
+    components = SDXL.load(settings.source, accelerator.device, settings.prediction_type)
     with accelerator.main_process_first():
-        dataset = load_craft_dataset(
-            args.dataset_name or args.train_data_dir, args.dataset_config_name, cache_dir=args.cache_dir
-        )
-        data = prepare_training_data(dataset, SDXL, components, args)
+        dataset = load_craft_dataset(settings.data_source, settings.dataset_config_name, cache_dir=settings.cache_dir)
+        data = prepare_training_data(dataset, SDXL, components, settings, objective)
 
     # Loop: another loss than CRAFT's goes here.
-    run = TrainingRun(args, accelerator, SDXL, source, components, data)
+    run = TrainingRun(settings, accelerator, SDXL, components, data, objective)
     for step in run.steps():
         for batch in run.micro_batches(step):
-            prediction = SDXL.predict(run.unet, batch.noisy_latents, batch.timesteps, batch.conditioning)
-            loss = craft_loss(prediction, batch.target, batch.advantages, batch.timestep_weights)
+            prediction = SDXL.predict(run.denoiser, batch.noisy_latents, batch.timesteps, batch.conditioning)
+            loss = craft_loss(prediction, batch.target, batch.weights, batch.timestep_weights)
             run.backward(loss, prediction, batch)
         run.finish_step()
     run.finish()

@@ -24,14 +24,15 @@ from collections.abc import Sequence
 
 from diffusers.utils import check_min_version
 
-from diffusers_craft import RLHFSharpening, SFTSharpening
+from diffusers_craft import RLHFSharpening, SFTSharpening, TrainingSettings, train
 from diffusers_craft.scripts import (
-    add_alignment_arguments,
+    add_fields,
     add_objective_options,
     add_reward_arguments,
+    from_args,
     objective_from_args,
+    rewards_from_args,
     run_script,
-    train_alignment,
 )
 
 
@@ -43,17 +44,18 @@ VARIANTS = {"sft": SFTSharpening, "rlhf": RLHFSharpening}
 def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sharpening", choices=VARIANTS, default="sft")
-    add_alignment_arguments(parser, input_args, learning_rate=1e-6)
+    add_fields(parser, TrainingSettings, without=("snr_gamma",))
     add_objective_options(parser, list(VARIANTS.values()))
     add_reward_arguments(parser.add_argument_group("rewards, by default pickscore"), [])
-    parser.set_defaults(output_dir="sharpening-model")
+    parser.set_defaults(output_dir="sharpening-model", learning_rate=1e-6)
     return parser.parse_args(input_args)
 
 
 def main(args: argparse.Namespace) -> None:
     logging.basicConfig(format="%(asctime)s - %(levelname)s - %(name)s - %(message)s", level=logging.INFO)
     kind = VARIANTS[args.sharpening]
-    train_alignment(args, objective_from_args(kind, args, list(VARIANTS.values())))
+    objective = objective_from_args(kind, args, list(VARIANTS.values()))
+    train(from_args(TrainingSettings, args), objective, *rewards_from_args(args))
 
 
 if __name__ == "__main__":

@@ -25,14 +25,15 @@ from collections.abc import Sequence
 
 from diffusers.utils import check_min_version
 
-from diffusers_craft import DPO, DSPO, KTO, SPO, InPO, MaPO
+from diffusers_craft import DPO, DSPO, KTO, SPO, InPO, MaPO, TrainingSettings, train
 from diffusers_craft.scripts import (
-    add_alignment_arguments,
+    add_fields,
     add_objective_options,
     add_reward_arguments,
+    from_args,
     objective_from_args,
+    rewards_from_args,
     run_script,
-    train_alignment,
 )
 
 
@@ -44,16 +45,17 @@ OBJECTIVES = {"dpo": DPO, "kto": KTO, "mapo": MaPO, "dspo": DSPO, "inpo": InPO, 
 def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objective", choices=OBJECTIVES, default="dpo")
-    add_alignment_arguments(parser, input_args, learning_rate=1e-5)
+    add_fields(parser, TrainingSettings, without=("snr_gamma",))
     add_objective_options(parser, list(OBJECTIVES.values()))
     add_reward_arguments(parser.add_argument_group("rewards, for spo, by default pickscore"), [])
-    parser.set_defaults(output_dir="preference-model")
+    parser.set_defaults(output_dir="preference-model", learning_rate=1e-5)
     return parser.parse_args(input_args)
 
 
 def main(args: argparse.Namespace) -> None:
     logging.basicConfig(format="%(asctime)s - %(levelname)s - %(name)s - %(message)s", level=logging.INFO)
-    train_alignment(args, objective_from_args(OBJECTIVES[args.objective], args, list(OBJECTIVES.values())))
+    objective = objective_from_args(OBJECTIVES[args.objective], args, list(OBJECTIVES.values()))
+    train(from_args(TrainingSettings, args), objective, *rewards_from_args(args))
 
 
 if __name__ == "__main__":

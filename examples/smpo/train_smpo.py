@@ -23,14 +23,15 @@ from collections.abc import Sequence
 
 from diffusers.utils import check_min_version
 
-from diffusers_craft import SmPO
+from diffusers_craft import SmPO, TrainingSettings, train
 from diffusers_craft.scripts import (
-    add_alignment_arguments,
+    add_fields,
     add_objective_options,
     add_reward_arguments,
+    from_args,
     objective_from_args,
+    rewards_from_args,
     run_script,
-    train_alignment,
 )
 
 
@@ -39,16 +40,17 @@ check_min_version("0.34.0")
 
 def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_alignment_arguments(parser, input_args, learning_rate=1e-5)
+    add_fields(parser, TrainingSettings, without=("snr_gamma",))
     add_objective_options(parser, [SmPO])
     add_reward_arguments(parser.add_argument_group("rewards, for pairs that have no scores"), [])
-    parser.set_defaults(output_dir="smpo-model")
+    parser.set_defaults(output_dir="smpo-model", learning_rate=1e-5)
     return parser.parse_args(input_args)
 
 
 def main(args: argparse.Namespace) -> None:
     logging.basicConfig(format="%(asctime)s - %(levelname)s - %(name)s - %(message)s", level=logging.INFO)
-    train_alignment(args, objective_from_args(SmPO, args, [SmPO]))
+    objective = objective_from_args(SmPO, args, [SmPO])
+    train(from_args(TrainingSettings, args), objective, *rewards_from_args(args))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ A build keeps every candidate with its raw scores, so pairs come out of the same
 
 import hashlib
 import json
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from ..core.records import derive_seed
 from ..errors import UserError
 from ..selection.composite import composite_reward
 from ..selection.pairing import PAIRINGS, check_num_pairs, group_pairs
+from .settings import DataSettings
 
 
 # Names under which datasets of pairs (Pick-a-Pic, and plainer ones) keep image 0 and 1, caption, label and score.
@@ -66,7 +66,7 @@ def random_rows(num_rows: int, count: int | None, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(derive_seed(seed, "subset")).choice(num_rows, count, replace=False))
 
 
-def load_preferences(name_or_folder: str | Path, args: Namespace, split: str = "train") -> Preferences:
+def load_preferences(name_or_folder: str | Path, settings: DataSettings, split: str = "train") -> Preferences:
     """Pairs of a build's folder, or of a dataset with two images a row.
 
     Args:
@@ -74,7 +74,7 @@ def load_preferences(name_or_folder: str | Path, args: Namespace, split: str = "
             the columns `jpg_0`, `jpg_1`, `caption`, `label_0` (Pick-a-Pic) or `image_0`, `image_1`, `prompt`, `label_0`;
             optionally `score_0`, `score_1` and `image_0_uid`, `image_1_uid`. `label_0` is 1 where image 0 won, 0 where
             image 1 did, 0.5 for a tie.
-        args (`argparse.Namespace`): `pairing`, `num_pairs` (of a build; see `best_pairs`), `dataset_config_name`,
+        settings (`DataSettings`): `pairing`, `num_pairs` (of a build; see `best_pairs`), `dataset_config_name`,
             `cache_dir`.
         split (`str`, *optional*, defaults to `"train"`): of a dataset.
 
@@ -83,13 +83,15 @@ def load_preferences(name_or_folder: str | Path, args: Namespace, split: str = "
     """
     folder = Path(name_or_folder)
     if is_build(folder):
-        return _pairs_of_build(folder, args)
-    if args.pairing != PAIRINGS[0]:
+        return _pairs_of_build(folder, settings)
+    if settings.pairing != PAIRINGS[0]:
         raise UserError(
-            f"--pairing: expected a build's folder with {args.pairing}, found a dataset, whose pairs are made"
+            f"--pairing: expected a build's folder with {settings.pairing}, found a dataset, whose pairs are made"
         )
     try:
-        dataset = load_dataset(str(name_or_folder), args.dataset_config_name, split=split, cache_dir=args.cache_dir)
+        dataset = load_dataset(
+            str(name_or_folder), settings.dataset_config_name, split=split, cache_dir=settings.cache_dir
+        )
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         wanted = "expected a build's folder or a dataset of pairs"
@@ -156,23 +158,14 @@ def labels_of_pairs(pairs: np.ndarray, num_images: int) -> tuple[np.ndarray, np.
     return rows, labels[rows]
 
 
-def distinct_prompts(name_or_folder: str | Path, dataset: Dataset | None, column: str) -> list[str]:
-    """All prompts of a build's folder, else the distinct ones of a dataset's column, in order."""
-    if is_build(name_or_folder):
-        return list(dict.fromkeys(_column(Path(name_or_folder) / "candidates", "prompt").tolist()))
-    if column not in dataset.column_names:
-        found = ", ".join(dataset.column_names)
-        raise UserError(f"--caption_column: expected one of the dataset's columns ({found}), found {column!r}")
-    prompts = list(dataset[column])
-    for row, prompt in enumerate(prompts):
-        if not isinstance(prompt, str):
-            raise UserError(f"--caption_column: expected text in column {column!r}, found {prompt!r} in row {row}")
-    return list(dict.fromkeys(prompts))
+def prompts_of_build(folder: str | Path) -> list[str]:
+    """All prompts, each once, in order."""
+    return list(dict.fromkeys(_column(Path(folder) / "candidates", "prompt").tolist()))
 
 
-def _pairs_of_build(folder: Path, args: Namespace) -> Preferences:
+def _pairs_of_build(folder: Path, settings: DataSettings) -> Preferences:
     composite, groups, variants = composite_scores(folder)
-    pairs = group_pairs(composite, groups, variants, args.pairing, args.num_pairs)
+    pairs = group_pairs(composite, groups, variants, settings.pairing, settings.num_pairs)
     if not len(pairs):
         raise UserError(f"--dataset_name: expected groups with a better and a worse image, found none in {folder}")
     used, places = np.unique(pairs, return_inverse=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..core.records import derive_seed
-from ..models.noise import Draw
+from ..models.noise import Draw, NoisePath
 
 
 @dataclass
@@ -24,7 +24,7 @@ class TrainingData:
             row is the empty caption.
         prompt_rows (`torch.Tensor`): (n,) int64 row of `prompts` that belongs to each image.
         sizes (`dict[str, torch.Tensor]`): name -> (n, ...) conditioning on sizes, float32.
-        advantages (`torch.Tensor`): (n,) weights of the loss.
+        weights (`torch.Tensor`): (n,) of the loss: advantages, or labels by their sign.
         captions (`tuple[str, ...]`, *optional*): the u distinct captions, for objectives that score images.
     """
 
@@ -33,7 +33,7 @@ class TrainingData:
     prompts: dict[str, torch.Tensor]
     prompt_rows: torch.Tensor
     sizes: dict[str, torch.Tensor]
-    advantages: torch.Tensor
+    weights: torch.Tensor
     captions: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -53,7 +53,7 @@ class TrainingData:
             prompts={name: value.to(device, prompt_dtype) for name, value in self.prompts.items()},
             prompt_rows=self.prompt_rows.to(device),
             sizes={name: value.to(device) for name, value in self.sizes.items()},
-            advantages=self.advantages.to(device),
+            weights=self.weights.to(device),
         )
 
     def draw(
@@ -62,7 +62,7 @@ class TrainingData:
         slots: Sequence[int],
         rows: torch.Tensor,
         seed: int,
-        num_timesteps: int,
+        path: NoisePath,
         caption_dropout: float,
         noise_offset: float = 0.0,
     ) -> Draw:
@@ -73,7 +73,7 @@ class TrainingData:
             slots (`Sequence[int]`): (B,) position of each row in the global batch.
             rows (`torch.Tensor`): (B,) dataset rows.
             seed (`int`): the run's seed.
-            num_timesteps (`int`): T.
+            path (`NoisePath`): of the base, for the density of its times.
             caption_dropout (`float`): probability of the empty caption.
             noise_offset (`float`, *optional*, defaults to 0): deviation of a constant that each channel's noise gets,
                 which lets the model learn very dark and very bright images (diffusers' `--noise_offset`).
@@ -92,8 +92,8 @@ class TrainingData:
         noise = noise.to(device, non_blocking=True)
         flips = (uniform[:, 1] * self.latents.shape[0]).long()
         dropped = (uniform[:, 2] < caption_dropout).long()
-        indices = torch.stack([rows, (uniform[:, 0] * num_timesteps).long(), flips, dropped])
-        rows, timesteps, flips, dropped = indices.to(device).unbind()
+        indices = torch.stack([rows, path.draw_times(uniform[:, 0]), flips, dropped])
+        rows, times, flips, dropped = indices.to(device).unbind()
 
         latents = self.latents[flips, rows]
         if self.latent_stds is not None:
@@ -102,7 +102,7 @@ class TrainingData:
         prompt_rows = self.prompt_rows[rows].masked_fill(dropped.bool(), empty)
         conditioning = {name: value[prompt_rows] for name, value in self.prompts.items()}
         conditioning |= {name: value[rows] for name, value in self.sizes.items()}
-        return Draw(latents, noise[:, 0], timesteps, conditioning, self.advantages[rows], rows, torch.tensor(slots))
+        return Draw(latents, noise[:, 0], times, conditioning, self.weights[rows], rows, torch.tensor(slots))
 
 
 @dataclass
@@ -123,7 +123,7 @@ class PairData:
         return len(self.pairs)
 
     @property
-    def advantages(self) -> torch.Tensor:
+    def weights(self) -> torch.Tensor:
         """(n,) the factors."""
         return self.factors
 
@@ -142,24 +142,24 @@ class PairData:
         slots: Sequence[int],
         rows: torch.Tensor,
         seed: int,
-        num_timesteps: int,
+        path: NoisePath,
         caption_dropout: float,
         noise_offset: float = 0.0,
     ) -> Draw:
         """Draws P pairs as 2P rows, winners first. What is random belongs to the slot, so that a pair shares its
-        timestep, its noise, its flip and whether its caption is dropped. `advantages` are +factor and -factor.
+        timestep, its noise, its flip and whether its caption is dropped. `weights` are +factor and -factor.
         """
-        options = (seed, num_timesteps, caption_dropout, noise_offset)
+        options = (seed, path, caption_dropout, noise_offset)
         winners, losers = (self.images.draw(step, slots, self.pairs[rows, side], *options) for side in (0, 1))
         factors = self.factors[rows.to(self.factors.device)]
         return Draw(
             latents=torch.cat([winners.latents, losers.latents]),
             noise=torch.cat([winners.noise, losers.noise]),
-            timesteps=torch.cat([winners.timesteps, losers.timesteps]),
+            times=torch.cat([winners.times, losers.times]),
             conditioning={
                 name: torch.cat([value, losers.conditioning[name]]) for name, value in winners.conditioning.items()
             },
-            advantages=torch.cat([factors, -factors]),
+            weights=torch.cat([factors, -factors]),
             rows=torch.cat([winners.rows, losers.rows]),
             slots=winners.slots,
         )

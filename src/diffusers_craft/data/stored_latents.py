@@ -2,7 +2,6 @@
 """Training on the latents that a build kept (`--use_generated_latents`), if they are those of the model's VAE."""
 
 import logging
-from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +9,8 @@ import torch
 
 from ..errors import UserError
 from ..models.latents import vae_fingerprint
-from .pictures import Pictures, as_vae_input, crop_image
+from .pictures import Pictures, as_vae_input, crop_image, latent_side
+from .settings import DataSettings
 
 
 if TYPE_CHECKING:
@@ -24,27 +24,27 @@ _ROWS = 4  # encoded to see whether latents of unknown origin fit
 _MAX_DISTANCE = 0.7
 
 
-def read_latents(dataset: "Dataset", vae: torch.nn.Module, args: Namespace) -> torch.Tensor:
+def read_latents(dataset: "Dataset", vae: torch.nn.Module, settings: DataSettings) -> torch.Tensor:
     """(1, n, C, h, w) stored latents: what the base model made, already scaled, so without a posterior.
 
     Raises:
         UserError: if one has not the shape that the VAE gives at `--resolution`.
     """
-    side = args.resolution // 2 ** (len(vae.config.block_out_channels) - 1)
+    side = latent_side(vae, settings.resolution)
     expected = (vae.config.latent_channels, side, side)
-    rows = [_as_tensor(latent, expected, row, args) for row, latent in enumerate(dataset[args.latent_column])]
+    rows = [_as_tensor(latent, expected, row, settings) for row, latent in enumerate(dataset[settings.latent_column])]
     return torch.stack(rows)[None]
 
 
-def _as_tensor(latent: Any, expected: tuple[int, ...], row: int, args: Namespace) -> torch.Tensor:
+def _as_tensor(latent: Any, expected: tuple[int, ...], row: int, settings: DataSettings) -> torch.Tensor:
     found = () if latent is None else np.shape(latent)
     if found != expected:
-        wanted = f"expected shape {expected} at --resolution {args.resolution}"
+        wanted = f"expected shape {expected} at --resolution {settings.resolution}"
         raise UserError(f"--use_generated_latents: {wanted}, found {found} in row {row}")
     return torch.as_tensor(np.asarray(latent, dtype=np.float32))
 
 
-def check_latents(dataset: "Dataset", vae: torch.nn.Module, args: Namespace) -> None:
+def check_latents(dataset: "Dataset", vae: torch.nn.Module, settings: DataSettings) -> None:
     """Refuses stored latents of another VAE.
 
     Builds keep the VAE's fingerprint beside the latents, in the column of that name with `_vae`. Without it the images of
@@ -53,19 +53,19 @@ def check_latents(dataset: "Dataset", vae: torch.nn.Module, args: Namespace) -> 
     Args:
         dataset (`datasets.Dataset`): with the column `--latent_column`.
         vae (`torch.nn.Module`): the model's.
-        args (`argparse.Namespace`): flags of `add_training_arguments`.
+        settings (`DataSettings`): names the column.
 
     Raises:
         UserError: if the latents are not this VAE's, or have another shape.
     """
-    origin = f"{args.latent_column}_vae"
+    origin = f"{settings.latent_column}_vae"
     if origin in dataset.column_names:
         own, found = vae_fingerprint(vae), set(dataset[origin])
         if others := found - {own}:
             other = min(others, key=str)
             raise UserError(f"--use_generated_latents: expected latents of this model's VAE ({own}), found {other}")
-    elif args.image_column in dataset.column_names:
-        distance = _distance_to_encoded(dataset.select(range(min(_ROWS, len(dataset)))), vae, args)
+    elif settings.image_column in dataset.column_names:
+        distance = _distance_to_encoded(dataset.select(range(min(_ROWS, len(dataset)))), vae, settings)
         if not distance < _MAX_DISTANCE:
             raise UserError(
                 "--use_generated_latents: expected latents of this model's VAE, which encoding the images gives within"
@@ -76,10 +76,10 @@ def check_latents(dataset: "Dataset", vae: torch.nn.Module, args: Namespace) -> 
 
 
 @torch.no_grad()
-def _distance_to_encoded(rows: "Dataset", vae: torch.nn.Module, args: Namespace) -> float:
+def _distance_to_encoded(rows: "Dataset", vae: torch.nn.Module, settings: DataSettings) -> float:
     """Root mean square of encoded image minus stored latent, over that of the latents."""
-    stored = read_latents(rows, vae, args)[0]
-    crops = [crop_image(image, args.resolution, True, 0)[0] for image in Pictures(rows, args.image_column)]
+    stored = read_latents(rows, vae, settings)[0]
+    crops = [crop_image(image, settings.resolution, True, 0)[0] for image in Pictures(rows, settings.image_column)]
     encoded = torch.cat([vae.encode(as_vae_input([crop], vae.device)).latent_dist.mean for crop in crops])
     difference = encoded.cpu() * vae.config.scaling_factor - stored
     return (difference.square().mean() / stored.square().mean()).sqrt().item()

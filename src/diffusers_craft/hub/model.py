@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Publishes a finished training run: the whole pipeline, its UNet alone, or LoRA weights; with pictures and a card."""
+"""Publishes a finished training run: the whole pipeline, its denoiser alone, or LoRA weights; with pictures and a card."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from ..core.run_record import recorded_option
 from ..core.workdir import RUN_FILE
 from ..errors import UserError
 from ..figures.grid import image_grid
-from ..models.loading import LORA_FILE, TUNED_FILES
+from ..models.loading import LORA_FILE, TUNED_FILES, denoiser_folder
 from ..tiny import is_tiny
 from .card import without_paths
 from .model_card import Published, model_card
@@ -47,7 +47,7 @@ def publish_model(
     Args:
         folder (`str` or `Path`): the run's `--output_dir`: a pipeline, or LoRA weights.
         repo_id (`str`): e.g. `"org/craft-sd15"`.
-        unet_only (`bool`, *optional*, defaults to `False`): leave out all of the pipeline but its UNet.
+        unet_only (`bool`, *optional*, defaults to `False`): leave out all of the pipeline but its UNet or transformer.
         evaluation (`str` or `Path`, *optional*): `--output_dir` of `evaluate_craft.py`, for results on the card.
         base_model (`str`, *optional*): Hub id of the base model; by default the one that was trained on, if it has one.
         license (`str`, *optional*): by default the one that the base model states.
@@ -66,7 +66,7 @@ def publish_model(
     record = _finished_run(folder)
     options, paths = record["options"], record.get("paths")
     if options.get("use_lora") and unet_only:
-        raise UserError("--push_unet_only: expected a run that trained the UNet, found one with --use_lora")
+        raise UserError("--push_unet_only: expected a run that trained all weights, found one with --use_lora")
     kind = "lora" if options.get("use_lora") else "unet" if unet_only else "pipeline"
     if base_model is not None and as_hub_id(base_model) is None:
         raise UserError(f"--base_model: expected a Hub id ORG/NAME, found {base_model!r}")
@@ -85,6 +85,7 @@ def publish_model(
         dataset_id=as_hub_id(data, paths) or published_id(data),
         license=license or _license_of(base, base_id, token),
         prompts=[sample.prompt for sample in samples],
+        **_denoiser(folder),
     )
     files |= _pictures(samples)
     files |= results.grids if results else {}
@@ -104,6 +105,14 @@ def _finished_run(folder: Path) -> dict[str, Any]:
     return record
 
 
+def _denoiser(folder: Path) -> dict[str, str]:
+    """`component` and `part_class` of a `Published`; LoRA weights do not say the class."""
+    config = folder / denoiser_folder(folder) / "config.json"
+    return (
+        {"component": config.parent.name, "part_class": read_json(config)["_class_name"]} if config.is_file() else {}
+    )
+
+
 def model_files(
     folder: Path, kind: str, base_id: str | None = None, known: Collection[str] | None = None
 ) -> dict[str, Path | bytes]:
@@ -118,13 +127,14 @@ def model_files(
     Raises:
         UserError: if a file is missing.
     """
-    wanted = {"pipeline": "model_index.json", "unet": "unet/config.json", "lora": LORA_FILE}[kind]
+    component = denoiser_folder(folder)
+    wanted = {"pipeline": "model_index.json", "unet": f"{component}/config.json", "lora": LORA_FILE}[kind]
     if not (folder / wanted).is_file():
         raise UserError(f"{folder}: expected a finished training run, found no {wanted}")
     if kind == "lora":
         return {LORA_FILE: folder / LORA_FILE}
     if kind == "unet":
-        paths = {path.name: path for path in sorted((folder / "unet").iterdir())}
+        paths = {path.name: path for path in sorted((folder / component).iterdir())}
     else:
         index = read_json(folder / "model_index.json")
         parts = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]

@@ -18,17 +18,17 @@ from .results import Results, eval_results, results_text
 
 logger = logging.getLogger(__name__)
 
-_KINDS = {"pipeline": "A complete pipeline", "unet": "UNet weights", "lora": "LoRA weights for a UNet"}
+_KINDS = {"pipeline": "A complete pipeline", "unet": "{part} weights", "lora": "LoRA weights for a {part}"}
 # What a run is trained on, by the unit of its objective.
 _ROWS = {"single": "images", "label": "labelled images", "pair": "pairs of images", "prompt": "prompts"}
 _SNIPPETS = {
     "pipeline": """from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("{repo_id}")""",
-    "unet": """from diffusers import DiffusionPipeline, UNet2DConditionModel
+    "unet": """from diffusers import DiffusionPipeline, {part_class}
 
-unet = UNet2DConditionModel.from_pretrained("{repo_id}")
-pipeline = DiffusionPipeline.from_pretrained("{base}", unet=unet)""",
+{component} = {part_class}.from_pretrained("{repo_id}")
+pipeline = DiffusionPipeline.from_pretrained("{base}", {component}={component})""",
     "lora": """from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("{base}")
@@ -86,11 +86,13 @@ class Published(NamedTuple):
     """What a card says about where things are on the Hub."""
 
     repo_id: str
-    kind: str  # pipeline, unet or lora
+    kind: str  # pipeline, unet (the denoiser alone) or lora
     base_id: str | None
     dataset_id: str | None
     license: str | None
     prompts: Sequence[str]  # of images/0.png, images/1.png ...
+    component: str = "unet"  # what denoises in the pipeline
+    part_class: str = "UNet2DConditionModel"  # its class in diffusers
 
 
 class _Method(NamedTuple):
@@ -118,14 +120,14 @@ def model_card(record: Mapping[str, Any], published: Published, results: Results
     method = _method(options)
     text = _CARD.format(
         title=published.repo_id.split("/")[-1],
-        kind=_KINDS[published.kind],
+        kind=_KINDS[published.kind].format(part="UNet" if published.component == "unet" else published.component),
         method=method.text,
         base_link=link(base) if published.base_id else f"`{base}`",
         num_rows=record["num_rows"],
         rows=method.rows,
         version=record["versions"]["diffusers_craft"],
         grid="![pictures drawn by the model](images/grid.png)" if published.prompts else "",
-        snippet=_SNIPPETS[published.kind].format(repo_id=published.repo_id, base=base),
+        snippet=_SNIPPETS[published.kind].format(base=base, **published._asdict()),
         prompt=next(iter(published.prompts), "a prompt"),
         data=table(("training", "value"), _data_rows(record, options, published, method.rows)),
         hyperparameters=table(("flag", "value"), _hyperparameter_rows(options)),

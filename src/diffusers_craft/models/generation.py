@@ -26,6 +26,7 @@ from ..core.records import CANDIDATE_SCHEMA, derive_seed, pack_latent
 from ..core.workdir import Stage
 from ..errors import UserError
 from .latents import decode_latents
+from .loading import denoiser_name
 
 
 ROWS_PER_SHARD = 64  # images: the most that a killed run repeats
@@ -73,7 +74,7 @@ class GenerationSettings:
             UserError: if the resolution is no multiple of the VAE's factor.
         """
         factor = pipeline.vae_scale_factor
-        resolution = self.resolution or pipeline.unet.config.sample_size * factor
+        resolution = self.resolution or getattr(pipeline, denoiser_name(pipeline)).config.sample_size * factor
         if resolution < factor or resolution % factor:
             raise UserError(f"--resolution: expected a multiple of {factor} pixels, found {resolution}")
         guidance = self.guidance_scale
@@ -88,7 +89,7 @@ class GeneratedBatch:
 
     Args:
         images (`list[PIL.Image.Image]`): B RGB images.
-        latents (`np.ndarray`): (B, C, h, w) float32, the final latents in the UNet's scale (VAE latent x scaling factor).
+        latents (`np.ndarray`): (B, C, h, w) float32, the final latents in the denoiser's scale.
         problems (`list[str | None]`): B reasons why an image is NaN, black or constant, `None` where it is valid.
     """
 
@@ -134,7 +135,7 @@ def generate_images(
 def _sample_latents(
     pipeline: DiffusionPipeline, prompts: list[str], seeds: list[int], settings: GenerationSettings
 ) -> torch.Tensor:
-    """(B, C, h, w) final latents in the UNet's scale, on the pipeline's device."""
+    """(B, C, h, w) final latents in the denoiser's scale, on the pipeline's device."""
     return pipeline(
         prompt=prompts,
         height=settings.resolution,

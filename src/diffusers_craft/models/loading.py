@@ -2,6 +2,7 @@
 """Pipelines from wherever they are: the Hub, a folder, a single file, this package, or a training's output."""
 
 import argparse
+import inspect
 import json
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
 from diffusers.utils import deprecation_utils
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
@@ -27,7 +28,9 @@ _NO_SAFETY_CHECKER = {"safety_checker": None, "requires_safety_checker": False}
 # What a finished run leaves, by which a result is recognised, the first that is there.
 TUNED_FILES = {"pipeline": "model_index.json", "lora": LORA_FILE, "unet": "config.json"}
 # Of a checkpoint the averaged weights, where it keeps them: the run would end with those.
-_LOADABLE = TUNED_FILES | {"averaged unet": "unet_ema/config.json", "checkpoint": "unet/config.json"}
+DENOISERS = ("unet", "transformer")  # what is trained of a pipeline, by the name of its part
+_CHECKPOINTS = [f"{part}{ema}/config.json" for ema in ("_ema", "") for part in DENOISERS]
+_LOADABLE = TUNED_FILES | {file: file for file in _CHECKPOINTS}
 # Where a single file in the original layout keeps a text encoder that only this family has.
 _TEXT_ENCODERS = {"conditioner.embedders.1.": _SDXL, "cond_stage_model.transformer.": _SD15}
 
@@ -71,7 +74,7 @@ def load_pipeline(
         components = {**_NO_SAFETY_CHECKER, **components}
     if is_single_file(path):
         return _load_single_file(class_name, path, config, cache_dir, dtype, components).to(device)
-    _check_parts(str(name_or_path), path, components)
+    components = {**_missing_parts(str(name_or_path), path, components), **components}
     options = {**where, **dtype_argument(dtype), **components}
     files = f" with files of --variant {variant}" if variant else ""
     with library_errors(f"model {str(name_or_path)!r}", f"expected a whole pipeline{files}"):
@@ -90,16 +93,16 @@ def load_tuned_pipeline(
     config: str | None = None,
     fuse: bool = True,
 ) -> DiffusionPipeline:
-    """Loads what a training left: a whole pipeline, or LoRA weights, a UNet or a checkpoint for its base.
+    """Loads what a training left: a whole pipeline, or LoRA weights, a denoiser or a checkpoint for its base.
 
     Args:
         name_or_path (`str`): Hub id or folder; whatever `load_pipeline` takes is a pipeline. Of a checkpoint,
-            `unet_ema/` is loaded if it is there.
+            the averaged weights are loaded if they are there.
         base (`str`): the model that was trained, as `load_pipeline` takes it.
         revision, variant (`str`, *optional*): of the base.
         config (`str`, *optional*): of single files, as in `load_pipeline`.
         dtype, device, cache_dir: as in `load_pipeline`.
-        fuse (`bool`, *optional*, defaults to `True`): add LoRA weights to the UNet's own, which makes it as fast as the
+        fuse (`bool`, *optional*, defaults to `True`): add LoRA weights to the model's own, which makes it as fast as the
             base's and differs by rounding.
 
     Raises:
@@ -112,9 +115,11 @@ def load_tuned_pipeline(
     pipeline = load_pipeline(base, revision, variant, config=config, **options)
     if kind != "lora":
         where = {"subfolder": Path(_LOADABLE[kind]).parent.name or None, "cache_dir": cache_dir}
-        with library_errors(f"model {str(name_or_path)!r}", "expected a UNet that was trained from the base"):
-            unet = UNet2DConditionModel.from_pretrained(name_or_path, **where, **dtype_argument(pipeline.dtype))
-        pipeline.unet = unet.to(pipeline.device)
+        component = denoiser_name(pipeline)
+        part_class, shown = type(getattr(pipeline, component)), "UNet" if component == "unet" else component
+        with library_errors(f"model {str(name_or_path)!r}", f"expected a {shown} that was trained from the base"):
+            part = part_class.from_pretrained(name_or_path, **where, **dtype_argument(pipeline.dtype))
+        setattr(pipeline, component, part.to(pipeline.device))
         return pipeline
     with library_errors(f"model {str(name_or_path)!r}", "expected LoRA weights that were trained on the base"):
         pipeline.load_lora_weights(name_or_path, weight_name=LORA_FILE, cache_dir=cache_dir)
@@ -122,6 +127,16 @@ def load_tuned_pipeline(
         pipeline.fuse_lora()
         pipeline.unload_lora_weights()
     return pipeline
+
+
+def denoiser_name(pipeline: DiffusionPipeline) -> str:
+    """Which part of a pipeline denoises, one of `DENOISERS`."""
+    return next(name for name in DENOISERS if getattr(pipeline, name, None) is not None)
+
+
+def denoiser_folder(folder: Path) -> str:
+    """The part of `DENOISERS` that a pipeline's folder holds; the first where it holds none."""
+    return next((name for name in DENOISERS if (folder / name / "config.json").is_file()), DENOISERS[0])
 
 
 def load_vae(name_or_path: str, cache_dir: str | None = None) -> AutoencoderKL:
@@ -149,14 +164,19 @@ def library_errors(place: str, wanted: str) -> Iterator[None]:
         raise UserError(f"{place}: {wanted} (diffusers {diffusers.__version__} says: {reason})") from error
 
 
-def _check_parts(name: str, path: str, given: Container[str]) -> None:
-    """Refuses a folder without one of its parts; transformers 5 makes up an empty tokenizer where there is none."""
+def _missing_parts(name: str, path: str, given: Container[str]) -> dict[str, None]:
+    """The parts that a folder was saved without, as SD3 may be without T5: diffusers wants to be told.
+
+    Raises:
+        UserError: if another part is missing; transformers 5 makes up an empty tokenizer where there is none.
+    """
     if not Path(path).is_dir():
-        return
+        return {}
     index = json.loads((Path(path) / DiffusionPipeline.config_name).read_text(encoding="utf-8"))
     parts = [part for part, kind in index.items() if isinstance(kind, list) and kind[-1] and part not in given]
     if missing := [part for part in parts if not (Path(path) / part).is_dir()]:
         raise UserError(f"model {name!r}: expected a whole pipeline, found no {missing[0]}/ in it")
+    return {part: None for part, kind in index.items() if isinstance(kind, list) and not kind[-1]}
 
 
 def _tuned_kind(name_or_path: str, cache_dir: str | None) -> str:
@@ -213,12 +233,17 @@ def pipeline_class_name(name: str, path: str, where: dict[str, str | None]) -> s
     return config["_class_name"]
 
 
-def _single_file_class_name(path: str) -> str:
+def _single_file_names(path: str) -> list[str]:
+    """The names of a single file's tensors."""
     if not Path(path).is_file():
         raise UserError(f"model {path!r}: expected a .safetensors file, found none")
     with library_errors(f"model {path!r}", "expected a .safetensors file"):
         with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
+            return list(file.keys())
+
+
+def _single_file_class_name(path: str) -> str:
+    names = _single_file_names(path)
     for prefix, class_name in _TEXT_ENCODERS.items():
         if any(name.startswith(prefix) for name in names):
             return class_name
@@ -234,12 +259,29 @@ def _load_single_file(
     pipeline_class = getattr(diffusers, class_name)
     try:
         options = {"config": config, "cache_dir": cache_dir, "torch_dtype": dtype}
-        return pipeline_class.from_single_file(path, **options, **components)
+        pipeline = pipeline_class.from_single_file(path, **options, **components)
     except OSError as error:
         wanted = "expected a pipeline folder or a reachable Hub id with the configuration of this file"
         raise UserError(
             f"--single_file_config: {wanted}, found {config or 'none'} ({' '.join(str(error).split())[:200]})"
         ) from error
+    pipeline.scheduler = _marked_scheduler(pipeline.scheduler, _single_file_names(path))
+    return pipeline
+
+
+def _marked_scheduler(scheduler: Any, names: Container[str]) -> Any:
+    """The scheduler of a velocity model where the file says that it is one, which diffusers does not read.
+
+    Files of NoobAI-XL and its kin hold empty tensors `v_pred` and, with zero terminal SNR, `ztsnr`.
+    """
+    if "v_pred" not in names:
+        return scheduler
+    kind, changes = type(scheduler), {"prediction_type": "v_prediction"}
+    if "ztsnr" in names:
+        changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        if "rescale_betas_zero_snr" not in inspect.signature(kind).parameters:  # as PNDM's, which SD1.5 comes with
+            kind, changes = DDIMScheduler, changes | {"clip_sample": False}
+    return kind.from_config(scheduler.config, **changes)
 
 
 def add_source_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:

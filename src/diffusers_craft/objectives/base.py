@@ -11,7 +11,7 @@ l_P] along the batch: row i and row P + i are one pair, with the same timestep a
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -19,17 +19,26 @@ import torch
 from ..errors import UserError
 
 
+_PLAIN = (bool, int, float, str, type(None))
 Predict = Callable[[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]], torch.Tensor]
 
 
-class Noised(NamedTuple):
-    """What one forward and backward pass sees: B rows."""
+class Batch(NamedTuple):
+    """What one forward and backward pass sees: B rows of this process."""
 
-    noisy_latents: torch.Tensor  # (B, C, h, w) x_t
-    timesteps: torch.Tensor  # (B,) int64
+    noisy_latents: torch.Tensor  # (B, C, h, w) x at its time
+    times: torch.Tensor  # (B,) int64 in [0, T): which of the path's training times
+    timesteps: torch.Tensor  # (B,) what the model is told of it
     conditioning: dict[str, torch.Tensor]  # name -> (B, ...)
-    target: torch.Tensor  # (B, C, h, w) what the UNet should predict
-    advantages: torch.Tensor  # (B,) weight or label of each row; its sign says whether the row is liked
+    target: torch.Tensor  # (B, C, h, w) what the model should predict
+    weights: torch.Tensor  # (B,) advantage, label or factor of each row; its sign says whether the row is liked
+    timestep_weights: torch.Tensor | None = None  # (B,) of min-SNR; None weighs every time alike
+    error_scale: torch.Tensor | None = None  # (B,) from squared errors of the output to those of the noise; None is 1
+    # Of the rows as they were drawn; a batch that `prepare` makes out of others has none.
+    latents: torch.Tensor | None = None  # (B, C, h, w) x_0
+    noise: torch.Tensor | None = None  # (B, C, h, w)
+    rows: torch.Tensor | None = None  # (B,) int64 dataset rows
+    slots: torch.Tensor | None = None  # (B,) int64, or (B / 2,) of pairs: place of each unit in the global batch; CPU
     extras: dict[str, Any] = {}  # what one objective's `prepare` hands to its own `loss`
 
 
@@ -43,12 +52,12 @@ class LossOutput(NamedTuple):
 class Context(Protocol):
     """What `prepare` may use; every call runs without gradient."""
 
-    alphas_cumprod: torch.Tensor  # (T,) float64 abar of every timestep
+    path: Any  # `models.noise.NoisePath` of the base: what times and outputs mean
 
-    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: dict) -> torch.Tensor:
-        """The trained model's noise prediction (B, C, h, w) at (B,) timesteps."""
+    def predict(self, latents: torch.Tensor, times: torch.Tensor, conditioning: dict) -> torch.Tensor:
+        """The trained model's output (B, C, h, w) at (B,) int64 times of the path."""
 
-    def predict_reference(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: dict) -> torch.Tensor:
+    def predict_reference(self, latents: torch.Tensor, times: torch.Tensor, conditioning: dict) -> torch.Tensor:
         """The frozen model's."""
 
     def score(self, latents: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -63,34 +72,100 @@ class Context(Protocol):
     def uniform(self, purpose: str, *shape: int) -> torch.Tensor:
         """(B, *shape) float64 in [0, 1), each row's from its own seed."""
 
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        """The mean of a scalar over the processes that run together."""
+
 
 class Objective:
-    """Base of all objectives; the default `prepare` is forward noising, which the data have done already."""
+    """Base of all objectives: what it needs, as class attributes or properties, and what it computes.
+
+    A dataclass's fields are the method's options: flags of the scripts, and part of a run's record. The default `prepare`
+    is forward noising, which the data have done already.
+    """
 
     title: ClassVar[str] = ""  # the method's name on a card
     paper: ClassVar[str] = ""  # its arXiv id
-    unit: ClassVar[str] = (
-        "single"  # a row of the data: `single` image, image with a `label`, `pair` of images, `prompt`
-    )
+    unit: ClassVar[str] = "single"  # a row: `single` image, image with a `label`, `pair` of images, `prompt`
+    uses_advantages: ClassVar[bool] = True  # single images: whether their weights come from the advantages
+    uses_timestep_weights: ClassVar[bool] = False  # whether its loss heeds `Batch.timestep_weights`
     uses_reference: ClassVar[bool] = False
     uses_reward: ClassVar[bool] = False
     uses_scores: ClassVar[bool] = False  # whether the images of pairs must come with scores
-    own_noise: ClassVar[bool] = (
-        False  # whether it trains on other noise than the data's, which alone knows noise_offset
-    )
+    own_noise: ClassVar[bool] = False  # whether it trains on other noise than the data's, which gets the noise_offset
+    follows_model: ClassVar[bool] = False  # whether `prepare` goes where the model points, also from pure noise
+    remedy: ClassVar[str] = ""  # a flag to try where rows of negative weight make the loss diverge
+    paper_hours: ClassVar[Mapping[str, float]] = {}  # family -> H100-hours of the paper's recipe
 
-    def prepare(self, batch: Any, context: Context) -> Noised:
+    @property
+    def name(self) -> str:
+        """What a run's record calls it."""
+        return type(self).__name__
+
+    @property
+    def is_one_pass(self) -> bool:
+        """Whether a row costs one pass of the model forward and back, and nothing else."""
+        own_batch = type(self).prepare is not Objective.prepare
+        return self.unit == "single" and not self.uses_reference and not own_batch
+
+    def record(self) -> dict[str, Any]:
+        """Its name and options, for a run's record and for what a resumed run is compared with."""
+        plain = {name: value for name, value in vars(self).items() if isinstance(value, _PLAIN)}
+        return {"objective": self.name} | plain
+
+    @classmethod
+    def family_defaults(cls, family: str) -> dict[str, Any]:
+        """Options that the paper sets otherwise for a family of models, by `Family.name`."""
+        return {}
+
+    def row_weights(self, advantages: torch.Tensor) -> torch.Tensor:
+        """(n,) `Batch.weights` of single images out of their advantages."""
+        return advantages
+
+    def pair_weights(self, scores: torch.Tensor, score_range: float) -> torch.Tensor:
+        """(P,) size of the pairs' `Batch.weights`; called with `uses_scores`, which are ones without.
+
+        Args:
+            scores (`torch.Tensor`): (P, 2) float64 of winners and losers in one unit.
+            score_range (`float`): highest minus lowest score of the dataset, above 0.
+        """
+        return torch.ones(len(scores))
+
+    def prepare(self, batch: Batch, context: Context) -> Batch:
         """Adds to a micro-batch whatever the loss needs."""
-        return Noised(batch.noisy_latents, batch.timesteps, batch.conditioning, batch.target, batch.advantages)
+        return batch
 
-    def loss(self, batch: Noised, prediction: torch.Tensor, reference: torch.Tensor | None) -> LossOutput:
+    def loss(self, batch: Batch, prediction: torch.Tensor, reference: torch.Tensor | None) -> LossOutput:
         """The loss of B predictions."""
         raise NotImplementedError
 
 
-def error_changes(batch: Noised, prediction: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+def per_row(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """(B,) values as (B, 1, 1, 1) in the dtype of `like`."""
+    return values.to(like).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def denoising_errors(model_pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of each row, in float32.
+
+    Args:
+        model_pred (`torch.Tensor`): (B, C, H, W) prediction of the model.
+        target (`torch.Tensor`): (B, C, H, W) what it should have predicted.
+
+    Returns:
+        `torch.Tensor`: (B,) mean over C, H and W; dimensionless.
+    """
+    return (model_pred.float() - target.float()).square().flatten(1).mean(dim=1)
+
+
+def noise_errors(batch: Batch, prediction: torch.Tensor) -> torch.Tensor:
+    """(B,) squared errors of the noise that a prediction means: the unit of all betas, whatever the model predicts."""
+    errors = denoising_errors(prediction, batch.target)
+    return errors if batch.error_scale is None else batch.error_scale.to(errors) * errors
+
+
+def error_changes(batch: Batch, prediction: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """(B,) d = m_theta - m_ref: how much worse each row is denoised than by the reference; -d is the implicit reward."""
-    return denoising_errors(prediction, batch.target) - denoising_errors(reference, batch.target)
+    return noise_errors(batch, prediction) - noise_errors(batch, reference)
 
 
 def pair_margins(changes: torch.Tensor) -> torch.Tensor:
@@ -151,47 +226,19 @@ def check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
 def guided(
     predict: Predict,
     latents: torch.Tensor,
-    timesteps: torch.Tensor,
+    times: torch.Tensor,
     conditioning: dict[str, torch.Tensor],
     empty: dict[str, torch.Tensor],
     scale: float,
 ) -> torch.Tensor:
-    """Noise prediction (B, C, h, w) with classifier-free guidance (arXiv 2207.12598); a scale of 1 is without."""
+    """Output (B, C, h, w) with classifier-free guidance (arXiv 2207.12598); a scale of 1 is without."""
     if scale == 1.0:
-        return predict(latents, timesteps, conditioning)
+        return predict(latents, times, conditioning)
     both = {name: torch.cat([value, empty[name]]) for name, value in conditioning.items()}
-    return guide(predict(latents.repeat(2, 1, 1, 1), timesteps.repeat(2), both), scale)
+    return guide(predict(latents.repeat(2, 1, 1, 1), times.repeat(2), both), scale)
 
 
 def guide(prediction: torch.Tensor, scale: float) -> torch.Tensor:
     """(B, C, h, w) out of (2B, C, h, w) predictions for [captions, empty captions]: empty + scale (caption - empty)."""
     conditional, empty = prediction.chunk(2)
     return empty + scale * (conditional - empty)
-
-
-def denoising_errors(model_pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of each row, in float32.
-
-    Args:
-        model_pred (`torch.Tensor`): (B, C, H, W) prediction of the UNet.
-        target (`torch.Tensor`): (B, C, H, W) what it should have predicted.
-
-    Returns:
-        `torch.Tensor`: (B,) mean over C, H and W; dimensionless.
-    """
-    return (model_pred.float() - target.float()).square().flatten(1).mean(dim=1)
-
-
-class MicroBatch(NamedTuple):
-    """What one forward and backward pass sees: B rows of this process."""
-
-    noisy_latents: torch.Tensor  # (B, C, h, w) x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise
-    timesteps: torch.Tensor  # (B,) int64
-    conditioning: dict[str, torch.Tensor]  # name -> (B, ...)
-    target: torch.Tensor  # (B, C, h, w) noise, velocity or sample, as the model predicts
-    advantages: torch.Tensor  # (B,)
-    timestep_weights: torch.Tensor | None  # (B,) of min-SNR; None weighs every timestep alike
-    latents: torch.Tensor  # (B, C, h, w) x_0
-    noise: torch.Tensor  # (B, C, h, w)
-    rows: torch.Tensor  # (B,) int64 dataset rows
-    slots: torch.Tensor  # (B,) int64, or (B / 2,) of pairs: place of each unit in the global batch; on the CPU

@@ -1,9 +1,13 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """CRAFT's advantage-weighted denoising loss (arXiv 2603.18991, algorithm 1, step 4); SFT is its weight-one case."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
 import torch
 
-from .base import denoising_errors
+from .base import Batch, LossOutput, Objective, denoising_errors
 
 
 def craft_loss(
@@ -21,7 +25,7 @@ def craft_loss(
         model_pred (`torch.Tensor`): (B, C, H, W) prediction of the UNet.
         target (`torch.Tensor`): (B, C, H, W) noise, velocity or sample, as the model predicts.
         advantages (`torch.Tensor`): (B,) weights.
-        timestep_weights (`torch.Tensor`, *optional*): (B,) w_t, e.g. of `min_snr_weights`; the default is 1.
+        timestep_weights (`torch.Tensor`, *optional*): (B,) w_t, e.g. of `NoisePath.min_snr_weights`; the default is 1.
 
     Returns:
         `torch.Tensor`: scalar, float32.
@@ -45,3 +49,36 @@ def transform_advantages(advantages: torch.Tensor, clip_min: float | None = None
         `torch.Tensor`: (n,) weights.
     """
     return advantages if clip_min is None else advantages.clamp(min=clip_min)
+
+
+@dataclass
+class CRAFT(Objective):
+    """CRAFT: `craft_loss` of single images, weighted by their advantages.
+
+    Args:
+        advantage_clip_min (`float`, *optional*): Lower bound of the advantages; 0 unlearns nothing. The default
+            keeps negative ones, as the paper does.
+    """
+
+    advantage_clip_min: float | None = None
+    name: ClassVar[str] = "craft"
+    uses_timestep_weights: ClassVar[bool] = True
+    remedy: ClassVar[str] = "--advantage_clip_min 0"
+    paper_hours: ClassVar[Mapping[str, float]] = {"stable-diffusion": 1.9, "stable-diffusion-xl": 4.0}  # section 4.2
+
+    def record(self) -> dict[str, Any]:
+        return {"loss": self.name, "advantage_clip_min": self.advantage_clip_min}
+
+    def row_weights(self, advantages: torch.Tensor) -> torch.Tensor:
+        return transform_advantages(advantages, self.advantage_clip_min)
+
+    def loss(self, batch: Batch, prediction: torch.Tensor, reference: torch.Tensor | None = None) -> LossOutput:
+        return LossOutput(craft_loss(prediction, batch.target, batch.weights, batch.timestep_weights))
+
+
+@dataclass
+class SFT(CRAFT):
+    """Plain fine-tuning: CRAFT with every advantage set to 1."""
+
+    name: ClassVar[str] = "sft"
+    uses_advantages: ClassVar[bool] = False

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from .base import LossOutput, Noised, Objective, check_range, error_changes, pair_margins, pair_metrics
+from .base import Batch, LossOutput, Objective, check_range, error_changes, pair_margins, pair_metrics
 
 
 def dpo_loss(changes: torch.Tensor, beta: float, factors: torch.Tensor | None = None) -> torch.Tensor:
@@ -42,12 +42,13 @@ class DPO(Objective):
     title: ClassVar[str] = "Diffusion-DPO"
     paper: ClassVar[str] = "2311.12908"
     beta: float = 5000.0
+    name: ClassVar[str] = "dpo"
     unit: ClassVar[str] = "pair"
     uses_reference: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_range("beta", self.beta, 0, above=True)
 
-    def loss(self, batch: Noised, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
+    def loss(self, batch: Batch, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
         changes = error_changes(batch, prediction, reference)
         return LossOutput(dpo_loss(changes, self.beta), pair_metrics(changes))

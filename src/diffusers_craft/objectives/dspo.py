@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from .base import LossOutput, Noised, Objective, check_range, error_changes, pair_margins, pair_metrics
+from .base import Batch, LossOutput, Objective, check_range, error_changes, pair_margins, pair_metrics, per_row
 
 
 def dspo_loss(
@@ -56,6 +56,7 @@ class DSPO(Objective):
     beta: float = 0.5
     gate_beta: float = 5000.0
     detach_gate: bool = True
+    name: ClassVar[str] = "dspo"
     unit: ClassVar[str] = "pair"
     uses_reference: ClassVar[bool] = True
 
@@ -63,8 +64,9 @@ class DSPO(Objective):
         check_range("beta", self.beta, 0, 1)
         check_range("gate_beta", self.gate_beta, 0)
 
-    def loss(self, batch: Noised, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
+    def loss(self, batch: Batch, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
         changes = error_changes(batch, prediction, reference)
-        prediction, reference, target = prediction.float(), reference.float(), batch.target.float()
+        scale = 1.0 if batch.error_scale is None else per_row(batch.error_scale.sqrt(), batch.target.float())
+        prediction, reference, target = (scale * x.float() for x in (prediction, reference, batch.target))
         loss = dspo_loss(prediction, reference, target, changes, self.beta, self.gate_beta, self.detach_gate)
         return LossOutput(loss, pair_metrics(changes))

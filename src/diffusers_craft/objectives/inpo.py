@@ -2,17 +2,17 @@
 """InPO (arXiv 2503.18454): Diffusion-DPO on latents from DDIM inversion instead of forward noise.
 
 What differs from the released code, here and in SmPO: each pair has its own time (the code takes the first pair's for the
-whole batch), and the inverted latent, the UNet's label and the target belong to the same time (`grid="official"` gives the
+whole batch), and the inverted latent, the model's label and the target belong to the same time (`grid="official"` gives the
 code's, which do not). The jitter that InPO's code may add to every inversion step is left out.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
-from .base import Context, LossOutput, Noised, Objective, check_choice, check_range, error_changes, pair_metrics
-from .ddim import RENOISE, implied_noise, inversion_times, invert
+from .base import Batch, Context, LossOutput, Objective, check_choice, check_range, error_changes, pair_metrics
+from .chains import RENOISE, inversion_times, invert
 from .dpo import dpo_loss
 
 
@@ -41,13 +41,20 @@ class InPO(Objective):
     renoise: str = "none"
     inverter: str = "reference"
     grid: str = "consistent"
+    name: ClassVar[str] = "inpo"
     unit: ClassVar[str] = "pair"
     uses_reference: ClassVar[bool] = True
+    follows_model: ClassVar[bool] = True
 
     @property
     def own_noise(self) -> bool:
         """Inversion makes it."""
         return self.inversion_steps > 0
+
+    @classmethod
+    def family_defaults(cls, family: str) -> dict[str, float]:
+        """As both papers that invert have it (arXiv 2506.02698, 2503.18454)."""
+        return {"beta": 5000.0} if family == "stable-diffusion-xl" else {}
 
     def __post_init__(self) -> None:
         for name, choices in (("renoise", RENOISE), ("inverter", INVERTERS), ("grid", GRIDS)):
@@ -55,28 +62,35 @@ class InPO(Objective):
         check_range("beta", self.beta, 0, above=True)
         check_range("inversion_steps", self.inversion_steps, 0)
 
-    def prepare(self, batch: Any, context: Context) -> Noised:
+    def prepare(self, batch: Batch, context: Context) -> Batch:
         if not self.inversion_steps:
             return super().prepare(batch, context)
-        abar = context.alphas_cumprod
-        check_range("inversion_steps", self.inversion_steps, 0, len(abar))
-        times, num_steps, labels = self._times(batch.timesteps, len(abar))
-        start = float(abar[0]) if self.grid == "official" else 1.0
+        path = context.path
+        check_range("inversion_steps", self.inversion_steps, 0, len(path))
+        times, num_steps, told = self._times(batch.times, len(path))
+        start = float(path.levels[0]) if self.grid == "official" else None
         predict = context.predict_reference if self.inverter == "reference" else context.predict
 
-        def predict_rows(latents, timesteps, rows):
-            return predict(latents, timesteps, {name: value[rows] for name, value in batch.conditioning.items()})
+        def predict_rows(latents, times, rows):
+            return predict(latents, times, {name: value[rows] for name, value in batch.conditioning.items()})
 
-        noisy = invert(batch.latents, num_steps, times, abar, predict_rows, self.renoise, start)
-        target = implied_noise(noisy, batch.latents, abar[labels])
-        return Noised(noisy, labels, batch.conditioning, target, batch.advantages)
+        noisy = invert(batch.latents, num_steps, times, path, predict_rows, self.renoise, start)
+        levels = path.levels[told]
+        noise = path.implied_noise(noisy, batch.latents, levels)
+        return batch._replace(
+            noisy_latents=noisy,
+            times=told,
+            timesteps=path.labels[told],
+            target=path.target(batch.latents, noise, levels),
+            error_scale=path.noise_error_scale(levels),
+        )
 
-    def loss(self, batch: Noised, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
+    def loss(self, batch: Batch, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
         changes = error_changes(batch, prediction, reference)
         return LossOutput(dpo_loss(changes, self.beta), pair_metrics(changes))
 
     def _times(self, drawn: torch.Tensor, num_timesteps: int) -> tuple[list[int], torch.Tensor, torch.Tensor]:
-        """Grid, number of steps (B,) and UNet labels (B,) for uniformly drawn times (B,)."""
+        """Grid, number of steps (B,) and the times (B,) that the model is told, for drawn times (B,)."""
         if self.grid == "consistent":
             times = inversion_times(num_timesteps, self.inversion_steps)
             num_steps = drawn * self.inversion_steps // num_timesteps + 1  # uniform on 1 .. G

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import UserError
-from .base import LossOutput, Noised, Objective, check_choice, check_range, error_changes
+from .base import Batch, Context, LossOutput, Objective, check_choice, check_range, error_changes
 
 
 UTILITIES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -52,7 +52,7 @@ def kto_loss(
 
 @dataclass
 class KTO(Objective):
-    """Diffusion-KTO; the sign of a row's `advantages` is its label.
+    """Diffusion-KTO; the sign of a row's `weights` is its label.
 
     The mean gain z is taken over the micro-batches of all processes that run together, so results depend on how a batch
     is cut (with batches of 2, as in the paper, it is mostly noise).
@@ -62,7 +62,6 @@ class KTO(Objective):
         utility (`str`, *optional*, defaults to `"kahneman_tversky"`): or `loss_averse`, `risk_seeking`.
         liked_weight (`float`, *optional*, defaults to 1): lambda of images labelled +1.
         disliked_weight (`float`, *optional*, defaults to 1): lambda of images labelled -1.
-        average (`Callable`, *optional*): mean of a scalar over processes.
     """
 
     title: ClassVar[str] = "Diffusion-KTO"
@@ -71,7 +70,7 @@ class KTO(Objective):
     utility: str = "kahneman_tversky"
     liked_weight: float = 1.0
     disliked_weight: float = 1.0
-    average: Callable[[torch.Tensor], torch.Tensor] | None = None
+    name: ClassVar[str] = "kto"
     unit: ClassVar[str] = "label"
     uses_reference: ClassVar[bool] = True
 
@@ -83,10 +82,13 @@ class KTO(Objective):
         if not self.liked_weight and not self.disliked_weight:
             raise UserError("--liked_weight, --disliked_weight: expected one above 0, found 0 for both")
 
-    def loss(self, batch: Noised, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
+    def prepare(self, batch: Batch, context: Context) -> Batch:
+        return batch._replace(extras={"mean": context.mean})
+
+    def loss(self, batch: Batch, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
         changes = error_changes(batch, prediction, reference)
         mean_gain = -changes.detach().mean()
-        baseline = mean_gain if self.average is None else self.average(mean_gain)
+        baseline = batch.extras["mean"](mean_gain) if "mean" in batch.extras else mean_gain
         weights = (self.liked_weight, self.disliked_weight)
-        loss = kto_loss(changes, batch.advantages, self.beta, baseline, self.utility, *weights)
+        loss = kto_loss(changes, batch.weights, self.beta, baseline, self.utility, *weights)
         return LossOutput(loss, {"mean_gain": mean_gain})

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from .base import LossOutput, Noised, Objective, check_choice, check_range, denoising_errors, order_accuracy
+from .base import Batch, LossOutput, Objective, check_choice, check_range, noise_errors, order_accuracy
 
 
 FORMS = ("paper", "code")
@@ -61,6 +61,7 @@ class MaPO(Objective):
     beta: float = 8.0
     form: str = "paper"
     scale: float = 0.5
+    name: ClassVar[str] = "mapo"
     unit: ClassVar[str] = "pair"
 
     def __post_init__(self) -> None:
@@ -68,7 +69,7 @@ class MaPO(Objective):
         check_range("beta", self.beta, 0)
         check_range("scale", self.scale, 0, above=True)
 
-    def loss(self, batch: Noised, prediction: torch.Tensor, reference: torch.Tensor | None = None) -> LossOutput:
-        errors = denoising_errors(prediction, batch.target)
+    def loss(self, batch: Batch, prediction: torch.Tensor, reference: torch.Tensor | None = None) -> LossOutput:
+        errors = noise_errors(batch, prediction)
         loss = mapo_loss(errors, self.beta, self.form, self.scale)
         return LossOutput(loss, {"accuracy": order_accuracy(*errors.detach().chunk(2))})

@@ -15,18 +15,18 @@ import torch.nn.functional as F
 
 from ..errors import UserError
 from .base import (
+    Batch,
     Context,
     LossOutput,
-    Noised,
     Objective,
     best_and_worst,
     check_choice,
     check_range,
-    denoising_errors,
     guided,
+    noise_errors,
     pair_metrics,
 )
-from .ddim import clean_estimate, ddim_move, ddim_sample, rows
+from .chains import inversion_times, sample
 
 
 FORMS = ("margin", "code")
@@ -47,7 +47,7 @@ class Trajectories(NamedTuple):
 def follow(
     latents: torch.Tensor,
     noises: torch.Tensor,
-    timesteps: torch.Tensor,
+    starts: torch.Tensor,
     conditioning: dict[str, torch.Tensor],
     context: Context,
     num_states: int,
@@ -58,7 +58,7 @@ def follow(
     Args:
         latents (`torch.Tensor`): (B, C, h, w) clean latents, or (B, n, C, h, w) with one for each noise.
         noises (`torch.Tensor`): (B, n, C, h, w) standard normal.
-        timesteps (`torch.Tensor`): (B,) int64 time of the first state.
+        starts (`torch.Tensor`): (B,) int64 time of the first state.
         conditioning (`dict`): name -> (B, ...).
         context (`Context`): predicts, and scores clean estimates.
         num_states (`int`): m.
@@ -67,13 +67,12 @@ def follow(
     count, ways = noises.shape[:2]
     owner = torch.arange(count, device=latents.device).repeat_interleave(ways)
     wide = {name: value[owner] for name, value in conditioning.items()}
-    offsets = stride * torch.arange(num_states, device=timesteps.device)[:, None]
-    times = timesteps - offsets
+    offsets = stride * torch.arange(num_states, device=starts.device)[:, None]
+    times = starts - offsets
     valid, times = times >= 0, times.clamp(min=0)
-    abars = context.alphas_cumprod[times]  # (m, B)
-    first = rows(abars[0][owner], noises[0])
+    levels = context.path.levels[times]  # (m, B)
     clean = latents.expand_as(noises) if latents.ndim == noises.ndim else latents[:, None].expand_as(noises)
-    current = first.sqrt() * clean.flatten(0, 1) + (1 - first).sqrt() * noises.flatten(0, 1)
+    current = context.path.mix(clean.flatten(0, 1), noises.flatten(0, 1), levels[0][owner])
     states, total = [], torch.zeros(count, ways, device=latents.device)
     needs_rewards = ways > 1
     for step in range(num_states):
@@ -81,34 +80,55 @@ def follow(
         is_last = step == num_states - 1
         if is_last and not needs_rewards:
             break
-        noise = context.predict(current, times[step][owner], wide)
+        output = context.predict(current, times[step][owner], wide)
         if needs_rewards:
-            estimate = clean_estimate(current, noise, abars[step][owner])
+            estimate = context.path.clean(current, output, levels[step][owner])
             scores = context.score(estimate, owner).reshape(count, ways)
             total += scores.masked_fill(~valid[step][:, None], 0.0)  # a product would keep the NaN of states left out
         if not is_last:
-            current = ddim_move(current, noise, abars[step][owner], abars[step + 1][owner])
+            current = context.path.move(current, output, levels[step][owner], levels[step + 1][owner])
     shape = (num_states, *noises.shape)
     return Trajectories(torch.stack(states).reshape(shape), times, valid, noises, total / valid.sum(0)[:, None])
 
 
 def chosen_states(
-    paths: Trajectories, choice: torch.Tensor, judged: torch.Tensor, conditioning: dict[str, torch.Tensor]
-) -> Noised:
-    """The valid states of one trajectory a latent, as S rows; `advantages` are 1 / (number of the latent's states).
+    paths: Trajectories, choice: torch.Tensor, judged: torch.Tensor, latents: torch.Tensor, batch: Batch, path: Any
+) -> Batch:
+    """The valid states of one trajectory per latent, as S rows; `weights` are 1 / (number of the latent's states).
 
     Args:
         paths (`Trajectories`): of B latents.
         choice (`torch.Tensor`): (B,) int64 in [0, n).
-        judged (`torch.Tensor`): (B,) bool whether a latent counts; `advantages` are 0 where it does not.
-        conditioning (`dict`): name -> (B, ...).
+        judged (`torch.Tensor`): (B,) bool whether a latent counts; `weights` are 0 where it does not.
+        latents (`torch.Tensor`): (B, C, h, w) clean latents, or (B, n, C, h, w), that the trajectories started from.
+        batch (`Batch`): of B rows, for their conditioning.
+        path (`NoisePath`): of the base.
     """
     step, unit = paths.valid.nonzero(as_tuple=True)  # (S,) each, first states first
-    target = paths.noises[unit, choice[unit]]
+    times, states, noises = (
+        paths.times[step, unit],
+        paths.states[step, unit, choice[unit]],
+        paths.noises[unit, choice[unit]],
+    )
+    levels = path.levels[times]
+    # Later states have left the line of latents and noise. What a model says there in whose eyes the noise is still this
+    # one means other latents; the first states may be pure noise, which means none.
+    starts = latents[unit] if latents.ndim < paths.noises.ndim else latents[unit, choice[unit]]
+    clean = torch.where(
+        (step == 0).reshape(-1, *[1] * (states.ndim - 1)), starts, path.implied_clean(states, noises, levels)
+    )
     weights = judged[unit] / paths.valid.sum(0)[unit].float()
     extras = {"unit": unit, "step": step, "num_units": paths.valid.shape[1], "judged": judged}
-    wide = {name: value[unit] for name, value in conditioning.items()}
-    return Noised(paths.states[step, unit, choice[unit]], paths.times[step, unit], wide, target, weights, extras)
+    return Batch(
+        noisy_latents=states,
+        times=times,
+        timesteps=path.labels[times],
+        conditioning={name: value[unit] for name, value in batch.conditioning.items()},
+        target=path.target(clean, noises, levels),
+        weights=weights,
+        error_scale=path.noise_error_scale(levels),
+        extras=extras,
+    )
 
 
 def mean_over_states(values: torch.Tensor, unit: torch.Tensor, weights: torch.Tensor, num_units: int) -> torch.Tensor:
@@ -134,6 +154,8 @@ class SFTSharpening(Objective):
     num_noises: int = 3
     num_states: int = 3
     grid_steps: int = 50
+    uses_advantages: ClassVar[bool] = False
+    follows_model: ClassVar[bool] = True
 
     @property
     def uses_reward(self) -> bool:
@@ -149,30 +171,30 @@ class SFTSharpening(Objective):
         for name in ("num_noises", "num_states", "grid_steps"):
             check_range(name, getattr(self, name), 1)
 
-    def prepare(self, batch: Any, context: Context) -> Noised:
+    def prepare(self, batch: Batch, context: Context) -> Batch:
         fresh = context.normal("noises", self.num_noises - 1, *batch.noise.shape[1:])
         noises = torch.cat([batch.noise[:, None], fresh.to(batch.noise)], dim=1)
         paths = self._follow(batch.latents, noises, batch, context)
         best, _, gaps, judged = best_and_worst(paths.rewards)
         if self.num_noises == 1:
             judged = torch.ones_like(judged)
-        chosen = chosen_states(paths, best, judged, batch.conditioning)
+        chosen = chosen_states(paths, best, judged, batch.latents, batch, context.path)
         return chosen._replace(extras=chosen.extras | {"gaps": gaps})
 
-    def loss(self, batch: Noised, prediction: torch.Tensor, reference: torch.Tensor | None = None) -> LossOutput:
-        errors = denoising_errors(prediction, batch.target)
-        loss = (batch.advantages * errors).sum() / batch.extras["num_units"]
+    def loss(self, batch: Batch, prediction: torch.Tensor, reference: torch.Tensor | None = None) -> LossOutput:
+        errors = noise_errors(batch, prediction)
+        loss = (batch.weights * errors).sum() / batch.extras["num_units"]
         return LossOutput(loss, self._metrics(batch.extras))
 
     def _metrics(self, extras: dict[str, Any]) -> dict[str, torch.Tensor]:
         """What the reward told apart: the mean gap of best and worst, and the share of latents that count."""
         return {"reward_gap": extras["gaps"].mean(), "units_used": extras["judged"].double().mean()}
 
-    def _follow(self, latents: torch.Tensor, noises: torch.Tensor, batch: Any, context: Context) -> Trajectories:
-        num_timesteps = len(context.alphas_cumprod)
+    def _follow(self, latents: torch.Tensor, noises: torch.Tensor, batch: Batch, context: Context) -> Trajectories:
+        num_timesteps = len(context.path)
         check_range("grid_steps", self.grid_steps, 1, num_timesteps)
         stride = num_timesteps // self.grid_steps
-        return follow(latents, noises, batch.timesteps, batch.conditioning, context, self.num_states, stride)
+        return follow(latents, noises, batch.times, batch.conditioning, context, self.num_states, stride)
 
 
 def sharpening_preference_loss(
@@ -252,28 +274,31 @@ class RLHFSharpening(SFTSharpening):
         if not self.fresh_noise and self.image_sharing == "one":
             raise UserError("--no-fresh_noise: expected --image_sharing n, found one image for all noises")
 
-    def prepare(self, batch: Any, context: Context) -> Noised:
+    def prepare(self, batch: Batch, context: Context) -> Batch:
         latents, noises = self._starts(batch, context)
         paths = self._follow(latents, noises, batch, context)
         highest, lowest, gaps, judged = best_and_worst(paths.rewards)
-        best = chosen_states(paths, highest, judged, batch.conditioning)
-        worst = chosen_states(paths, lowest, judged, batch.conditioning)
-        return Noised(
-            torch.cat([best.noisy_latents, worst.noisy_latents]),
-            best.timesteps.repeat(2),
-            {name: torch.cat([value, value]) for name, value in best.conditioning.items()},
-            torch.cat([best.target, worst.target]),
-            torch.cat([best.advantages, -worst.advantages]),
-            best.extras | {"gaps": gaps},
+        best = chosen_states(paths, highest, judged, latents, batch, context.path)
+        worst = chosen_states(paths, lowest, judged, latents, batch, context.path)
+        both = {name: torch.cat([value, value]) for name, value in best.conditioning.items()}
+        return best._replace(
+            noisy_latents=torch.cat([best.noisy_latents, worst.noisy_latents]),
+            times=best.times.repeat(2),
+            timesteps=best.timesteps.repeat(2),
+            conditioning=both,
+            target=torch.cat([best.target, worst.target]),
+            weights=torch.cat([best.weights, -worst.weights]),
+            error_scale=None if best.error_scale is None else best.error_scale.repeat(2),
+            extras=best.extras | {"gaps": gaps},
         )
 
-    def loss(self, batch: Noised, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
+    def loss(self, batch: Batch, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
         extras = batch.extras
-        errors = denoising_errors(prediction, batch.target)
-        reference_errors = denoising_errors(reference, batch.target)
+        errors = noise_errors(batch, prediction)
+        reference_errors = noise_errors(batch, reference)
         changes = []
         for ours, theirs in zip(errors.chunk(2), reference_errors.chunk(2), strict=True):
-            weights = batch.advantages.chunk(2)[0]
+            weights = batch.weights.chunk(2)[0]
             mean = mean_over_states(ours, extras["unit"], weights, extras["num_units"])
             if self.form == "code":
                 weights = (extras["step"] == 0).to(weights)
@@ -283,11 +308,11 @@ class RLHFSharpening(SFTSharpening):
         loss = sharpening_preference_loss(changes, extras["gaps"], *options)
         return LossOutput(loss, pair_metrics(changes) | self._metrics(extras))
 
-    def _starts(self, batch: Any, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
+    def _starts(self, batch: Batch, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
         """Clean latents (B, C, h, w) or (B, n, C, h, w), and the noises (B, n, C, h, w) to put on them."""
         shape = batch.latents.shape[1:]
         fresh = context.normal("noises", self.num_noises, *shape).to(batch.latents)
-        check_range("generation_steps", self.generation_steps, 0, len(context.alphas_cumprod))
+        check_range("generation_steps", self.generation_steps, 0, len(context.path))
         if not self.generation_steps:
             return batch.latents, fresh
         images = self.num_noises if self.image_sharing == "n" else 1
@@ -299,9 +324,11 @@ class RLHFSharpening(SFTSharpening):
         """Clean latents (B, n, C, h, w) from noise of that shape."""
         wide = {name: value.repeat_interleave(noise.shape[1], dim=0) for name, value in conditioning.items()}
         empty = context.empty_conditioning(wide)
+        times = inversion_times(len(context.path), self.generation_steps)[::-1]
 
-        def predict(latents: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-            return guided(context.predict, latents, timesteps, wide, empty, self.guidance_scale)
+        def predict(latents: torch.Tensor, step: int) -> torch.Tensor:
+            told = torch.full((len(latents),), times[step], device=latents.device)
+            return guided(context.predict, latents, told, wide, empty, self.guidance_scale)
 
-        made = ddim_sample(noise.flatten(0, 1), self.generation_steps, context.alphas_cumprod, predict)
+        made = sample(noise.flatten(0, 1), context.path.levels[times].tolist(), context.path, predict)
         return made.reshape(noise.shape)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from .base import LossOutput, Noised, check_range, error_changes, pair_metrics
+from .base import Batch, LossOutput, check_range, error_changes, pair_metrics
 from .dpo import dpo_loss
 from .inpo import InPO
 
@@ -44,7 +44,7 @@ def smpo_loss(changes: torch.Tensor, factors: torch.Tensor, beta: float) -> torc
 
 @dataclass
 class SmPO(InPO):
-    """SmPO-Diffusion; each pair's factor comes as the size of its rows' `advantages` (+f for winners, -f for losers).
+    """SmPO-Diffusion; each pair's factor comes as the size of its rows' `weights` (+f for winners, -f for losers).
 
     Args:
         inversion_steps (`int`, *optional*, defaults to 9): grid points; 0 takes forward noise instead.
@@ -57,13 +57,17 @@ class SmPO(InPO):
     inversion_steps: int = 9
     renoise: str = "final"
     gamma: float = 10.0
+    name: ClassVar[str] = "SmPO"
     uses_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("gamma", self.gamma, 0, above=True)
 
-    def loss(self, batch: Noised, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
+    def pair_weights(self, scores: torch.Tensor, score_range: float) -> torch.Tensor:
+        return smoothing_factors(*scores.unbind(1), score_range, self.gamma)
+
+    def loss(self, batch: Batch, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
         changes = error_changes(batch, prediction, reference)
-        factors = batch.advantages.chunk(2)[0]
+        factors = batch.weights.chunk(2)[0]
         return LossOutput(smpo_loss(changes, factors, self.beta), pair_metrics(changes))

@@ -7,14 +7,25 @@ place. Winner and loser share their start, so the loss needs one prediction a st
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 
 from ..errors import UserError
-from .base import Context, LossOutput, Noised, Objective, best_and_worst, check_range, guide, guided, order_accuracy
-from .ddim import clean_estimate, ddim_mean_std, inversion_times, rows
+from .base import (
+    Batch,
+    Context,
+    LossOutput,
+    Objective,
+    best_and_worst,
+    check_range,
+    guide,
+    guided,
+    order_accuracy,
+    per_row,
+)
+from .chains import inversion_times
 
 
 def spo_log_ratios(
@@ -89,10 +100,12 @@ class SPO(Objective):
     states_per_prompt: int = 4
     threshold: float = 0.0
     guidance_scale: float = 5.0
+    name: ClassVar[str] = "spo"
     unit: ClassVar[str] = "prompt"
     uses_reference: ClassVar[bool] = True
     uses_reward: ClassVar[bool] = True
     own_noise: ClassVar[bool] = True
+    follows_model: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_range("beta", self.beta, 0, above=True)
@@ -111,54 +124,49 @@ class SPO(Objective):
             )
 
     @torch.no_grad()
-    def prepare(self, batch: Any, context: Context) -> Noised:
+    def prepare(self, batch: Batch, context: Context) -> Batch:
         """Runs the chains; rows are [states with caption, the same states with the empty caption]."""
         shape, conditioning = batch.latents.shape[1:], batch.conditioning
         device, count = batch.latents.device, len(batch.latents)
-        abars = context.alphas_cumprod
-        check_range("chain_steps", self.chain_steps, 1, len(abars) // 2)  # the last move must not start at t = 0
-        times = inversion_times(len(abars), self.chain_steps)[::-1]
+        path = context.path
+        check_range("chain_steps", self.chain_steps, 1, len(path) // 2)  # the last move must not start at t = 0
+        grid = inversion_times(len(path), self.chain_steps)[::-1]
         empty = context.empty_conditioning(conditioning)
         order = context.uniform("states", self.chain_steps - self.first_step).argsort(1)
         chosen = order[:, : self.states_per_prompt].to(device) + self.first_step  # (B, states)
         current = context.normal("start", *shape).to(batch.latents)
         parts = []
-        for step, time in enumerate(times):
-            timesteps = torch.full((count,), time, device=device)
-            here = abars[time].expand(count)
-            # The last move ends at abar_0, which still has a spread, and is judged as the clean image.
-            following = times[step + 1] if step + 1 < len(times) else 0
-            there = abars[following].expand(count)
-            noise = guided(context.predict, current, timesteps, conditioning, empty, self.guidance_scale)
-            mean, sigma = ddim_mean_std(current, noise, here, there)
+        for step, time in enumerate(grid):
+            times = torch.full((count,), time, device=device)
+            here = path.levels[time].expand(count)
+            # The last move ends at time 0, which still has a spread, and is judged as the clean image.
+            following = grid[step + 1] if step + 1 < len(grid) else 0
+            there = path.levels[following].expand(count)
+            output = guided(context.predict, current, times, conditioning, empty, self.guidance_scale)
+            mean, sigma = path.random_move(current, output, here, there)
             candidates = context.normal(f"move {step}", self.num_candidates, *shape).to(mean)
-            candidates = mean[:, None] + rows(sigma, candidates) * candidates  # (B, k, C, h, w)
+            candidates = mean[:, None] + per_row(sigma, candidates) * candidates  # (B, k, C, h, w)
             active = (chosen == step).any(1).nonzero()[:, 0]
             if len(active):
                 best, worst, gap = self._compare(candidates[active], active, following, conditioning, context)
-                parts.append(
-                    (active, current[active], timesteps[active], here[active], there[active], best, worst, gap)
-                )
+                parts.append((active, current[active], times[active], here[active], there[active], best, worst, gap))
             current = candidates[:, 0]
-        unit, states, timesteps, here, there, best, worst, gap = (torch.cat(values) for values in zip(*parts))
-        rows_conditioning = {name: value[unit] for name, value in conditioning.items()}
-        extras = {"states": states, "from": here, "to": there, "best": best, "worst": worst, "gap": gap}
-        repeats = 1
+        unit, states, times, here, there, best, worst, gap = (torch.cat(values) for values in zip(*parts))
+        wide = {name: value[unit] for name, value in conditioning.items()}
         if self.guidance_scale != 1.0:
-            repeats = 2
-            rows_conditioning = {
-                name: torch.cat([value, empty[name][unit]]) for name, value in rows_conditioning.items()
-            }
-        noisy = states.repeat(repeats, 1, 1, 1)
-        labels = torch.zeros(len(noisy), device=device)
-        return Noised(noisy, timesteps.repeat(repeats), rows_conditioning, torch.zeros_like(noisy), labels, extras)
+            wide = {name: torch.cat([value, empty[name][unit]]) for name, value in wide.items()}
+            times = times.repeat(2)
+        noisy = states.repeat(len(times) // len(states), 1, 1, 1)
+        extras = {"path": path, "states": states, "from": here, "to": there, "best": best, "worst": worst, "gap": gap}
+        unweighted = torch.zeros(len(noisy), device=device)
+        return Batch(noisy, times, path.labels[times], wide, torch.zeros_like(noisy), unweighted, extras=extras)
 
-    def loss(self, batch: Noised, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
+    def loss(self, batch: Batch, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
         extras = batch.extras
         means = []
-        for noise in (prediction.float(), reference.float()):
-            noise = noise if self.guidance_scale == 1.0 else guide(noise, self.guidance_scale)
-            mean, sigma = ddim_mean_std(extras["states"], noise, extras["from"], extras["to"])
+        for output in (prediction.float(), reference.float()):
+            output = output if self.guidance_scale == 1.0 else guide(output, self.guidance_scale)
+            mean, sigma = extras["path"].random_move(extras["states"], output, extras["from"], extras["to"])
             means.append(mean)
         winners, losers = (spo_log_ratios(extras[name], *means, sigma) for name in ("best", "worst"))
         mask = extras["gap"] > self.threshold
@@ -175,10 +183,10 @@ class SPO(Objective):
         owner = unit.repeat_interleave(self.num_candidates)
         clean = candidates.flatten(0, 1)
         if time > 0:
-            timesteps = torch.full((len(owner),), time, device=clean.device)
+            times = torch.full((len(owner),), time, device=clean.device)
             wide = {name: value[owner] for name, value in conditioning.items()}
-            noise = context.predict(clean, timesteps, wide)
-            clean = clean_estimate(clean, noise, context.alphas_cumprod[time].expand(len(owner)))
+            output = context.predict(clean, times, wide)
+            clean = context.path.clean(clean, output, context.path.levels[time].expand(len(owner)))
         scores = context.score(clean, owner).reshape(candidates.shape[:2])
         place = torch.arange(len(candidates), device=clean.device)
         best, worst, gap, _ = best_and_worst(scores)

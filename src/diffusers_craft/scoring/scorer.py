@@ -2,8 +2,7 @@
 """The composite reward of images that did not exist before, for objectives that ask for one."""
 
 import json
-from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +41,13 @@ class CompositeScorer:
         return composite_reward(rewards, self.weights, self.constants["normalization"], self.constants)
 
 
-def load_scorer(args: Namespace, device: torch.device) -> CompositeScorer:
-    """The rewards of `--rewards`, normalised as in the build that `--dataset_name` names, if it is one."""
-    weights = parse_reward_weights(args.rewards)
-    base = args.pretrained_model_name_or_path
-    models = load_rewards(list(weights), RewardSettings.from_args(args, list(weights)), device, base)
-    constants = Path(args.dataset_name or "") / "normalization.json"
+def load_scorer(
+    rewards: Sequence[str], settings: RewardSettings, device: torch.device, base: str, dataset_name: str | None
+) -> CompositeScorer:
+    """Rewards, each `name=weight`, for images of the model `base`; normalised as in the build `dataset_name`, if it is one."""
+    weights = parse_reward_weights(rewards)
+    models = load_rewards(list(weights), settings, device, base)
+    constants = Path(dataset_name or "") / "normalization.json"
     if constants.is_file():
         return CompositeScorer(models, weights, json.loads(constants.read_text(encoding="utf-8")))
     return CompositeScorer(models, weights)

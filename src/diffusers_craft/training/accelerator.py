@@ -3,7 +3,6 @@
 
 import logging
 import os
-from argparse import Namespace
 from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,49 +14,50 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, ProjectConfiguration
 
 from ..errors import UserError
+from .settings import TrainingSettings
 
 
 logger = logging.getLogger(__name__)
 
 
-def create_accelerator(args: Namespace) -> Accelerator:
+def create_accelerator(settings: TrainingSettings) -> Accelerator:
     """Accelerate's environment with the flags' precision, accumulation and tracker; only the main process logs.
 
     Raises:
         UserError: if the tracker is not installed, or the precision or the distribution does not fit the flags.
     """
-    tracker = args.report_to or ("tensorboard" if find_spec("tensorboard") else "none")
+    tracker = settings.report_to or ("tensorboard" if find_spec("tensorboard") else "none")
     if tracker != "none" and find_spec(tracker) is None:
         fix = f"`pip install {tracker}` or --report_to none"
         raise UserError(f"--report_to: expected an installed tracker, found {tracker}, which is not ({fix})")
-    output_dir = Path(args.output_dir)
+    output_dir = Path(settings.output_dir)
     without_gpu = not (torch.cuda.is_available() or torch.xpu.is_available() or torch.backends.mps.is_available())
-    precision = args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    precision = settings.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision == "fp16" and without_gpu:
         raise UserError("--mixed_precision: expected bf16 or no without a GPU, found fp16")
-    if args.train_dtype == "bf16" and precision != "bf16":
+    if settings.train_dtype == "bf16" and precision != "bf16":
         raise UserError(f"--train_dtype bf16: expected --mixed_precision bf16 with it, found {precision}")
     several_on_cpus = without_gpu and int(os.environ.get("WORLD_SIZE", 1)) > 1
     accelerator = Accelerator(
         cpu=several_on_cpus,  # else accelerate overlooks what torchrun starts without a GPU
-        mixed_precision=args.mixed_precision,
+        mixed_precision=settings.mixed_precision,
         # A plugin, since an environment variable of `accelerate launch` would overrule a number.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=args.gradient_accumulation_steps),
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=settings.gradient_accumulation_steps),
         log_with=None if tracker == "none" else tracker,
-        project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir / args.logging_dir)),
+        project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir / settings.logging_dir)),
         step_scheduler_with_optimizer=False,  # the schedule counts optimizer steps, whatever the processes
     )
-    _prepare_sharding(accelerator, args)
+    _prepare_sharding(accelerator, settings)
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # it reports every file of a checkpoint
     if not accelerator.is_local_main_process:
         logging.getLogger("diffusers_craft").setLevel(logging.ERROR)
         transformers.utils.logging.set_verbosity_error()
         diffusers.utils.logging.set_verbosity_error()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.allow_tf32
     return accelerator
 
 
-def _prepare_sharding(accelerator: Accelerator, args: Namespace) -> None:
+def _prepare_sharding(accelerator: Accelerator, settings: TrainingSettings) -> None:
     """DeepSpeed takes its numbers from the flags; what needs whole weights in every process is refused."""
     if accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         for kind in ("FSDP", "DEEPSPEED"):
@@ -65,9 +65,9 @@ def _prepare_sharding(accelerator: Accelerator, args: Namespace) -> None:
                 logger.warning("%s was asked for, but accelerate sets it up on several GPUs only: not sharded.", kind)
         return
     sharded = {
-        "--use_lora": args.use_lora,
-        "--use_ema": args.use_ema,
-        "--train_dtype bf16": args.train_dtype == "bf16",
+        "--use_lora": settings.use_lora,
+        "--use_ema": settings.use_ema,
+        "--train_dtype bf16": settings.train_dtype == "bf16",
     }
     for flag, given in sharded.items():
         if given:
@@ -82,8 +82,8 @@ def _prepare_sharding(accelerator: Accelerator, args: Namespace) -> None:
             plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, **changes)
     else:
         accelerator.state.deepspeed_plugin.deepspeed_config |= {
-            "train_micro_batch_size_per_gpu": args.train_batch_size,
-            "gradient_accumulation_steps": args.gradient_accumulation_steps,
-            "gradient_clipping": args.max_grad_norm,
+            "train_micro_batch_size_per_gpu": settings.train_batch_size,
+            "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+            "gradient_clipping": settings.max_grad_norm,
             "zero_allow_untested_optimizer": True,  # 8-bit Adam, Adafactor
         }

@@ -2,8 +2,7 @@
 """What objectives reach for while they prepare a batch: both models, the noise levels, rewards, and seeded numbers."""
 
 import copy
-from argparse import Namespace
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from accelerate.utils import DistributedType
@@ -11,23 +10,23 @@ from PIL import Image
 
 from ..core.records import derive_seed
 from ..errors import UserError
-from ..models.families import Backbone, Components
-from ..objectives.base import MicroBatch, Noised, Objective
+from ..models.family import Components, Family
+from ..objectives.base import Batch, Objective
 from ..scoring.scorer import CompositeScorer
 from .run import TrainingRun
-from .weights import compile_blocks
+from .settings import TrainingSettings
 
 
-class AlignmentContext:
-    """The `Context` of `objectives.base` for one training run; made before the run, which changes the UNet.
+class TrainingContext:
+    """The `Context` of `objectives.base` for one training run; made before the run, which changes the denoiser.
 
-    The reference is the UNet as it is now: a frozen copy in the same precision, or, with LoRA, the trained UNet with its
+    The reference is the denoiser as it is now: a frozen copy in the same precision, or, with LoRA, the trained model with its
     adapters switched off, which costs no memory.
 
     Args:
         objective (`Objective`): says what is needed.
-        args (`argparse.Namespace`): flags of the training script.
-        backbone (`Backbone`): family of the UNet.
+        settings (`TrainingSettings`): of the run.
+        family (`Family`): family of the model.
         components (`Components`): of the base; the VAE is kept here if images are scored.
         scorer (`CompositeScorer`, *optional*): scores images.
 
@@ -38,73 +37,71 @@ class AlignmentContext:
     def __init__(
         self,
         objective: Objective,
-        args: Namespace,
-        backbone: Backbone,
+        settings: TrainingSettings,
+        family: Family,
         components: Components,
         scorer: CompositeScorer | None = None,
     ) -> None:
-        kind = args.prediction_type or components.noise_scheduler.config.prediction_type
-        if type(objective).prepare is not Objective.prepare and kind != "epsilon":
-            raise UserError(f"--prediction_type: expected epsilon for {type(objective).__name__}, found {kind}")
-        if objective.uses_reference and args.use_lora and args.lora_dropout:
-            raise UserError(f"--lora_dropout: expected 0 beside a reference model, found {args.lora_dropout}")
-        self.objective, self.args, self.backbone, self.scorer = objective, args, backbone, scorer
-        self.alphas_cumprod = components.noise_scheduler.alphas_cumprod.double()
+        path = components.path
+        if objective.follows_model and path.kind == "epsilon" and path.ends_without_signal:
+            wanted = f"expected v_prediction or sample for {type(objective).__name__} with zero terminal SNR"
+            raise UserError(f"--prediction_type: {wanted}, where noise says nothing of the image, found epsilon")
+        if objective.uses_reference and settings.use_lora and settings.lora_dropout:
+            raise UserError(f"--lora_dropout: expected 0 beside a reference model, found {settings.lora_dropout}")
+        self.family, self.scorer, self.path, self._seed = family, scorer, path, settings.seed
         self._vae = components.vae.eval() if scorer is not None else None
         self._frozen = None
-        if objective.uses_reference and not args.use_lora:
-            self._frozen = copy.deepcopy(components.unet).requires_grad_(False).eval()
+        if objective.uses_reference and not settings.use_lora:
+            self._frozen = copy.deepcopy(components.denoiser).requires_grad_(False).eval()
         self._run: TrainingRun | None = None
         self._step, self._batch = 0, None
 
     def attach(self, run: TrainingRun) -> None:
         """Tells the context which run it serves."""
         self._run = run
-        device = run.accelerator.device
-        self.alphas_cumprod = self.alphas_cumprod.to(device)
+        self.path = run.path
         if self._frozen is not None:  # in the precision, layout and kernels of the trained one
-            layout = torch.channels_last if self.args.channels_last else torch.preserve_format
-            run.weights.prepare(self._frozen, run.dtype)
+            run.model.weights.prepare(self._frozen, run.model.dtype)
             if run.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-                self._frozen.to(run.dtype)  # as both cast all weights of the trained one, norms too, for its passes
-            self._frozen.requires_grad_(False).to(device, memory_format=layout)
-            if self.args.torch_compile:
-                compile_blocks(self._frozen)
+                self._frozen.to(
+                    run.model.dtype
+                )  # as both cast all weights of the trained one, norms too, for its passes
+            run.model.place(self._frozen.requires_grad_(False))
         if self._vae is not None:
-            self._vae.to(device)
+            self._vae.to(run.accelerator.device)
 
-    def at(self, step: int, batch: MicroBatch) -> "AlignmentContext":
+    def at(self, step: int, batch: Batch) -> "TrainingContext":
         """Points at the micro-batch that is prepared next."""
         self._step, self._batch = step, batch
         return self
 
-    def reference(self, batch: Noised) -> torch.Tensor:
+    def reference(self, batch: Batch) -> torch.Tensor:
         """The reference's output (B, C, h, w) for a prepared batch."""
-        return self.predict_reference(batch.noisy_latents, batch.timesteps, batch.conditioning)
+        return self.predict_reference(batch.noisy_latents, batch.times, batch.conditioning)
 
     @torch.no_grad()
-    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: dict) -> torch.Tensor:
-        """The trained UNet's noise (B, C, h, w), in float32."""
-        unet = self._run.unet
-        was_training = unet.training
-        unet.eval()
+    def predict(self, latents: torch.Tensor, times: torch.Tensor, conditioning: dict) -> torch.Tensor:
+        """The trained model's output (B, C, h, w), in float32."""
+        denoiser = self._run.denoiser
+        was_training = denoiser.training
+        denoiser.eval()
         try:
-            return self.backbone.predict(unet, latents, timesteps, conditioning).float()
+            return self.family.predict(denoiser, latents, self.path.labels[times], conditioning).float()
         finally:
-            unet.train(was_training)
+            denoiser.train(was_training)
 
     @torch.no_grad()
-    def predict_reference(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: dict) -> torch.Tensor:
+    def predict_reference(self, latents: torch.Tensor, times: torch.Tensor, conditioning: dict) -> torch.Tensor:
         """The reference's output (B, C, h, w), in float32, through the same autocast."""
         if self._frozen is not None:
             with self._run.accelerator.autocast():
-                return self.backbone.predict(self._frozen, latents, timesteps, conditioning).float()
-        unet = self._run.accelerator.unwrap_model(self._run.unet)
-        unet.disable_adapters()
+                return self.family.predict(self._frozen, latents, self.path.labels[times], conditioning).float()
+        denoiser = self._run.accelerator.unwrap_model(self._run.denoiser)
+        denoiser.disable_adapters()
         try:
-            return self.backbone.predict(self._run.unet, latents, timesteps, conditioning).float()
+            return self.family.predict(self._run.denoiser, latents, self.path.labels[times], conditioning).float()
         finally:
-            unet.enable_adapters()
+            denoiser.enable_adapters()
 
     @torch.no_grad()
     def score(self, latents: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -133,8 +130,12 @@ class AlignmentContext:
         """(B, *shape) float64 in [0, 1), each row's from (seed, purpose, step, slot)."""
         return self._numbers(torch.rand, torch.float64, purpose, shape)
 
-    def _numbers(self, draw: Any, dtype: torch.dtype, purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
-        seeds = [derive_seed(self.args.seed, purpose, self._step, slot) for slot in self._batch.slots.tolist()]
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        """The mean of a scalar over all processes."""
+        return self._run.accelerator.reduce(value, reduction="mean")
+
+    def _numbers(self, draw: Callable, dtype: torch.dtype, purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
+        seeds = [derive_seed(self._seed, purpose, self._step, slot) for slot in self._batch.slots.tolist()]
         drawn = [draw(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype) for seed in seeds]
         return torch.stack(drawn).to(self._run.accelerator.device)
 

@@ -1,9 +1,10 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""The rows that an objective trains on, out of what the flags name."""
+"""The rows that an objective trains on, out of what the settings name."""
 
+import dataclasses
 import logging
 import math
-from argparse import Namespace
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,128 +14,135 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..data.dataset import load_craft_dataset
-from ..data.encoding import prepare_prompt_data, prepare_training_data
+from ..data.encoding import prepare_prompt_data, prepare_training_data, read_captions
 from ..data.preferences import (
     Preferences,
     best_pairs,
-    distinct_prompts,
     is_build,
     labels_of_pairs,
     load_preferences,
+    prompts_of_build,
     random_rows,
     spread,
 )
 from ..data.rows import PairData, TrainingData
 from ..errors import UserError
-from ..models.families import Backbone, Components
+from ..models.family import Components, Family
 from ..objectives.base import Objective
-from ..objectives.smpo import smoothing_factors
-from ..scoring.scorer import CompositeScorer, load_scorer
-from ..selection.pairing import PAIRINGS
+from ..scoring.scorer import CompositeScorer
+from .settings import TrainingSettings
 
 
 logger = logging.getLogger(__name__)
 
-_IMAGES_A_BATCH = 64  # decoded and scored together
-
-
-_PAIR_FLAGS = {"pairing": PAIRINGS[0], "num_pairs": None}
-
-
-_COLUMN_FLAGS = {"image_column": "image", "advantage_column": "advantage", "latent_column": "latent"}
-
-
-_LATENT_FLAGS = {"use_generated_latents": False}
-
-
-# What each unit has no use for, with the values that say that it was not given.
-_UNUSED_FLAGS = {
-    "single": {"advantage_column": "advantage"} | _PAIR_FLAGS,
-    "prompt": _COLUMN_FLAGS | _LATENT_FLAGS | {"center_crop": False, "random_flip": False} | _PAIR_FLAGS,
-    "pair": _COLUMN_FLAGS | _LATENT_FLAGS | {"caption_column": "prompt"},
-    "label": _COLUMN_FLAGS | _LATENT_FLAGS | {"caption_column": "prompt"},
+_IMAGES_PER_BATCH = 64  # decoded and scored together
+# The columns and crops of images, and what chooses pairs: fields that some units have no use for.
+_COLUMNS = ("image_column", "advantage_column", "latent_column", "use_generated_latents")
+_UNUSED = {
+    "single": ("pairing", "num_pairs"),
+    "prompt": (*_COLUMNS, "center_crop", "random_flip", "pairing", "num_pairs"),
+    "pair": (*_COLUMNS, "caption_column"),
+    "label": (*_COLUMNS, "caption_column"),
 }
 
 
-def check_data_arguments(args: Namespace, objective: Objective) -> None:
-    """Raises a `UserError` for flags about data that the objective has no use for."""
-    name, kind = args.dataset_name or args.train_data_dir, type(objective).__name__
-    unused = _UNUSED_FLAGS[objective.unit] | ({} if objective.uses_scores else {"score_range": None})
-    if not (objective.uses_reward or objective.uses_scores):
-        unused = unused | {"rewards": []}
-    if objective.unit == "prompt" and is_build(name):
-        unused = unused | {"caption_column": "prompt"}
-    for flag, default in unused.items():
-        if (value := getattr(args, flag)) != default:
-            raise UserError(f"--{flag}: expected none with {kind}, which has no use for it, found {value}")
-    if args.score_range is not None:
-        low, high = args.score_range
+def check_data_settings(settings: TrainingSettings, objective: Objective, rewards: Sequence[str]) -> None:
+    """Raises a `UserError` for settings that the objective has no use for."""
+    kind, unused = type(objective).__name__, list(_UNUSED[objective.unit])
+    unused += [] if objective.uses_scores else ["score_range"]
+    unused += [] if objective.uses_timestep_weights else ["snr_gamma"]
+    unused += ["advantage_column"] if objective.unit == "single" and not objective.uses_advantages else []
+    unused += ["caption_column"] if objective.unit == "prompt" and is_build(settings.data_source) else []
+    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+    given = {name: getattr(settings, name) for name in unused if getattr(settings, name) != defaults[name]}
+    if rewards and not (objective.uses_reward or objective.uses_scores):
+        given["rewards"] = list(rewards)
+    for name, value in given.items():
+        raise UserError(f"--{name}: expected none with {kind}, which has no use for it, found {value}")
+    if objective.own_noise and settings.noise_offset:
+        expected = f"expected 0 for {kind}, which does not train on the noise that gets it"
+        raise UserError(f"--noise_offset: {expected}, found {settings.noise_offset}")
+    if settings.score_range is not None:
+        low, high = settings.score_range
         if not (low < high and math.isfinite(high - low)):
             raise UserError(f"--score_range: expected MIN below MAX, found {low:g} {high:g}")
 
 
-def load_pairs(args: Namespace, objective: Objective, accelerator: Accelerator) -> Preferences:
-    """The pairs to train on, scored where the objective asks for it; all processes share the scoring."""
-    name = args.dataset_name or args.train_data_dir
+def load_data(
+    settings: TrainingSettings,
+    objective: Objective,
+    family: Family,
+    components: Components,
+    accelerator: Accelerator,
+    load_scorer: Callable[[], CompositeScorer] | None = None,
+) -> TrainingData | PairData:
+    """Encodes what the objective's unit asks for: images, images with a label, pairs, or prompts alone.
+
+    Args:
+        settings (`TrainingSettings`): name the data.
+        objective (`Objective`): says what is needed.
+        family (`Family`): family of the model.
+        components (`Components`): VAE and text encoders, on the device that encodes.
+        accelerator (`Accelerator`): the main process encodes, the others find its cache.
+        load_scorer (`Callable`, *optional*): rewards for pairs that have no scores.
+    """
+    preferences, encoders = None, (family, components)
+    if objective.unit in ("pair", "label"):
+        preferences = load_pairs(settings, objective, accelerator, load_scorer)
     with accelerator.main_process_first():
-        preferences = load_preferences(name, args)
-    scored = objective.uses_scores and bool(args.rewards)
-    if scored and preferences.scores is not None:
-        found = "a build" if is_build(name) else "score_0 and score_1"
-        raise UserError(f"--rewards: expected pairs without scores to score, found {found} in {name}")
-    if scored:
-        if args.score_range is not None and args.num_pairs is None:  # then the others' scores are not asked for
-            preferences = _random_pairs(preferences, args).without_unused_images()
-        preferences = preferences.without_repeated_images()
-        preferences = score_preferences(preferences, load_scorer(args, accelerator.device), accelerator)
+        if objective.unit == "prompt":
+            return prepare_prompt_data(_prompts(settings), *encoders, settings)
+        if preferences is None:
+            return prepare_training_data(_load_images(settings), *encoders, settings, objective)
+        every_row = dataclasses.replace(settings, max_train_samples=None)
+        if objective.unit == "label":
+            rows, labels = labels_of_pairs(preferences.pairs, len(preferences.images))
+            chosen = random_rows(len(rows), settings.max_train_samples, settings.seed)
+            data = prepare_training_data(preferences.images.select(rows[chosen]), *encoders, every_row)
+            data.weights = torch.tensor(labels[chosen], dtype=torch.float32)
+            return data
+        images = prepare_training_data(preferences.images, *encoders, every_row)
+        factors = torch.ones(len(preferences.pairs))
+        if objective.uses_scores:
+            scores = torch.as_tensor(preferences.scores, dtype=torch.float64)
+            factors = objective.pair_weights(scores, preferences.score_range).float()
+        return PairData(images, torch.as_tensor(preferences.pairs), factors)
+
+
+def load_pairs(
+    settings: TrainingSettings,
+    objective: Objective,
+    accelerator: Accelerator,
+    load_scorer: Callable[[], CompositeScorer] | None = None,
+) -> Preferences:
+    """The pairs to train on, scored where the objective asks for it; all processes share the scoring."""
+    name = settings.data_source
+    with accelerator.main_process_first():
+        preferences = load_preferences(name, settings)
+    if objective.uses_scores and load_scorer is not None:
+        if preferences.scores is not None:
+            found = "a build" if is_build(name) else "score_0 and score_1"
+            raise UserError(f"--rewards: expected pairs without scores to score, found {found} in {name}")
+        if settings.score_range is not None and settings.num_pairs is None:  # the others' scores are not asked for
+            preferences = _random_pairs(preferences, settings).without_unused_images()
+        preferences = score_preferences(preferences.without_repeated_images(), load_scorer(), accelerator)
     if objective.uses_scores:
-        preferences = _with_finite_scores(preferences, args.score_range)
+        preferences = _with_finite_scores(preferences, settings.score_range)
     if not is_build(name):
-        preferences = best_pairs(preferences, args.num_pairs)
+        preferences = best_pairs(preferences, settings.num_pairs)
     if objective.unit == "pair":
-        preferences = _random_pairs(preferences, args)
+        preferences = _random_pairs(preferences, settings)
     preferences = preferences.without_unused_images()
     return preferences if is_build(name) else preferences.without_repeated_images()
-
-
-def load_data(
-    args: Namespace,
-    objective: Objective,
-    backbone: Backbone,
-    components: Components,
-    preferences: Preferences | None = None,
-) -> TrainingData | PairData:
-    """Encodes what the objective's unit asks for: images, the pairs of `load_pairs`, or prompts alone."""
-    if objective.unit == "prompt":
-        name = args.dataset_name or args.train_data_dir
-        dataset = None if is_build(name) else _load_images(args)
-        prompts = distinct_prompts(name, dataset, args.caption_column)
-        factor = 2 ** (len(components.vae.config.block_out_channels) - 1)
-        if args.resolution % factor:
-            raise UserError(f"--resolution: expected a multiple of {factor} for this VAE, found {args.resolution}")
-        chosen = [prompts[row] for row in random_rows(len(prompts), args.max_train_samples, args.seed)]
-        return prepare_prompt_data(chosen, backbone, components, args)
-    if objective.unit == "single":
-        return prepare_training_data(_load_images(args), backbone, components, args)
-    image_args = Namespace(**vars(args) | {"caption_column": "prompt", "image_column": "image", "loss": "sft"})
-    image_args.max_train_samples = None
-    if objective.unit == "label":
-        rows, labels = labels_of_pairs(preferences.pairs, len(preferences.images))
-        chosen = random_rows(len(rows), args.max_train_samples, args.seed)
-        data = prepare_training_data(preferences.images.select(rows[chosen]), backbone, components, image_args)
-        data.advantages = torch.tensor(labels[chosen], dtype=torch.float32)
-        return data
-    images = prepare_training_data(preferences.images, backbone, components, image_args)
-    return PairData(images, torch.as_tensor(preferences.pairs), _factors(preferences, objective))
 
 
 def score_preferences(preferences: Preferences, scorer: CompositeScorer, accelerator: Accelerator) -> Preferences:
     """The same pairs with the scores of their images; a pair whose loser scores higher counts the other way round."""
     images, processes = preferences.images, accelerator.num_processes
     mine, own = range(accelerator.process_index, len(images), processes), [np.empty(0)]
-    batches = range(0, len(mine), _IMAGES_A_BATCH)
+    batches = range(0, len(mine), _IMAGES_PER_BATCH)
     for start in tqdm(batches, desc="Scoring pairs", disable=not accelerator.is_local_main_process):
-        rows = images[list(mine[start : start + _IMAGES_A_BATCH])]
+        rows = images[list(mine[start : start + _IMAGES_PER_BATCH])]
         own.append(scorer.score(rows["prompt"], [image.convert("RGB") for image in rows["image"]]))
     scores = np.empty(len(images))
     for process, part in enumerate(gather_object([np.concatenate(own)])):
@@ -142,7 +150,7 @@ def score_preferences(preferences: Preferences, scorer: CompositeScorer, acceler
     return preferences._replace(scores=scores[preferences.pairs], score_range=spread(scores))
 
 
-def _with_finite_scores(preferences: Preferences, score_range: list[float] | None) -> Preferences:
+def _with_finite_scores(preferences: Preferences, score_range: Sequence[float] | None) -> Preferences:
     """Without the pairs of which an image has no score: rewards may abstain."""
     if preferences.scores is None:
         raise UserError("--dataset_name: expected score_0 and score_1, or --rewards to score with, found neither")
@@ -160,19 +168,18 @@ def _with_finite_scores(preferences: Preferences, score_range: list[float] | Non
     return preferences
 
 
-def _random_pairs(preferences: Preferences, args: Namespace) -> Preferences:
-    return preferences.choose(random_rows(len(preferences.pairs), args.max_train_samples, args.seed))
+def _random_pairs(preferences: Preferences, settings: TrainingSettings) -> Preferences:
+    return preferences.choose(random_rows(len(preferences.pairs), settings.max_train_samples, settings.seed))
 
 
-def _load_images(args: Namespace) -> Dataset:
-    return load_craft_dataset(
-        args.dataset_name or args.train_data_dir, args.dataset_config_name, cache_dir=args.cache_dir
-    )
+def _prompts(settings: TrainingSettings) -> list[str]:
+    """The distinct prompts of a build or of a dataset, or a random subset of them."""
+    if is_build(settings.data_source):
+        prompts = prompts_of_build(settings.data_source)
+    else:
+        prompts = list(dict.fromkeys(read_captions(_load_images(settings), settings)))
+    return [prompts[row] for row in random_rows(len(prompts), settings.max_train_samples, settings.seed)]
 
 
-def _factors(preferences: Preferences, objective: Objective) -> torch.Tensor:
-    """(n,) 1 for plain preferences, smoothed by the scores for SmPO."""
-    if not objective.uses_scores:
-        return torch.ones(len(preferences.pairs))
-    winners, losers = torch.as_tensor(preferences.scores, dtype=torch.float64).unbind(1)
-    return smoothing_factors(winners, losers, preferences.score_range, objective.gamma).float()
+def _load_images(settings: TrainingSettings) -> Dataset:
+    return load_craft_dataset(settings.data_source, settings.dataset_config_name, cache_dir=settings.cache_dir)

@@ -2,17 +2,53 @@
 """Metrics that never stall the device."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
 from ..errors import UserError
+from ..objectives.base import Batch, denoising_errors
 from .checkpoints import checkpoint_step, list_checkpoints
 
 
+class StepSums:
+    """What the micro-batches of all processes add up to in one optimizer step.
+
+    Args:
+        accelerator (`Accelerator`): adds over the processes.
+        batch_size (`int`): units of a global batch.
+    """
+
+    def __init__(self, accelerator: Accelerator, batch_size: int) -> None:
+        self.accelerator, self.batch_size = accelerator, batch_size
+        self._sums: dict[str, torch.Tensor] = {}
+
+    def add(self, means: Mapping[str, torch.Tensor], prediction: torch.Tensor, batch: Batch, units: int) -> None:
+        """Adds a micro-batch: scalar means over its units, and the errors of its rows by the sign of their weight."""
+        errors = denoising_errors(prediction.detach(), batch.target)
+        good, bad = (batch.weights > 0).float(), (batch.weights < 0).float()
+        sums = {name: value.detach().float() * units for name, value in means.items()}
+        sums |= {"good errors": good @ errors, "good rows": good.sum(), "bad errors": bad @ errors}
+        sums |= {"bad rows": bad.sum(), "rows": torch.full_like(bad.sum(), len(errors))}
+        self._sums = {name: self._sums.get(name, 0.0) + value for name, value in sums.items()}
+
+    def means(self) -> dict[str, torch.Tensor]:
+        """The step's scalars; those of rows that there are not are not finite. Begins anew."""
+        total = self.accelerator.reduce(torch.stack(list(self._sums.values())), reduction="sum")
+        *own, good, num_good, bad, num_bad, num_rows = total.unbind()
+        means = {name: value / self.batch_size for name, value in zip(self._sums, own)}
+        self._sums = {}
+        return means | {
+            "error_positive": good / num_good,
+            "error_negative": bad / num_bad,
+            "share_negative": num_bad / num_rows,
+        }
+
+
 class MetricLog:
-    """A run's metrics, one dict a step; values are read from the device one step late, so that nothing waits for it.
+    """A run's metrics, one dict per step; values are read from the device one step late, so that nothing waits for it.
 
     Args:
         accelerator (`Accelerator`): its trackers receive every entry.

@@ -1,65 +1,68 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """One training loop for every objective: data by the objective's unit, a reference and rewards where it needs them."""
 
-import dataclasses
-import logging
-from argparse import Namespace
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from ..models.families import BACKBONES, ModelSource
+from ..models.families import FAMILIES
 from ..objectives.base import Objective
-from ..objectives.kto import KTO
-from ..scoring.scorer import load_scorer
+from ..rewards.settings import RewardSettings
+from ..scoring.scorer import CompositeScorer, load_scorer
 from .accelerator import create_accelerator
-from .args import check_training_arguments
-from .context import AlignmentContext
-from .data import check_data_arguments, load_data, load_pairs
+from .context import TrainingContext
+from .data import check_data_settings, load_data
 from .run import TrainingRun
+from .settings import TrainingSettings
 
 
-logger = logging.getLogger(__name__)
-
-_DEFAULT_REWARDS = ("pickscore",)  # of objectives that score what they make
+DEFAULT_REWARDS = ("pickscore",)  # of objectives that score what they make
 
 
-def train_alignment(args: Namespace, objective: Objective) -> TrainingRun:
-    """Trains a UNet with any objective and saves the pipeline.
+def train(
+    settings: TrainingSettings,
+    objective: Objective,
+    rewards: Sequence[str] = (),
+    reward_settings: RewardSettings | None = None,
+) -> TrainingRun:
+    """Trains a denoiser with any objective and saves the pipeline.
 
     Args:
-        args (`argparse.Namespace`): flags of `add_alignment_arguments`, and of `add_reward_arguments` where the objective
-            uses rewards.
+        settings (`TrainingSettings`): model, data, and how to train.
         objective (`Objective`): what to optimise.
+        rewards (`Sequence[str]`, *optional*): each `name=weight` or `name`, for an objective that scores images; by
+            default PickScore where it scores what it makes.
+        reward_settings (`RewardSettings`, *optional*): how they are loaded and run.
 
     Returns:
         `TrainingRun`: finished.
 
     Raises:
-        UserError: for flags or data that the objective cannot use.
+        UserError: for settings or data that the objective cannot use.
     """
-    check_training_arguments(args)
-    check_data_arguments(args, objective)
-    if objective.uses_reward and not args.rewards:
-        args.rewards = list(_DEFAULT_REWARDS)
-    accelerator = create_accelerator(args)
-    backbone = BACKBONES[args.backbone]
-    source = ModelSource.from_args(args)
-    components = backbone.load(source, device=accelerator.device)
-    preferences = load_pairs(args, objective, accelerator) if objective.unit in ("pair", "label") else None
-    with accelerator.main_process_first():
-        data = load_data(args, objective, backbone, components, preferences)
-    if isinstance(objective, KTO):
-        objective.average = lambda value: accelerator.reduce(value, reduction="mean")
-    scorer = load_scorer(args, accelerator.device) if objective.uses_reward else None
-    context = AlignmentContext(objective, args, backbone, components, scorer)
-    record_objective(args, objective)
-    run = TrainingRun(args, accelerator, backbone, source, components, data)
+    check_data_settings(settings, objective, rewards)
+    if objective.uses_reward:
+        rewards = rewards or DEFAULT_REWARDS
+    reward_settings = reward_settings or RewardSettings()
+    accelerator, family = create_accelerator(settings), FAMILIES[settings.backbone]
+    components = family.load(settings.source, accelerator.device, settings.prediction_type)
+
+    def scorer() -> CompositeScorer:
+        where = (accelerator.device, settings.pretrained_model_name_or_path, settings.dataset_name)
+        return load_scorer(rewards, reward_settings, *where)
+
+    data = load_data(settings, objective, family, components, accelerator, scorer if rewards else None)
+    judge = scorer() if objective.uses_reward else None
+    context = TrainingContext(objective, settings, family, components, judge)
+    record = _record(rewards, reward_settings)
+    run = TrainingRun(settings, accelerator, family, components, data, objective, record)
     context.attach(run)
     for step in run.steps():
         for micro_batch in run.micro_batches(step):
             with torch.no_grad():
                 batch = objective.prepare(micro_batch, context.at(step, micro_batch))
-            prediction = backbone.predict(run.unet, batch.noisy_latents, batch.timesteps, batch.conditioning)
+            prediction = family.predict(run.denoiser, batch.noisy_latents, batch.timesteps, batch.conditioning)
             reference = context.reference(batch) if objective.uses_reference else None
             loss, metrics = objective.loss(batch, prediction, reference)
             run.backward(loss, prediction, batch, metrics)
@@ -68,9 +71,14 @@ def train_alignment(args: Namespace, objective: Objective) -> TrainingRun:
     return run
 
 
-def record_objective(args: Namespace, objective: Objective) -> None:
-    """Puts the objective's name and its resolved options among the flags, for `craft_run.json` and the model's card."""
-    args.objective = getattr(args, "objective", None) or type(objective).__name__
-    for field in dataclasses.fields(objective):
-        if hasattr(args, field.name):
-            setattr(args, field.name, getattr(objective, field.name))
+def _record(rewards: Sequence[str], settings: RewardSettings) -> dict[str, Any]:
+    """The flags that give these rewards."""
+    return {
+        "rewards": list(rewards),
+        "reward_checkpoint": [f"{name}={path}" for name, path in settings.checkpoints.items()],
+        "reward_backend": [f"{name}={backend}" for name, backend in settings.backends.items()],
+        "reward_batch_size": settings.batch_size,
+        "reward_precision": settings.precision,
+        "reward_residency": settings.residency,
+        "dataloader_num_workers": settings.num_workers,
+    }

@@ -1,7 +1,6 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """The optimizer that the flags ask for, and bfloat16 weights that do not lose small updates."""
 
-from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 
@@ -9,6 +8,7 @@ import torch
 
 from ..core.records import derive_seed
 from ..errors import UserError
+from .settings import TrainingSettings
 
 
 _CHUNK = 2**24  # elements that are updated together in float32: 64 MB each for weights and gradients
@@ -16,13 +16,13 @@ _DROPPED_BITS = 16  # of float32's 23 bits of fraction, bfloat16 keeps the upper
 
 
 def create_optimizer(
-    parameters: Iterable[torch.nn.Parameter], args: Namespace, learning_rate: float
+    parameters: Iterable[torch.nn.Parameter], settings: TrainingSettings, learning_rate: float
 ) -> torch.optim.Optimizer:
     """AdamW (fused, or with 8-bit state) or Adafactor over the parameters that require a gradient.
 
     Args:
         parameters (`Iterable[torch.nn.Parameter]`): of the UNet, on the training device.
-        args (`argparse.Namespace`): the optimizer's flags.
+        settings (`TrainingSettings`): choose and set it.
         learning_rate (`float`): after `--scale_lr`.
 
     Raises:
@@ -30,21 +30,21 @@ def create_optimizer(
     """
 
     def create(trained: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        if args.use_adafactor:
+        if settings.use_adafactor:
             from transformers.optimization import Adafactor
 
             # The plain learning rate, as Diffusion-DPO uses it on SDXL, not a share of each weight's size.
-            options = {"weight_decay": args.adam_weight_decay, "scale_parameter": False, "relative_step": False}
+            options = {"weight_decay": settings.adam_weight_decay, "scale_parameter": False, "relative_step": False}
             return Adafactor(trained, lr=learning_rate, **options)
-        options = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
-        options |= {"lr": learning_rate, "weight_decay": args.adam_weight_decay}
-        if args.use_8bit_adam:
+        options = {"betas": (settings.adam_beta1, settings.adam_beta2), "eps": settings.adam_epsilon}
+        options |= {"lr": learning_rate, "weight_decay": settings.adam_weight_decay}
+        if settings.use_8bit_adam:
             return _bitsandbytes().optim.AdamW8bit(trained, **options)
         return torch.optim.AdamW(trained, **options, fused=True)
 
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    if args.train_dtype == "bf16":
-        return StochasticRounding(trained, create, args.seed)
+    if settings.train_dtype == "bf16":
+        return StochasticRounding(trained, create, settings.seed)
     return create(trained)
 
 

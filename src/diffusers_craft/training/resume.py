@@ -1,73 +1,47 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """What may change where a run goes on from a checkpoint: nothing that the saved state depends on; the rest is said."""
 
+import dataclasses
+import json
 import logging
-from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from ..errors import UserError
+from ..objectives.base import Objective
 from .checkpoints import checkpoint_step, find_checkpoint, list_checkpoints, read_state
+from .model import TrainedModel
+from .settings import TrainingSettings
 
 
 logger = logging.getLogger(__name__)
 
-# The saved optimizer state and weights have another form with another value.
-_BOUND = ("use_lora", "rank", "lora_alpha", "use_8bit_adam", "use_adafactor", "train_dtype")
-# How a run is carried out, watched and published, not what it computes. Batches, rows and the seed are compared apart.
-_INCIDENTAL = {
-    "seed",
-    "max_train_steps",
-    "num_train_epochs",
-    "train_batch_size",
-    "gradient_accumulation_steps",
-    "gradient_checkpointing",
-    "channels_last",
-    "torch_compile",
-    "checkpointing_steps",
-    "checkpoints_total_limit",
-    "num_validation_images",
-    "validation_epochs",
-    "push_to_hub",
-    "hub_private_repo",
-    "push_unet_only",
-    "max_train_samples",
-}
-_TEXTS = {  # others may be paths
-    *("loss", "objective", "form", "utility", "renoise", "inverter", "grid", "image_sharing"),
-    *("lr_scheduler", "mixed_precision", "train_dtype", "prediction_type"),
-}
 
-
-def recipe(args: Namespace) -> dict[str, bool | int | float | str | None]:
-    """The flags that decide what a training computes; no paths, since checkpoints may be published."""
-    chosen = {}
-    for name, value in vars(args).items():
-        values = value if isinstance(value, list) else [value]
-        is_plain = value is None or all(isinstance(part, (bool, int, float)) for part in values)
-        if name in _TEXTS or (is_plain and name not in _INCIDENTAL):
-            chosen[name] = value
-    return chosen
+def recipe(settings: TrainingSettings, objective: Objective) -> dict[str, Any]:
+    """What decides what a training computes, as JSON keeps it; no paths, since checkpoints may be published."""
+    other = ("path", "incidental")
+    fields = [field for field in dataclasses.fields(settings) if field.metadata.get("role") not in other]
+    chosen = {field.name: getattr(settings, field.name) for field in fields} | objective.record()
+    return json.loads(json.dumps(chosen))
 
 
 def resume(
-    args: Namespace,
-    accelerator: Accelerator,
-    optimizer: torch.optim.Optimizer,
-    lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
+    settings: TrainingSettings,
+    objective: Objective,
+    model: TrainedModel,
     identity: Mapping[str, int],
     max_train_steps: int,
 ) -> dict:
     """Puts everything back as `--resume_from_checkpoint` has it.
 
     Args:
-        args (`argparse.Namespace`): flags of `add_training_arguments`.
-        accelerator (`Accelerator`): has prepared model, optimizer and schedule.
-        optimizer, lr_scheduler: accelerate's.
+        settings (`TrainingSettings`): of this run.
+        objective (`Objective`): of this run.
+        model (`TrainedModel`): receives weights, optimizer and schedule.
         identity (`Mapping[str, int]`): seed and sizes, which the state holds too.
         max_train_steps (`int`): where this run ends.
 
@@ -77,21 +51,21 @@ def resume(
     Raises:
         UserError: if the run would mix with another one's checkpoints, or cannot go on from this one.
     """
-    if args.resume_from_checkpoint is None:
-        if earlier := list_checkpoints(args.output_dir):
+    if settings.resume_from_checkpoint is None:
+        if earlier := list_checkpoints(settings.output_dir):
             wanted = "expected a folder without checkpoints, or --resume_from_checkpoint"
-            raise UserError(f"--output_dir: {wanted}, found {earlier[-1].name} in {args.output_dir}")
+            raise UserError(f"--output_dir: {wanted}, found {earlier[-1].name} in {settings.output_dir}")
         return {}
-    path = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
+    path = find_checkpoint(settings.resume_from_checkpoint, settings.output_dir)
     if path is None:
         return {}
-    state = read_state(path)
-    check_place(path, state["step"], args.output_dir, max_train_steps)
-    check_recipe(state["recipe"], recipe(args), path)
-    wanted = hyperparameters(optimizer)
+    state, accelerator = read_state(path), model.accelerator
+    check_place(path, state["step"], settings.output_dir, max_train_steps)
+    check_recipe(state["recipe"], recipe(settings, objective), path)
+    wanted = hyperparameters(model.optimizer)
     accelerator.load_state(str(path))
     if accelerator.distributed_type != DistributedType.DEEPSPEED:  # which keeps rates of its own
-        restore_hyperparameters(optimizer, lr_scheduler, wanted)
+        restore_hyperparameters(model.optimizer, model.lr_scheduler, wanted)
     accelerator.step = 0  # accelerate's count of micro-batches; every checkpoint lies between two batches
     logger.info("Resuming from %s after step %d", path, state["step"])
     for name, value in identity.items():
@@ -122,7 +96,9 @@ def check_recipe(then: Mapping, now: Mapping, path: Path) -> None:
     Raises:
         UserError: if the optimizer or the form of the weights is another one.
     """
-    for name in _BOUND:
+    for name in [
+        field.name for field in dataclasses.fields(TrainingSettings) if field.metadata.get("role") == "bound"
+    ]:
         if name in then and then[name] != now[name]:
             why = "its state has that form; start anew in another --output_dir"
             raise UserError(f"--{name}: expected {then[name]}, as in {path}, found {now[name]}; {why}")

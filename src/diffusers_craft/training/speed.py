@@ -8,10 +8,10 @@ import time
 from collections.abc import Iterator, Mapping
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..models.families import Backbone
+from ..models.family import Family
 
 
 logger = logging.getLogger(__name__)
@@ -107,12 +107,12 @@ def _peak_resident() -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
-def forward_flops(backbone: Backbone, config: Mapping, latents: torch.Tensor, conditioning: dict) -> int:
+def forward_flops(family: Family, denoiser: ModelMixin, latents: torch.Tensor, conditioning: dict) -> int:
     """Floating-point operations (2 a multiply-add) of one forward pass, counted without computing anything.
 
     Args:
-        backbone (`Backbone`): calls the UNet.
-        config (`Mapping`): of the UNet.
+        family (`Family`): calls the denoiser.
+        denoiser (`ModelMixin`): whose class and configuration count.
         latents (`torch.Tensor`): (B, C, h, w), any values.
         conditioning (`dict[str, torch.Tensor]`): name -> (B, ...), any values.
 
@@ -124,10 +124,10 @@ def forward_flops(backbone: Backbone, config: Mapping, latents: torch.Tensor, co
         return torch.empty(value.shape, device="meta")
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(config)
+        blank = type(denoiser).from_config(denoiser.config)
     inputs = {name: like(value) for name, value in conditioning.items()}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        backbone.predict(unet, like(latents), like(latents[:, 0, 0, 0]), inputs)
+        family.predict(blank, like(latents), like(latents[:, 0, 0, 0]), inputs)
     return counter.get_total_flops()
 
 
@@ -145,7 +145,7 @@ def speed_report(
         images_a_step (`int`): the global batch.
         flops (`int`): `forward_flops` of one image.
         precision (`str`): accelerate's `mixed_precision`; the known peaks are those of fp16 and bf16.
-        frozen (`bool`, *optional*, defaults to `False`): whether the UNet's own weights get no gradient (LoRA).
+        frozen (`bool`, *optional*, defaults to `False`): whether the denoiser's own weights get no gradient (LoRA).
 
     Returns:
         `dict`: `peak_gb` a process, `images_per_second` over all, `forward_tflop` an image, `mfu` in [0, 1] (`None` for
@@ -165,15 +165,12 @@ def speed_report(
     }
 
 
-def announce_speed(speed: Mapping[str, float | None], backbone: Backbone | None) -> None:
-    """Logs a `speed_report`; for CRAFT, with the paper's cost of the whole recipe for this backbone beside it."""
+def announce_speed(speed: Mapping[str, float | None], paper: str = "") -> None:
+    """Logs a `speed_report`, and beside it what the objective's paper spent."""
     shown = {name: "unknown" if value is None else f"{value:.3g}" for name, value in speed.items()}
     logger.info("  Memory = %s GB at its peak, a process", shown["peak_gb"])
     logger.info("  Speed = %s images/s, model FLOPs utilization %s", shown["images_per_second"], shown["mfu"])
-    paper = (
-        "" if backbone is None else f" (the paper's {backbone.max_train_steps} steps: {backbone.paper_hours} on H100)"
-    )
-    logger.info("  Cost = %s device-hours%s", shown["device_hours"], paper)
+    logger.info("  Cost = %s device-hours%s", shown["device_hours"], f" ({paper})" if paper else "")
 
 
 def _peak_flops(device: torch.device) -> float | None:

@@ -1,33 +1,17 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""DDIM moves and inversion: diffusers' schedulers as the oracle, closed forms, and orders of convergence."""
+"""Chains of DDIM moves and their inversion: diffusers' schedulers as the oracle, closed forms, orders of convergence."""
 
 import pytest
 import torch
-from diffusers import DDIMInverseScheduler, DDIMScheduler
+from diffusers import DDIMInverseScheduler
+from objective_driver import ALPHAS, PATH, SCHEDULE, SHAPE, random_latents
 
-from diffusers_craft.objectives.ddim import (
-    clean_estimate,
-    ddim_mean_std,
-    ddim_move,
-    ddim_sample,
-    implied_noise,
-    inversion_times,
-    invert,
-)
+from diffusers_craft.objectives.chains import inversion_times, invert, sample
 
 
-SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
-ALPHAS = DDIMScheduler(**SCHEDULE).alphas_cumprod.double()
-SHAPE = (4, 3, 3)
-
-
-def _random(n: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _optimal(latents, timesteps, rows=None, variance=0.8):
+def _optimal(latents, times, rows=None, variance=0.8):
     """The exact noise prediction for data from N(0, variance)."""
-    abar = ALPHAS[timesteps].reshape(-1, 1, 1, 1)
+    abar = ALPHAS[times].reshape(-1, 1, 1, 1)
     return (1 - abar).sqrt() * latents / (abar * variance + 1 - abar)
 
 
@@ -35,65 +19,45 @@ def test_inversion_matches_the_inverse_scheduler_of_diffusers():
     """Its labels 1, 201, ..., 801: a step ends at its label, the first one starts from abar = 1."""
     scheduler = DDIMInverseScheduler(**SCHEDULE, steps_offset=1, timestep_spacing="leading")
     scheduler.set_timesteps(5)
-    latents = expected = _random(2)
+    latents = expected = random_latents(2)
     for label in scheduler.timesteps:
         expected = scheduler.step(_optimal(expected, label.expand(2)), label, expected).prev_sample
-    found = invert(latents, torch.tensor([5, 5]), scheduler.timesteps.tolist(), ALPHAS, _optimal)
+    found = invert(latents, torch.tensor([5, 5]), scheduler.timesteps.tolist(), PATH, _optimal)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)  # the scheduler's tables are float32
-
-
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_moves_match_the_ddim_scheduler(eta):
-    scheduler = DDIMScheduler(**SCHEDULE, timestep_spacing="leading", steps_offset=1)
-    scheduler.set_timesteps(20)
-    noisy, noise, fresh = _random(3), _random(3, 1), _random(3, 2)
-    for label in (901, 451, 51):
-        here, there = ALPHAS[label].expand(3), ALPHAS[label - 50].expand(3)
-        expected = scheduler.step(noise, label, noisy, eta=eta, variance_noise=fresh if eta else None).prev_sample
-        mean, sigma = ddim_mean_std(noisy, noise, here, there, eta)
-        torch.testing.assert_close(mean + sigma[0] * fresh, expected, rtol=1e-5, atol=1e-5)
-        variance = scheduler._get_variance(label, label - 50).item()
-        assert sigma[0].item() == pytest.approx(eta * variance**0.5, rel=1e-4)
-        if not eta:
-            torch.testing.assert_close(ddim_move(noisy, noise, here, there), mean)
-
-
-def test_rows_may_stand_at_different_times():
-    noisy, noise = _random(3), _random(3, 1)
-    here, there = ALPHAS[[100, 500, 900]], ALPHAS[[50, 100, 850]]
-    together = ddim_move(noisy, noise, here, there)
-    for row in range(3):
-        one = slice(row, row + 1)
-        torch.testing.assert_close(together[one], ddim_move(noisy[one], noise[one], here[one], there[one]))
 
 
 @pytest.mark.parametrize("renoise", ["none", "final", "every"])
 def test_a_model_that_predicts_a_constant_is_inverted_exactly(renoise):
-    latents, noise = _random(3), _random(1, 5)
+    latents, noise = random_latents(3), random_latents(1, 5)
     num_steps, times = torch.tensor([1, 4, 9]), inversion_times(1000, 9)
 
     def predict(x, t, rows):
         return noise.expand_as(x)
 
-    noisy = invert(latents, num_steps, times, ALPHAS, predict, renoise)
+    noisy = invert(latents, num_steps, times, PATH, predict, renoise)
     abar = ALPHAS[[times[step - 1] for step in num_steps]]
-    torch.testing.assert_close(implied_noise(noisy, latents, abar), noise.expand(3, *SHAPE), rtol=0, atol=1e-12)
-    torch.testing.assert_close(clean_estimate(noisy, noise, abar), latents, rtol=0, atol=1e-12)
-    shifted = invert(latents, num_steps, times, ALPHAS, predict, renoise, abar_start=float(ALPHAS[0]))
-    assert (implied_noise(shifted, latents, abar) - noise).abs().max() > 1e-2  # abar_0 is not 1
+    torch.testing.assert_close(PATH.implied_noise(noisy, latents, abar), noise.expand(3, *SHAPE), rtol=0, atol=1e-12)
+    torch.testing.assert_close(PATH.clean(noisy, noise.expand(3, *SHAPE), abar), latents, rtol=0, atol=1e-12)
+    shifted = invert(latents, num_steps, times, PATH, predict, renoise, start_level=float(ALPHAS[0]))
+    assert (PATH.implied_noise(shifted, latents, abar) - noise).abs().max() > 1e-2  # abar_0 is not 1
 
 
 def test_a_model_that_predicts_nothing():
-    latents = _random(2)
-    noisy = invert(latents, torch.tensor([2, 3]), [100, 300, 600], ALPHAS, lambda x, t, rows: torch.zeros_like(x))
+    latents = random_latents(2)
+    noisy = invert(latents, torch.tensor([2, 3]), [100, 300, 600], PATH, lambda x, t, rows: torch.zeros_like(x))
     abar = ALPHAS[[300, 600]]
     torch.testing.assert_close(noisy, abar.sqrt().reshape(-1, 1, 1, 1) * latents)
-    torch.testing.assert_close(implied_noise(noisy, latents, abar), torch.zeros_like(noisy), rtol=0, atol=1e-14)
+    torch.testing.assert_close(PATH.implied_noise(noisy, latents, abar), torch.zeros_like(noisy), rtol=0, atol=1e-14)
+
+
+def _optimal_sample(noise: torch.Tensor, num_steps: int) -> torch.Tensor:
+    times = inversion_times(1000, num_steps)[::-1]
+    return sample(noise, ALPHAS[times].tolist(), PATH, lambda x, step: _optimal(x, times[step]))
 
 
 def _round_trip_error(num_steps: int, mode: str) -> float:
     """Relative error of clean -> noise -> clean with the optimal model, stepping alike in both directions."""
-    latents, times = _random(2), inversion_times(1000, num_steps)
+    latents, times = random_latents(2), inversion_times(1000, num_steps)
     steps = torch.full((2,), num_steps)
     if mode == "last_iterate":  # every step repeated with the second prediction alone
         noisy = latents
@@ -101,8 +65,8 @@ def _round_trip_error(num_steps: int, mode: str) -> float:
             previous = times[step - 1] if step else None
             noisy = _last_iterate_step(noisy, previous, times[step])
     else:
-        noisy = invert(latents, steps, times, ALPHAS, _optimal, mode)
-    back = ddim_sample(noisy, num_steps, ALPHAS, lambda x, t: _optimal(x, t))
+        noisy = invert(latents, steps, times, PATH, _optimal, mode)
+    back = _optimal_sample(noisy, num_steps)
     return ((back - latents).norm() / latents.norm()).item()
 
 
@@ -110,8 +74,8 @@ def _last_iterate_step(noisy, previous, time):
     """One step of `invert` with renoise `final`, started from any time."""
     here = torch.ones(()).double() if previous is None else ALPHAS[previous]
     label = torch.full((len(noisy),), time)
-    first = ddim_move(noisy, _optimal(noisy, label), here.expand(2), ALPHAS[time].expand(2))
-    return ddim_move(noisy, _optimal(first, label), here.expand(2), ALPHAS[time].expand(2))
+    first = PATH.move(noisy, _optimal(noisy, label), here.expand(2), ALPHAS[time].expand(2))
+    return PATH.move(noisy, _optimal(first, label), here.expand(2), ALPHAS[time].expand(2))
 
 
 def test_renoise_lowers_the_round_trip_error_and_raises_its_order():
@@ -129,9 +93,9 @@ def test_renoise_lowers_the_round_trip_error_and_raises_its_order():
 
 
 def test_final_renoise_repeats_the_last_step_of_each_row_only():
-    latents, times, steps = _random(2), [200, 500, 900], torch.tensor([1, 3])
-    plain = invert(latents, torch.tensor([3, 2]), times, ALPHAS, _optimal)
-    found = invert(latents, steps, times, ALPHAS, _optimal, "final")
+    latents, times, steps = random_latents(2), [200, 500, 900], torch.tensor([1, 3])
+    plain = invert(latents, torch.tensor([3, 2]), times, PATH, _optimal)
+    found = invert(latents, steps, times, PATH, _optimal, "final")
     torch.testing.assert_close(found[:1], _last_iterate_step(latents[:1].repeat(2, 1, 1, 1), None, 200)[:1])
     torch.testing.assert_close(found[1:], _last_iterate_step(plain[1:].repeat(2, 1, 1, 1), 500, 900)[:1])
 
@@ -143,17 +107,17 @@ def test_inversion_times():
 
 
 def test_rows_without_steps_stay_and_unknown_modes_are_refused():
-    latents = _random(2)
-    found = invert(latents, torch.tensor([0, 1]), [500], ALPHAS, _optimal)
+    latents = random_latents(2)
+    found = invert(latents, torch.tensor([0, 1]), [500], PATH, _optimal)
     assert torch.equal(found[0], latents[0]) and not torch.equal(found[1], latents[1])
     with pytest.raises(ValueError, match="--renoise: expected one of none, final, every, found 'twice'"):
-        invert(latents, torch.tensor([1, 1]), [500], ALPHAS, _optimal, "twice")
+        invert(latents, torch.tensor([1, 1]), [500], PATH, _optimal, "twice")
 
 
 def test_sampling_follows_the_probability_flow():
     """For Gaussian data the flow scales noise by the data's deviation; many small moves come close to it."""
-    noise = _random(4)
-    clean = ddim_sample(noise, 500, ALPHAS, lambda x, t: _optimal(x, t))
+    noise = random_latents(4)
+    clean = _optimal_sample(noise, 500)
     end = ALPHAS[-1]
     expected = noise * (0.8 / (end * 0.8 + 1 - end)) ** 0.5
     torch.testing.assert_close(clean, expected, rtol=0.02, atol=1e-3)

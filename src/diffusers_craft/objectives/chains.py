@@ -1,0 +1,93 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Chains of deterministic moves along a base's noise path: from noise to images (arXiv 2010.02502), and back.
+
+`path` is a `models.noise.NoisePath`, whose levels say how much noise there is.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ..errors import UserError
+
+
+RENOISE = ("none", "final", "every")
+
+
+def inversion_times(num_timesteps: int, num_steps: int) -> list[int]:
+    """Times that an inversion in equal strides visits: T / G - 1, 2 T / G - 1, ..., T - 1 (rounded)."""
+    return [round(num_timesteps * (step + 1) / num_steps) - 1 for step in range(num_steps)]
+
+
+def invert(
+    latents: torch.Tensor,
+    num_steps: torch.Tensor,
+    times: Sequence[int],
+    path: Any,
+    predict: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    renoise: str = "none",
+    start_level: float | None = None,
+) -> torch.Tensor:
+    """Inversion: from each clean latent up to the time `times[num_steps - 1]`, along what the model predicts.
+
+    A step to time t uses the prediction at the point where it starts, labelled t (as diffusers' DDIMInverseScheduler
+    does), which costs an error of first order in the stride. ReNoise (arXiv 2403.14602) predicts again at the point
+    reached and repeats the step from where it started: once, after the last step (`final`, as SmPO's paper says, with
+    the new prediction alone), or after every one (`every`, as its code does, with the mean of both predictions).
+
+    Args:
+        latents (`torch.Tensor`): (B, C, h, w) clean latents.
+        num_steps (`torch.Tensor`): (B,) int64 steps of each row, 0 to len(times); 0 leaves a row as it is.
+        times (`Sequence[int]`): ascending times that end a step.
+        path (`NoisePath`): of the base.
+        predict (`Callable`): output of (latents (b, C, h, w), times (b,), rows (b,)), rows being positions in B.
+        renoise (`str`, *optional*, defaults to `"none"`): one of `RENOISE`.
+        start_level (`float`, *optional*): of the clean latents, instead of the path's; diffusers takes abar_0 where a
+            schedule has `set_alpha_to_one=False`.
+
+    Returns:
+        `torch.Tensor`: (B, C, h, w) latents at each row's time.
+    """
+    if renoise not in RENOISE:
+        raise UserError(f"--renoise: expected one of {', '.join(RENOISE)}, found {renoise!r}")
+    result = latents.clone()
+    first = torch.as_tensor(path.clean_level if start_level is None else start_level).to(path.levels)
+    for step in range(int(num_steps.max())):
+        active = (num_steps > step).nonzero()[:, 0]
+        told, before = torch.full_like(active, times[step]), result[active]
+        start = path.levels[times[step - 1]] if step else first
+        levels, to_levels = start.expand(len(active)), path.levels[times[step]].expand(len(active))
+
+        # The model means its output for the level that it was told, not for the one where it looks.
+        noise = path.noise(before, predict(before, told, active), to_levels)
+        after = path.follow(before, noise, levels, to_levels)
+        if renoise == "every":
+            noise = (noise + path.noise(after, predict(after, told, active), to_levels)) / 2
+            after = path.follow(before, noise, levels, to_levels)
+        elif renoise == "final" and (ends := (num_steps[active] == step + 1)).any():
+            again = path.noise(after[ends], predict(after[ends], told[ends], active[ends]), to_levels[ends])
+            after[ends] = path.follow(before[ends], again, levels[ends], to_levels[ends])
+        result[active] = after
+    return result
+
+
+def sample(
+    noise: torch.Tensor,
+    levels: Sequence[float],
+    path: Any,
+    predict: Callable[[torch.Tensor, int], torch.Tensor],
+) -> torch.Tensor:
+    """Clean latents (B, C, h, w) from noise by deterministic moves: from each level to the next, and to the clean one.
+
+    Args:
+        noise (`torch.Tensor`): (B, C, h, w) standard normal.
+        levels (`Sequence[float]`): of the moves' starts, the noisiest first.
+        path (`NoisePath`): of the base.
+        predict (`Callable`): output (B, C, h, w) of (latents (B, C, h, w), number of the move).
+    """
+    stops = torch.tensor([*levels, path.clean_level], dtype=path.levels.dtype, device=noise.device)
+    latents = noise
+    for step, (here, there) in enumerate(zip(stops[:-1], stops[1:])):
+        latents = path.move(latents, predict(latents, step), here.expand(len(noise)), there.expand(len(noise)))
+    return latents

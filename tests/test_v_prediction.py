@@ -31,7 +31,10 @@ METHODS = {
     "smpo": (SMPO, ["--inversion_steps=3"]),
     "spo": (PREFERENCE, ["--objective=spo", "--chain_steps=4", "--first_step=0", "--states_per_prompt=3", *ONLINE]),
     "sharpening-sft": (SHARPENING, ["--num_states=2", "--rewards=brightness"]),
-    "sharpening-rlhf": (SHARPENING, ["--sharpening=rlhf", "--generation_steps=2", "--num_states=2", "--eta=0", *ONLINE]),
+    "sharpening-rlhf": (
+        SHARPENING,
+        ["--sharpening=rlhf", "--generation_steps=2", "--num_states=2", "--eta=0", *ONLINE],
+    ),
 }
 AT_REFERENCE = dict.fromkeys(("dpo", "inpo", "smpo", "spo", "sharpening-rlhf"), math.log(2)) | {"kto": 0.5}
 

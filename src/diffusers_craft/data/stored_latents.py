@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..errors import UserError
-from ..models.latents import vae_fingerprint
+from ..models.latents import encode_images, latent_shape, vae_fingerprint
 from .pictures import Pictures, as_vae_input, crop_image
 
 
@@ -30,8 +30,7 @@ def read_latents(dataset: "Dataset", vae: torch.nn.Module, args: Namespace) -> t
     Raises:
         UserError: if one has not the shape that the VAE gives at `--resolution`.
     """
-    side = args.resolution // 2 ** (len(vae.config.block_out_channels) - 1)
-    expected = (vae.config.latent_channels, side, side)
+    expected = latent_shape(vae, args.resolution)
     rows = [_as_tensor(latent, expected, row, args) for row, latent in enumerate(dataset[args.latent_column])]
     return torch.stack(rows)[None]
 
@@ -75,11 +74,10 @@ def check_latents(dataset: "Dataset", vae: torch.nn.Module, args: Namespace) -> 
         logger.warning("--use_generated_latents: no column %r and no images, the VAE is taken on trust.", origin)
 
 
-@torch.no_grad()
 def _distance_to_encoded(rows: "Dataset", vae: torch.nn.Module, args: Namespace) -> float:
     """Root mean square of encoded image minus stored latent, over that of the latents."""
     stored = read_latents(rows, vae, args)[0]
     crops = [crop_image(image, args.resolution, True, 0)[0] for image in Pictures(rows, args.image_column)]
-    encoded = torch.cat([vae.encode(as_vae_input([crop], vae.device)).latent_dist.mean for crop in crops])
-    difference = encoded.cpu() * vae.config.scaling_factor - stored
+    encoded = torch.cat([encode_images(vae, as_vae_input([crop], vae.device))[0] for crop in crops])
+    difference = encoded.cpu() - stored
     return (difference.square().mean() / stored.square().mean()).sqrt().item()

@@ -75,15 +75,12 @@ class Context(Protocol):
 class Objective:
     """Base of all objectives; the default `prepare` is forward noising, which the data have done already."""
 
-    unit: ClassVar[str] = (
-        "single"  # a row of the data: `single` image, image with a `label`, `pair` of images, `prompt`
-    )
+    # What a row of the data is: a `single` image, one with a `label`, a `pair` of images, or a `prompt`.
+    unit: ClassVar[str] = "single"
     uses_reference: ClassVar[bool] = False
     uses_reward: ClassVar[bool] = False
     uses_scores: ClassVar[bool] = False  # whether the images of pairs must come with scores
-    own_noise: ClassVar[bool] = (
-        False  # whether it trains on other noise than the data's, which alone knows noise_offset
-    )
+    own_noise: ClassVar[bool] = False  # whether it trains on other noise than the data's, which alone may be offset
 
     def prepare(self, batch: Batch, context: Context) -> Batch:
         """Adds to a micro-batch whatever the loss needs."""

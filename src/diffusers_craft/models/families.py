@@ -1,7 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """The only place that knows how Stable Diffusion 1.5 and SDXL differ: one row of data each, and no branches elsewhere.
 
-Conditioning travels as a dict of tensors with one row an image; `encoder_hidden_states` (B, tokens, width) is always
+Conditioning travels as a dict of tensors with one row per image; `encoder_hidden_states` (B, tokens, width) is always
 there, all other entries go to the UNet's `added_cond_kwargs`.
 """
 
@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 
-from .. import tiny
 from ..errors import UserError
 from .loading import load_pipeline, load_vae, pipeline_class_name
 from .noise import NoisePath
@@ -106,17 +105,15 @@ class Backbone:
         Raises:
             UserError: if `source` is a pipeline of another class.
         """
-        path = tiny.model_path(source.name)
-        where = {"revision": source.revision, "cache_dir": source.cache_dir}
-        found = pipeline_class_name(source.name, path, where)
+        found = pipeline_class_name(source.name, source.revision, source.cache_dir)
         if found != self.pipeline_class:
             expected = f"expected a {self.pipeline_class} for this script"
             raise UserError(f"--pretrained_model_name_or_path: {expected}, found a {found} in {source.name!r}")
         components = {} if unet is None else {"unet": unet}
         if source.vae is not None:
             components["vae"] = load_vae(source.vae, source.cache_dir)
-        where |= {"variant": source.variant, "config": source.config}
-        return load_pipeline(source.name, dtype=torch.float32, device=device, **where, **components)
+        where = {"revision": source.revision, "variant": source.variant, "cache_dir": source.cache_dir}
+        return load_pipeline(source.name, device=device, config=source.config, **where, **components)
 
     def tokenize(self, components: Components, prompts: Sequence[str]) -> list[torch.Tensor]:
         """Token ids (B, tokens) for each text encoder, cut or padded to the length it was trained with."""
@@ -133,7 +130,7 @@ class Backbone:
 
     @torch.no_grad()
     def encode_prompts(self, components: Components, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Text conditioning, one row a prompt, as the pipeline itself computes it.
+        """Text conditioning, one row per prompt, as the pipeline itself computes it.
 
         Returns:
             `dict[str, torch.Tensor]`: `encoder_hidden_states` (B, tokens, width) and, with `sizes_and_pooled`, the
@@ -182,7 +179,17 @@ class Backbone:
         timesteps: torch.Tensor,
         conditioning: dict[str, torch.Tensor],
     ) -> torch.Tensor:
-        """The UNet's output (B, C, h, w) for noisy latents (B, C, h, w) at timesteps (B,); no guidance."""
+        """What the UNet says of noisy latents, without guidance; what it means is `Components.path`'s to say.
+
+        Args:
+            unet (`torch.nn.Module`): the trained one or its reference, bare or prepared for training.
+            noisy_latents (`torch.Tensor`): (B, C, h, w) mixtures of the path, as they are.
+            timesteps (`torch.Tensor`): (B,) labels of the path.
+            conditioning (`dict[str, torch.Tensor]`): name -> (B, ...) of `encode_prompts` and `size_conditioning`.
+
+        Returns:
+            `torch.Tensor`: (B, C, h, w) in the precision of the passes.
+        """
         added = {name: value for name, value in conditioning.items() if name != "encoder_hidden_states"}
         hidden = conditioning["encoder_hidden_states"]
         noisy_latents = noisy_latents.to(hidden.dtype)  # the passes' precision, where no autocast sees to it

@@ -142,7 +142,7 @@ class SFTSharpening(Objective):
 
     Args:
         num_noises (`int`, *optional*, defaults to 3): n; 1 needs no reward.
-        num_states (`int`, *optional*, defaults to 3): m. n = m = 1 is plain fine-tuning.
+        num_states (`int`, *optional*, defaults to 3): m. n = m = 1 is plain fine-tuning, by the error of the noise.
         grid_steps (`int`, *optional*, defaults to 50): DDIM steps of a whole path, so that a move is T / grid_steps.
     """
 

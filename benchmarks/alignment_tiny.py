@@ -29,16 +29,8 @@ import torch
 from alignment_methods import FORWARDS, METHODS, MODEL, REWARDS, STEPS, Method
 from diffusers import UNet2DConditionModel
 
-from diffusers_craft import (
-    GenerationSettings,
-    RewardSettings,
-    TrainingRun,
-    exact_score,
-    generate_images,
-    load_pipeline,
-    load_prompts,
-)
-from diffusers_craft.scripts import atomic_write_json, derive_seed, load_rewards
+from diffusers_craft import Evaluation, GenerationSettings, RewardSettings, TrainingRun
+from diffusers_craft.scripts import ExactReward, atomic_write_json, load_rewards
 
 
 ROOT = Path(__file__).parents[1]
@@ -163,18 +155,14 @@ def craft_seconds(work: Path, seed: int) -> float:
     return json.loads(path.read_text())["cpu_seconds"]
 
 
-def evaluate(pipeline_name: str, seed: int, num_prompts: int) -> dict[str, list[float]]:
+def evaluate(model: str, seed: int, num_prompts: int) -> dict[str, list[float | None]]:
     """Metric to scores on held-out captions; a prompt's noise is the same for all models of a seed."""
-    prompts = load_prompts("tiny-heldout", "prompt", num_prompts, seed)
-    noise = derive_seed(seed, "evaluation")
-    seeds = [derive_seed(noise, "candidate", row, 0) for row in range(len(prompts))]
-    pipeline = load_pipeline(pipeline_name)
+    judges = {"exact": ExactReward(), **load_rewards(list(REWARDS), RewardSettings(), "cpu", MODEL)}
     settings = GenerationSettings(num_inference_steps=12, guidance_scale=2.0, batch_size=50)
-    made = generate_images(pipeline, prompts, seeds, settings)
-    models = load_rewards(list(REWARDS), RewardSettings(), "cpu", MODEL)
-    scores = {"exact": exact_score(prompts, made.images)}
-    scores |= {metric: model.score(prompts, made.images) for metric, model in models.items()}
-    return {metric: [round(float(value), 6) for value in values] for metric, values in scores.items()}
+    options = {"settings": settings, "num_prompts": num_prompts, "dtype": torch.float32, "seed": seed}
+    results = Evaluation(f"model={model}", (), "tiny-heldout", [], reward_models=judges, **options).run()
+    scores = results.scores["tiny-heldout"]["model"]
+    return {name: [None if np.isnan(v) else round(float(v), 6) for v in scores[name].ravel()] for name in judges}
 
 
 def run_cell(work: Path, name: str, seed: int, budget: str, rate: float, num_prompts: int) -> None:

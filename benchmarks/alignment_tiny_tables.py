@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from alignment_methods import BATCH, METHODS, STEPS
 
-from diffusers_craft import bootstrap_interval, win_rate
+from diffusers_craft import bootstrap_interval
 from diffusers_craft.scripts import atomic_write_bytes, atomic_write_json
 
 
@@ -53,8 +53,14 @@ def read_cells(work: Path) -> list[dict]:
 
 
 def outcomes(tuned: list[float], base: list[float]) -> np.ndarray:
-    """1, 0.5 or 0 for each prompt."""
-    return (np.sign(np.asarray(tuned) - np.asarray(base)) + 1) / 2
+    """1, 0.5 or 0 for each prompt; those with an image that is not valid, which has no score, are left out."""
+    found = (np.sign(np.asarray(tuned, float) - np.asarray(base, float)) + 1) / 2
+    return found[np.isfinite(found)]
+
+
+def mean_score(scores: list[float | None]) -> float:
+    """Over the images that are valid."""
+    return float(np.nanmean(np.asarray(scores, float)))
 
 
 def summarize_rows(cells: list[dict]) -> list[dict]:
@@ -69,13 +75,9 @@ def summarize_rows(cells: list[dict]) -> list[dict]:
         row = {"budget": budget, "method": method, "learning_rate": rate, "part": METHODS[method].part}
         row |= {"seeds": sorted(cell["seed"] for cell in members), "dates": sorted({cell["date"] for cell in members})}
         for metric in METRICS:
-            means = [np.mean(cell["scores"][metric]) for cell in members]
-            wins = [
-                win_rate(np.array(cell["scores"][metric]), np.array(bases[cell["seed"]][metric])) for cell in members
-            ]
-            pooled = np.concatenate(
-                [outcomes(cell["scores"][metric], bases[cell["seed"]][metric]) for cell in members]
-            )
+            means = [mean_score(cell["scores"][metric]) for cell in members]
+            decided = [outcomes(cell["scores"][metric], bases[cell["seed"]][metric]) for cell in members]
+            wins, pooled = [part.mean() for part in decided], np.concatenate(decided)
             row[metric] = {
                 "mean": float(np.mean(means)),
                 "deviation": float(np.std(means, ddof=1)) if len(means) > 1 else None,
@@ -93,7 +95,7 @@ def summarize_rows(cells: list[dict]) -> list[dict]:
 def base_means(cells: list[dict]) -> dict[int, dict[str, float]]:
     """The base's mean by seed and metric."""
     bases = {cell["seed"]: cell["scores"] for cell in cells if cell["method"] == "base"}
-    return {seed: {metric: float(np.mean(scores[metric])) for metric in METRICS} for seed, scores in bases.items()}
+    return {seed: {metric: mean_score(scores[metric]) for metric in METRICS} for seed, scores in bases.items()}
 
 
 def format_rows(rows: list[dict], base: dict[int, dict[str, float]]) -> str:

@@ -163,3 +163,20 @@ def test_training_ends_where_the_budget_is_spent(benchmark, monkeypatch):
 def test_equal_seconds_need_crafts_own_cell(benchmark, tmp_path):
     with pytest.raises(SystemExit, match="expected CRAFT's own cell first, found no .*seconds-craft-seed3"):
         benchmark.craft_seconds(tmp_path, 3)
+
+
+def test_a_cell_is_scored_on_the_pictures_of_its_own_seed(benchmark):
+    from diffusers_craft import GenerationSettings, exact_score, generate_images, load_pipeline, load_prompts
+    from diffusers_craft.scripts import derive_seed
+
+    scores = benchmark.evaluate("tiny-sd15", 1, 3)
+    prompts, noise = load_prompts("tiny-heldout", num_prompts=3, seed=1), derive_seed(1, "evaluation")
+    seeds = [derive_seed(noise, "candidate", row, 0) for row in range(3)]
+    settings = GenerationSettings(num_inference_steps=12, guidance_scale=2.0, batch_size=50)
+    images = generate_images(load_pipeline("tiny-sd15"), prompts, seeds, settings).images
+    assert list(scores) == ["exact", "hps_v2.1", "pickscore", "aesthetic"]
+    assert scores["exact"] == exact_score(prompts, images).tolist()
+
+
+def test_an_image_without_a_score_is_left_out(tables):
+    assert tables.outcomes([1, None, 0], [0, 1, None]).tolist() == [1] and tables.mean_score([1, None, 0]) == 0.5

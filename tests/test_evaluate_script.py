@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""`evaluate_craft.py`: files and numbers, same seeds for all models, resuming, refusals."""
+"""`evaluate_craft.py` and `Evaluation`: files and numbers, same seeds for all models, resuming, refusals."""
 
 import importlib.util
 import io
@@ -16,8 +16,14 @@ import pytest
 import torch
 from PIL import Image
 
-import diffusers_craft
-from diffusers_craft import load_pipeline, register_reward
+from diffusers_craft import Evaluation, GenerationSettings, SetMetric, UserError, load_pipeline, register_reward
+from diffusers_craft.core.records import derive_seed
+from diffusers_craft.core.run_record import write_run_json
+from diffusers_craft.core.workdir import WorkDir
+from diffusers_craft.evaluation import prompt_run
+from diffusers_craft.evaluation import run as engine
+from diffusers_craft.evaluation.args import parse_models
+from diffusers_craft.evaluation.choices import choose_embedding, find_training_data
 from diffusers_craft.prompts.sets import EvaluationPrompt, PromptSet
 from diffusers_craft.rewards import registry
 
@@ -80,7 +86,7 @@ def arguments(random_sd15, tuned, tmp_path_factory):
 @pytest.fixture
 def run(script, arguments, tmp_path, monkeypatch):
     """Runs the script on three shards and returns its output folder."""
-    monkeypatch.setattr(script, "ROWS_PER_SHARD", 2)
+    monkeypatch.setattr(prompt_run, "ROWS_PER_SHARD", 2)
 
     def _run(*extra: str) -> Path:
         script.main(script.parse_args([*arguments, "--output_dir", str(tmp_path / "out"), *extra]))
@@ -93,7 +99,7 @@ def run(script, arguments, tmp_path, monkeypatch):
 def finished_once(script, arguments, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script, "ROWS_PER_SHARD", 2)
+        patch.setattr(prompt_run, "ROWS_PER_SHARD", 2)
         patch.setitem(registry._FACTORIES, "brightness", Brightness)
         script.main(script.parse_args([*arguments, "--output_dir", str(folder)]))
     return folder
@@ -131,13 +137,11 @@ def test_results_table_and_grid(finished):
 
 def test_scores_are_those_of_the_stored_images(finished):
     folder = finished
-    stage = diffusers_craft.WorkDir(folder)
+    stage = WorkDir(folder)
     options = json.loads((folder / "images" / "prompts" / "craft" / "options.json").read_text())["options"]
     table = stage.stage("images/prompts/craft", options, 5, 2).read()
     assert table["prompt"].to_pylist() == PROMPTS
-    seeds = [
-        diffusers_craft.derive_seed(diffusers_craft.derive_seed(3, "evaluation"), "candidate", i, 0) for i in range(5)
-    ]
+    seeds = [derive_seed(derive_seed(3, "evaluation"), "candidate", i, 0) for i in range(5)]
     assert table["seed"].to_pylist() == seeds
     results = json.loads((folder / "results.json").read_text())
     row = next(row for row in results["rows"] if row["model"] == "craft")
@@ -152,7 +156,7 @@ def test_second_run_makes_nothing_and_ends_alike(run, finished, script, monkeypa
     def refuse(*_, **__):
         raise AssertionError("made again")
 
-    monkeypatch.setattr(script, "generate_candidates", refuse)
+    monkeypatch.setattr(engine, "generate_candidates", refuse)
     monkeypatch.setattr(Brightness, "score", refuse)
     run()
     assert before == {name: (folder / name).read_bytes() for name in before}
@@ -190,7 +194,7 @@ def test_a_retrained_model_under_the_same_name_is_refused(run, finished, random_
 
 
 def test_a_missing_model_is_found_before_anything_is_generated(run, script, monkeypatch):
-    monkeypatch.setattr(script, "generate_candidates", lambda *_: pytest.fail("generated"))
+    monkeypatch.setattr(engine, "generate_candidates", lambda *_: pytest.fail("generated"))
     with pytest.raises(ValueError, match="nowhere"):
         run("--tuned", "x=./nowhere")
 
@@ -208,40 +212,42 @@ def test_a_unet_alone_is_a_tuned_model_of_the_base(run, tuned):
     assert len(whole) == 3 and whole == unet
 
 
-def test_training_data_of_a_checkpoint_are_those_of_its_run(script, tmp_path, dataset_folder):
+def test_training_data_of_a_checkpoint_are_those_of_its_run(tmp_path, dataset_folder):
     (tmp_path / "run" / "checkpoint-2").mkdir(parents=True)
     (tmp_path / "run" / "craft_run.json").write_text(json.dumps({"options": {"dataset_name": str(dataset_folder)}}))
-    found = script.find_training_data({"base": "b", "step": str(tmp_path / "run" / "checkpoint-2")}, [])
+    found = find_training_data({"base": "b", "step": str(tmp_path / "run" / "checkpoint-2")}, [])
     assert len(found["step"]) == 10
 
 
-def test_exact_metric_for_a_tiny_base_with_captions(run, script, monkeypatch):
-    monkeypatch.setattr(script, "is_tiny", lambda name: True)
+def test_exact_metric_for_a_tiny_base_with_captions(run, monkeypatch):
+    monkeypatch.setattr(engine, "is_tiny", lambda name: True)
     results = json.loads((run() / "results.json").read_text())
     assert [row["metric"] for row in results["rows"]] == ["exact", "brightness"] * 3
     assert "exact scorer" in results["settings"]["metrics"]["exact"]["scorer"]
 
 
-def test_the_exact_metric_takes_captions_only(script, monkeypatch):
-    monkeypatch.setattr(script, "is_tiny", lambda name: True)
-    arguments = ["--base", "b", "--prompts", "p", "--output_dir", "o", "--rewards", "brightness"]
-    metrics, _ = script.load_metrics(script.parse_args(arguments), "b")
+def test_the_exact_metric_takes_captions_only(monkeypatch):
+    monkeypatch.setattr(engine, "is_tiny", lambda name: True)
+    metrics = Evaluation("b", (), "p", rewards=["brightness"])._load_metrics("cpu", "b")
     assert list(metrics) == ["exact", "brightness"]
     sets = [PromptSet("x", tuple(map(EvaluationPrompt, prompts))) for prompts in (PROMPTS, ["a cat"])]
     assert [metrics["exact"].bind(prompts) for prompts in sets] == [True, False]
 
 
-def test_reward_checkpoints_reach_the_rewards(script):
-    arguments = ["--base", "b", "--prompts", "p", "--output_dir", "o", "--rewards", "brightness"]
-    args = script.parse_args([*arguments, "--reward_checkpoint", "brightness=here"])
-    assert script.load_metrics(args, "b")[0]["brightness"].options["checkpoint"] == "here"
-    with pytest.raises(ValueError, match="--reward_checkpoint: expected .*'?pickscore"):
-        script.load_metrics(script.parse_args([*arguments, "--reward_checkpoint", "pickscore=x"]), "b")
+def test_reward_checkpoints_reach_the_rewards(run, monkeypatch):
+    made = []
+    register_reward("brightness", lambda **options: made.append(options) or Brightness(**options))
+    monkeypatch.setattr(Evaluation, "_open_models", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(pytest.fail.Exception, match="loaded"):
+        run("--reward_checkpoint", "brightness=here")
+    assert made[0]["checkpoint"] == "here"
+    with pytest.raises(UserError, match="--reward_checkpoint: expected .*'?pickscore"):
+        run("--reward_checkpoint", "pickscore=x")
 
 
 def test_invalid_images_are_left_out_and_raise_an_alarm(run, script, monkeypatch, capsys):
     """A model whose first picture is black: one pair fewer, and a line that says so."""
-    original = script.generate_candidates
+    original = engine.generate_candidates
 
     def with_black(pipeline, rows, settings, stage, seed, shards):
         original(pipeline, rows, settings, stage, seed, shards=shards)
@@ -251,26 +257,26 @@ def test_invalid_images_are_left_out_and_raise_an_alarm(run, script, monkeypatch
             columns["valid"][0], columns["problem"][0] = False, "black"
             stage.write(0, type(table).from_pydict(columns, schema=table.schema))
 
-    monkeypatch.setattr(script, "generate_candidates", with_black)
+    monkeypatch.setattr(engine, "generate_candidates", with_black)
     results = json.loads((run() / "results.json").read_text())
     assert {row["model"]: row["n"] for row in results["rows"]} == {"base": 5, "craft": 4, "same": 5}
     assert ("craft", "invalid", 1) in [(alarm["model"], alarm["alarm"], alarm["value"]) for alarm in results["alarms"]]
     assert "Alarm: craft: 1 of 5 images are not valid" in capsys.readouterr().out
 
 
-def test_names_of_models(script, tmp_path, monkeypatch):
+def test_names_of_models(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a=b").mkdir()
-    assert script.parse_models("org/base-model", ["outputs/craft/", "sft=outputs/x"]) == {
+    assert parse_models("org/base-model", ["outputs/craft/", "sft=outputs/x"]) == {
         "base-model": "org/base-model",
         "craft": "outputs/craft/",
         "sft": "outputs/x",
     }
     with pytest.raises(ValueError, match="--tuned: expected distinct names, found 'craft' twice; write NAME=MODEL"):
-        script.parse_models("base", ["x/craft", "y/craft"])
+        parse_models("base", ["x/craft", "y/craft"])
     for text in ("a b=model", "name=", "../=x", "a=b"):
         with pytest.raises(ValueError, match="--base: expected MODEL or NAME=MODEL"):
-            script.parse_models(text, [])
+            parse_models(text, [])
 
 
 @pytest.mark.parametrize(
@@ -306,8 +312,8 @@ def test_several_prompt_sets_and_images_a_prompt(script, arguments, tmp_path):
     )
     loaded = []
     with pytest.MonkeyPatch.context() as patch:
-        load = script.load_model
-        patch.setattr(script, "load_model", lambda source: loaded.append(source["name_or_path"]) or load(source))
+        load = engine.load_model
+        patch.setattr(engine, "load_model", lambda source: loaded.append(source["name_or_path"]) or load(source))
         index = arguments.index("--prompts")
         sets = [*arguments[: index + 2], f"second={own}", *arguments[index + 2 :]]
         script.main(script.parse_args([*sets, "--images_per_prompt", "2", "--output_dir", str(tmp_path / "out")]))
@@ -316,7 +322,7 @@ def test_several_prompt_sets_and_images_a_prompt(script, arguments, tmp_path):
     found = [(row["prompts"], row["category"], row["n"]) for row in results["rows"] if row["model"] == "craft"]
     assert found == [("prompts", None, 5), ("second", None, 3), ("second", "x", 2), ("second", "y", 1)]
     options = json.loads((tmp_path / "out/images/second/craft/options.json").read_text())
-    table = diffusers_craft.WorkDir(tmp_path / "out").stage("images/second/craft", options["options"], 6, 64).read()
+    table = WorkDir(tmp_path / "out").stage("images/second/craft", options["options"], 6, 64).read()
     assert table["prompt"].to_pylist() == ["a", "a", "b", "b", "c", "c"]
     assert len(set(table["seed"].to_pylist())) == 6
     assert len({image["bytes"] for image in table["image"].to_pylist()}) == 6
@@ -357,13 +363,13 @@ def test_training_data_is_found_beside_the_model_and_checked_against(run, tuned,
         run("--training_data", "base=x")
 
 
-def test_training_data_named_relative_to_another_folder(script, dataset_folder, tmp_path, monkeypatch):
+def test_training_data_named_relative_to_another_folder(dataset_folder, tmp_path, monkeypatch):
     (tmp_path / "outputs").mkdir()
     shutil.copytree(dataset_folder, tmp_path / "outputs" / "top")
     monkeypatch.chdir(tmp_path)
-    diffusers_craft.write_run_json("tuned/craft_run.json", {"dataset_name": "outputs/top", "train_data_dir": None})
+    write_run_json("tuned/craft_run.json", {"dataset_name": "outputs/top", "train_data_dir": None})
     monkeypatch.chdir(tmp_path / "outputs")
-    found = script.find_training_data({"base": "base", "tuned": str(tmp_path / "tuned")}, [])
+    found = find_training_data({"base": "base", "tuned": str(tmp_path / "tuned")}, [])
     assert len(found["tuned"]) == 10
 
 
@@ -411,9 +417,7 @@ def test_the_base_alone(script, arguments, tmp_path, capsys):
     assert "<h2>Scores</h2>" in page and "<h2>Win rates</h2>" not in page and "<h2>Alarms</h2>" not in page
 
 
-def test_how_alarms_compare_images(script):
-    arguments = ["--base", "b", "--prompts", "p", "--output_dir", "o", "--alarm_embedding"]
-
+def test_how_alarms_compare_images():
     class WithTower(Brightness):
         def tower(self, images):
             return torch.ones(len(images), 2)
@@ -424,12 +428,97 @@ def test_how_alarms_compare_images(script):
         ("auto", "tiny-sd15", {"a": WithTower()}, "pixels"),
         ("pixels", "b", {"a": WithTower()}, "pixels"),
     ):
-        embed, record = script.choose_embedding(script.parse_args([*arguments, choice]), base, metrics)
+        embed, record = choose_embedding(choice, base, metrics)
         assert record["alarm_embedding"] == expected
         if expected == "clip":
             np.testing.assert_allclose(embed([Image.new("RGB", (4, 4))]), [[2**-0.5] * 2])
-    with pytest.raises(ValueError, match="--alarm_embedding clip: expected the reward aesthetic or clip_score"):
-        script.choose_embedding(script.parse_args([*arguments, "clip"]), "b", {"brightness": Brightness()})
+    with pytest.raises(UserError, match="--alarm_embedding: expected one of auto, clip, pixels, found 'eye'"):
+        choose_embedding("eye", "b", {})
+    with pytest.raises(UserError, match="--alarm_embedding clip: expected the reward aesthetic or clip_score"):
+        choose_embedding("clip", "b", {"brightness": Brightness()})
+
+
+class MeanDifference(SetMetric):
+    """Mean grey level of a set minus that of the base."""
+
+    name, unit, lower_is_better = "mean_difference", "grey levels", True
+
+    def compute(self, images, reference_images=None):
+        if reference_images is None:
+            return float("nan")
+        assert len(images) == len(reference_images) and len(images[1:]) == len(images) - 1
+        return float(np.subtract(*(np.mean([i.convert("L") for i in one]) for one in (images, reference_images))))
+
+
+def test_the_library_makes_the_same_files_as_the_script(
+    finished, arguments, random_sd15, tuned, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(prompt_run, "ROWS_PER_SHARD", 2)
+    results = Evaluation(
+        f"base={random_sd15}",
+        {"craft": str(tuned), "same": str(random_sd15)},
+        arguments[arguments.index("--prompts") + 1],
+        ["brightness"],
+        settings=GenerationSettings(num_inference_steps=2, guidance_scale=2, batch_size=2),
+        output_dir=tmp_path / "library",
+        seed=3,
+    ).run()
+
+    def contents(folder: Path) -> dict[str, bytes]:
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    script, library = contents(finished), contents(tmp_path / "library")
+    del script["craft_evaluate.json"]  # the options, which are the script's
+    assert script.keys() == library.keys() and [name for name in script if script[name] != library[name]] == []
+    assert list(results.rows) == json.loads(script["results.json"])["rows"]
+    assert results.scores["prompts"]["craft"]["brightness"].shape == (5, 1)
+
+
+def test_an_evaluation_without_a_folder_leaves_none(random_sd15, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prompts = PromptSet("own", tuple(map(EvaluationPrompt, PROMPTS[:2])))
+    models, settings = {"mine": Brightness()}, GenerationSettings(num_inference_steps=1)
+    results = Evaluation(str(random_sd15), {}, prompts, rewards=[], reward_models=models, settings=settings).run()
+    assert list(results.scores["own"]) == ["random-sd15"] and list(results.settings["metrics"]) == ["mine"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_processes_need_a_folder(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="output_dir: expected a folder, which several processes share, found none"):
+        Evaluation("b", (), "p").run()
+
+
+def test_a_metric_that_scores_nothing_is_said(run, monkeypatch, caplog):
+    monkeypatch.setattr(Brightness, "abstains", True, raising=False)
+    monkeypatch.setattr(Brightness, "score", lambda self, prompts, images: np.full(len(images), np.nan))
+    run()
+    assert "prompts: brightness scored none of the images, so no table shows it" in caplog.messages
+
+
+def test_a_metric_of_the_set_stands_in_every_table(run, finished, monkeypatch):
+    """Added to a finished evaluation: computed once per model, from images that are decoded as they are asked for."""
+    flags = ["--set_metrics", "diversity", f"{__name__}:MeanDifference"]
+    folder = run(*flags)
+    results = json.loads((folder / "results.json").read_text())
+    own = {(row["model"], row["metric"]): row for row in results["rows"] if row["metric"] != "brightness"}
+    means = {row["model"]: row["mean"] for row in results["rows"] if row["metric"] == "brightness"}
+    assert own["base", "mean_difference"]["mean"] is None and own["same", "mean_difference"]["mean"] == 0
+    assert own["craft", "mean_difference"]["mean"] == pytest.approx(means["craft"] - means["base"], rel=1e-4)
+    assert own["craft", "diversity"]["mean"] != own["base", "diversity"]["mean"] == own["same", "diversity"]["mean"]
+    checks = {check["alarm"]: check for check in results["checks"] if check["model"] == "craft"}
+    assert own["craft", "diversity"]["mean"] == pytest.approx(checks["diversity"]["value"], rel=1e-4)
+    assert own["craft", "diversity"]["n"] == 5 and own["craft", "diversity"]["win_rate"] is None
+    assert results["settings"]["prompts"]["prompts"]["metrics"] == ["brightness", "diversity", "mean_difference"]
+    assert results["settings"]["metrics"]["mean_difference"]["unit"] == "grey levels"
+    header, _, base, *_ = (folder / "table.md").read_text().split("\n\n")[1].splitlines()
+    assert [cell.strip() for cell in header.split("|")[2:-1]] == ["brightness", "diversity", "mean_difference"]
+    assert base.split("|")[-2].strip() == "-"
+    assert "prompts,,craft,mean_difference,5," in (folder / "table.csv").read_text()
+    assert "mean_difference" in (folder / "report.html").read_text()
+    before = (folder / "results.json").read_bytes()
+    monkeypatch.setattr(MeanDifference, "compute", lambda *_: pytest.fail("computed again"))
+    assert (run(*flags) / "results.json").read_bytes() == before
 
 
 def test_sets_of_one_name_are_refused(run, arguments, tmp_path):
@@ -441,6 +530,6 @@ def test_sets_of_one_name_are_refused(run, arguments, tmp_path):
 def test_flags_are_frozen(script, monkeypatch):
     flags = vars(script.parse_args(["--base", "b", "--prompts", "p", "--output_dir", "o"]))
     assert sorted(flags) == sorted(
-        "base tuned revision variant single_file_config cache_dir prompts prompt_column num_prompts images_per_prompt training_data alarm_embedding rewards reward_checkpoint reward_batch_size"
+        "base tuned revision variant single_file_config cache_dir prompts set_metrics prompt_column num_prompts images_per_prompt training_data alarm_embedding rewards reward_checkpoint reward_batch_size"
         " reward_backend reward_precision reward_residency dataloader_num_workers num_inference_steps guidance_scale resolution batch_size dtype device seed output_dir".split()
     )

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from diffusers_craft.core.records import REFINED_SCHEMA
-from diffusers_craft.evaluation.alarms import find_alarms
+from diffusers_craft.evaluation.alarms import run_checks
 from diffusers_craft.evaluation.measures import image_statistics
+from diffusers_craft.evaluation.results import EvaluationResults
 from diffusers_craft.evaluation.summary import (
     bootstrap_interval,
     evaluation_rows,
     summarize,
     win_rate,
-    write_evaluation,
 )
 
 
@@ -108,10 +108,10 @@ def test_summarize_refuses_other_metrics():
         summarize({"base": {"h": np.zeros(2)}, "a": {"p": np.zeros(2)}})
 
 
-def test_write_evaluation_is_strict_json(tmp_path):
+def test_results_are_written_as_strict_json(tmp_path):
     rows = summarize({"base": {"h": np.array([1, np.nan])}, "craft": {"h": np.full(2, np.nan)}})
-    alarms = find_alarms({"base": image_statistics([None, None])})
-    write_evaluation(tmp_path / "new", {"seed": 3, "notes": ["left out"]}, rows, alarms)
+    alarms = run_checks({"base": image_statistics([None, None])})
+    EvaluationResults({"seed": 3, "notes": ["left out"]}, rows, alarms).write(tmp_path / "new")
 
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
@@ -122,11 +122,13 @@ def test_write_evaluation_is_strict_json(tmp_path):
         "settings": {"seed": 3, "notes": ["left out"]},
         "rows": rows,
         "alarms": alarms,
-        "checks": [],
+        "checks": alarms,
     }
     table = (tmp_path / "new" / "table.md").read_text()
     assert (
-        "| craft" in table and "\n- left out\n" in table and table.endswith("- Alarm: " + alarms[0]["message"] + "\n")
+        "| craft" in table
+        and "\n- left out\n" in table
+        and "- Alarm: " + alarms[0]["message"] + "\n\n| Check" in table
     )
 
 

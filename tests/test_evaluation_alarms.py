@@ -12,14 +12,13 @@ from diffusers_craft.evaluation.alarms import (
     change_checks,
     decided_win_rate,
     diversity_checks,
-    find_alarms,
     gap_check,
     memory_check,
     nearest_distances,
     pair_diversity,
     run_checks,
 )
-from diffusers_craft.evaluation.measures import clip_embedding, image_statistics
+from diffusers_craft.evaluation.measures import MEASURES, Measure, clip_embedding, image_statistics
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +32,10 @@ def base(clean):
     return image_statistics(clean)
 
 
+def alarms_of(statistics):
+    return [check for check in run_checks(statistics) if check["fired"]]
+
+
 def fired(checks):
     return {check["alarm"] for check in checks if check["fired"]}
 
@@ -41,10 +44,10 @@ def test_image_statistics_closed_forms():
     red = Image.new("RGB", (300, 200), (255, 0, 0))
     half = Image.fromarray(np.repeat([[0, 255]], 64, axis=0).repeat(32, axis=1).astype(np.uint8))
     found = image_statistics(image for image in (red, half, None))
-    np.testing.assert_allclose(found.saturation, [1, 0, np.nan])
-    np.testing.assert_allclose(found.contrast, [0, 0.5, np.nan], atol=1e-9)
+    np.testing.assert_allclose(found.measures["saturation"], [1, 0, np.nan])
+    np.testing.assert_allclose(found.measures["contrast"], [0, 0.5, np.nan], atol=1e-9)
     # One step of 1 among 63 horizontal differences, none among the vertical ones; variance 1 / 4.
-    np.testing.assert_allclose(found.high_frequency, [0, (1 / 63 + 0) / 2 / (2 * 0.25), np.nan])
+    np.testing.assert_allclose(found.measures["high_frequency"], [0, (1 / 63 + 0) / 2 / (2 * 0.25), np.nan])
     np.testing.assert_allclose(found.embeddings[0].reshape(16, 16, 3)[3, 5], np.array([1, 0, 0]) / np.sqrt(768))
     assert np.isnan(found.embeddings[2]).all() and found.valid.tolist() == [True, True, False]
     assert red.size == (300, 200), "the caller's image was changed"
@@ -52,7 +55,7 @@ def test_image_statistics_closed_forms():
 
 def test_high_frequency_of_white_noise_is_one():
     noise = np.random.default_rng(0).integers(0, 256, (256, 256), dtype=np.uint8)
-    assert image_statistics([Image.fromarray(noise)]).high_frequency[0] == pytest.approx(1, abs=0.02)
+    assert image_statistics([Image.fromarray(noise)]).measures["high_frequency"][0] == pytest.approx(1, abs=0.02)
 
 
 def test_thumbnail_distance_is_the_root_mean_square_difference():
@@ -98,7 +101,7 @@ def test_nearest_distances_agree_with_brute_force_across_chunks(monkeypatch):
 def test_no_alarm_for_the_same_images_or_for_cleaning_up(clean, base):
     rng = np.random.default_rng(1)
     mixed = image_statistics([degrade(image, rng) if i % 2 else image for i, image in enumerate(clean)])
-    assert find_alarms({"base": mixed, "tuned": base, "same": mixed}) == []
+    assert alarms_of({"base": mixed, "tuned": base, "same": mixed}) == []
 
 
 def test_vivid_gray_blurred_and_sharpened_pictures(clean, base):
@@ -113,6 +116,15 @@ def test_vivid_gray_blurred_and_sharpened_pictures(clean, base):
     assert fired(change_checks("craft", blurred, base)) == {"high_frequency"}
     sharp = image_statistics([image.filter(ImageFilter.UnsharpMask(2, 200, 0)) for image in clean])
     assert "high_frequency" in fired(change_checks("craft", sharp, base))
+
+
+def test_a_measure_is_one_line(clean, monkeypatch):
+    """Of the table `MEASURES`, which the alarms and the stored statistics follow."""
+    monkeypatch.setitem(MEASURES, "red", Measure(lambda small, crop: small[..., 0].mean(), 0.1))
+    redder = [Image.merge("RGB", [i.getchannel("R").point(lambda v: v // 2), *i.split()[1:]]) for i in clean]
+    checks = change_checks("craft", image_statistics(redder), image_statistics(clean))
+    (red,) = [check for check in checks if check["alarm"] == "red"]
+    assert red["fired"] and red["limit"] == "+-10%" and red["value"] == pytest.approx(red["base"] / 2, rel=0.02)
 
 
 def test_one_picture_for_all_prompts(clean, base):
@@ -185,11 +197,11 @@ def test_what_cannot_be_checked_is_said(clean, base):
 
 def test_valid_images_are_paired_up_and_others_counted(clean):
     base = image_statistics([None, *clean[1:]])
-    alarms = find_alarms({"base": base, "craft": image_statistics([*clean[:-2], None, None]), "gone": base})
+    alarms = alarms_of({"base": base, "craft": image_statistics([*clean[:-2], None, None]), "gone": base})
     assert [(alarm["model"], alarm["alarm"], alarm["value"]) for alarm in alarms] == [
         ("base", "invalid", 1),
         ("craft", "invalid", 2),
         ("gone", "invalid", 1),
     ]
-    nothing = find_alarms({"base": base, "none": image_statistics([None] * len(clean))})
+    nothing = alarms_of({"base": base, "none": image_statistics([None] * len(clean))})
     assert [alarm["alarm"] for alarm in nothing] == ["invalid", "invalid"]

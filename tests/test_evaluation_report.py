@@ -9,7 +9,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from diffusers_craft.evaluation.alarms import skipped_check
-from diffusers_craft.evaluation.report import ReportRow, distribution_panel, win_rate_panel, write_evaluation_report
+from diffusers_craft.evaluation.report import distribution_panel, win_rate_panel, write_evaluation_report
+from diffusers_craft.evaluation.results import EvaluationResults, ExampleRow
 from diffusers_craft.evaluation.summary import summarize
 
 
@@ -65,11 +66,11 @@ def page(rows_and_scores, tmp_path, tiny_images):
     ]
     checks = [{"prompts": "parti", "message": f"{check['model']}: {check['alarm']}!", **check} for check in checks]
     checks += [{"prompts": "parti", **skipped_check("sft", "twins", "few & far")}]
-    row = ReportRow(
+    row = ExampleRow(
         PROMPT, {"base": tiny_images[0], "craft": None}, {"base": {"hps_v2.1": 0.25}, "craft": {"hps_v2.1": np.nan}}
     )
     settings = {"models": {"base": {}, "craft": {}}, "notes": ["not comparable"], "seed": 3}
-    write_evaluation_report(tmp_path / "new", settings, rows, checks, scores, {"parti": [row]})
+    write_evaluation_report(tmp_path / "new", EvaluationResults(settings, rows, checks, scores, {"parti": [row]}))
     return (tmp_path / "new" / "report.html").read_text()
 
 

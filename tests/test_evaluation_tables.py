@@ -9,7 +9,15 @@ import pytest
 
 from diffusers_craft.evaluation.alarms import skipped_check
 from diffusers_craft.evaluation.summary import summarize
-from diffusers_craft.evaluation.tables import category_tables, format_checks, format_csv, format_latex, format_table
+from diffusers_craft.evaluation.tables import (
+    PRINTED_TIMES,
+    category_tables,
+    format_checks,
+    format_csv,
+    format_latex,
+    format_table,
+)
+from diffusers_craft.rewards import reward_names
 
 
 def cells(markdown):
@@ -47,6 +55,16 @@ def test_values_that_print_alike_rank_alike():
 def test_a_model_without_scores_is_a_dash_and_never_best():
     lines = cells(format_table(summarize({"base": {"h": np.array([-5.0])}, "a": {"h": np.array([np.nan])}})))
     assert ["base", "-5"] in lines and ["a", "-"] in lines  # nothing to rank among one
+
+
+def test_the_lowest_is_best_where_a_row_says_so():
+    rows = summarize({model: {"fid": np.full(2, value)} for model, value in {"base": 9, "a": 3, "b": 5}.items()})
+    lines = cells(format_table([row | {"lower_is_better": True} for row in rows]).split("\n\n")[1])
+    assert lines[2:] == [["base", "9"], ["a", "**3**"], ["b", "<ins>5</ins>"]]
+
+
+def test_metrics_with_a_scale_of_their_own_are_rewards():
+    assert set(PRINTED_TIMES) <= set(reward_names())
 
 
 def test_the_base_alone_has_no_win_rates():

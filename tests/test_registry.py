@@ -272,8 +272,9 @@ def test_no_reward_takes_the_name_of_a_column():
         "latent": pack_latent(np.zeros((4, 2, 2), np.float16)),
     }
     one = pa.Table.from_pylist([row], schema=CANDIDATE_SCHEMA)
-    columns = set(assemble_dataset(one, {}, np.zeros(1), np.zeros(1)).column_names)
-    columns |= set(assemble_scores(one, {}, np.zeros(1), np.zeros(1), np.ones(1), np.zeros(1, int)).column_names)
+    scores = dict.fromkeys(("reward", "advantage"), np.zeros(1))
+    columns = set(assemble_dataset(one, scores).column_names)
+    columns |= set(assemble_scores(one, scores, np.ones(1), np.zeros(1, int)).column_names)
     assert len(columns) > 10
     for name in columns:
         with pytest.raises(ValueError, match=f"register_reward: expected another name, found '{name}', a column"):

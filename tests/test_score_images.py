@@ -1,13 +1,10 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""`score_images.py`: every kind of source, the same table by one process and two, resuming, refusals."""
+"""`score_images.py`: every kind of source, the same table by one rank and two, resuming, refusals."""
 
 import csv
 import importlib.util
 import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +15,7 @@ from PIL import Image
 
 import diffusers_craft
 from diffusers_craft import load_reward, open_images
+from diffusers_craft.core import workdir
 from diffusers_craft.scripts import run_script
 from diffusers_craft.tiny import reward_checkpoint
 
@@ -34,9 +32,9 @@ def script():
     spec = importlib.util.spec_from_file_location("score_images_script", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.ROWS_PER_SHARD = 3
-    module.__name__ = "__main__"  # what it refuses itself is a user error, as when it is run
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffusers_craft.scoring.table.ROWS_PER_SHARD", 3)
+        yield module
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +174,9 @@ def test_a_dataset_of_the_hub(script, monkeypatch, tmp_path, files, prompts, exp
     images = [{"bytes": data, "path": None} for data in files]
     dataset = datasets.Dataset.from_dict({"image": images, "text": prompts}, features=features)
     asked = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: asked.append((name, split)) or dataset)
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda name, config, split, cache_dir: asked.append((name, split)) or dataset
+    )
     run(script, "--images", "org/pictures:test", "--output_dir", tmp_path / "out", "--dataloader_num_workers", 1)
     assert asked == [("org/pictures", "test")]
     check_table(pq.read_table(tmp_path / "out" / "scores.parquet"), [f"row {i}" for i in range(7)], prompts, expected)
@@ -219,21 +219,18 @@ def test_a_damaged_image_has_no_score_and_is_counted(script, captioned, tmp_path
     assert capsys.readouterr().out.splitlines()[-1] == "1 of 7 images could not be read and have no score"
 
 
-def test_two_processes_make_the_same_bytes(script, captioned, tmp_path):
-    """One process with workers and all rewards in memory; two of torchrun, one reward at a time."""
+def test_two_ranks_make_the_same_bytes(script, captioned, tmp_path, monkeypatch):
+    """One process with all rewards in memory; two ranks, one after the other, one reward at a time and with workers."""
     run(script, "--images", captioned, "--output_dir", tmp_path / "one", "--reward_residency", "together")
-    driver = tmp_path / "driver.py"  # shards small enough that both ranks have some
-    driver.write_text(
-        "import runpy, sys\n"
-        f"module = runpy.run_path({str(SCRIPT)!r})\n"
-        "module['main'].__globals__['ROWS_PER_SHARD'] = 3\n"
-        "module['run_script'](module['main'], module['parse_args']())\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(driver)]
-    arguments = ["--images", str(captioned), "--output_dir", str(tmp_path / "two"), "--dataloader_num_workers", "1"]
-    path = os.pathsep.join([str(Path(diffusers_craft.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    subprocess.run([*command, *arguments, *TINY], env=environment, check=True, timeout=300)
+    arguments = ["--images", captioned, "--output_dir", tmp_path / "two", "--dataloader_num_workers", "1"]
+    monkeypatch.setattr(workdir, "rank_and_world", lambda: (1, 2))
+    with monkeypatch.context() as patch:
+        patch.setattr(workdir.Stage, "finish", lambda stage: None)  # where it would wait for the first rank
+        run(script, *arguments)
+    assert not (tmp_path / "two" / "scores.parquet").exists()
+    assert [path.name for path in (tmp_path / "two" / "scores" / "pickscore").glob("part-*")] == ["part-00001.parquet"]
+    monkeypatch.setattr(workdir, "rank_and_world", lambda: (0, 2))
+    run(script, *arguments)
 
     def contents(folder: Path) -> dict[str, bytes]:
         return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}

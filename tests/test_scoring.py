@@ -22,7 +22,6 @@ from diffusers_craft.scripts import (
     load_rewards,
     parse_reward_weights,
     reward_source,
-    score_candidates,
 )
 
 
@@ -83,6 +82,11 @@ def open_stage(folder: Path, rows_per_shard: int = 4, name: str = "scores/bright
     return WorkDir(folder).stage(name, {"seed": 0}, 10, rows_per_shard)
 
 
+def score_candidates(source: pa.Table | Stage, reward: object, stage: Stage) -> None:
+    """Scores by one reward."""
+    score_images([ScoringJob(CandidateImages(source), {reward.name: stage})], {reward.name: reward})
+
+
 def test_scores_use_the_original_prompt_and_skip_invalid_images(tmp_path: Path):
     reward, stage = Brightness(), open_stage(tmp_path)
     score_candidates(candidates(), reward, stage)
@@ -119,11 +123,18 @@ def test_interrupted_scoring_resumes_to_the_same_bytes(tmp_path: Path):
     assert done.asked == []
 
 
-def test_ranks_split_the_shards(tmp_path: Path):
-    stage = open_stage(tmp_path)
-    shares = [stage.missing()[rank::2] for rank in range(2)]
-    for share in shares:
-        score_candidates(candidates(), Brightness(), stage, share)
+def test_ranks_split_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One after the other; the second one does not wait for the first one here."""
+    stage, reward = open_stage(tmp_path), Brightness()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "finish", lambda stage: None)
+        score_candidates(candidates(), reward, stage)
+    assert stage.missing() == [0, 2]
+    monkeypatch.setenv("RANK", "0")
+    score_candidates(candidates(), reward, stage)
+    assert len(reward.asked) == 9
     np.testing.assert_array_equal(stage.read()["score"].to_numpy(), expected())
 
 
@@ -236,7 +247,7 @@ def test_residency_decides_over_memory_and_decoding_only(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("residency", ["sequential", "together"])
-def test_decoding_processes_change_no_byte(residency: str, tmp_path: Path):
+def test_decoding_threads_change_no_byte(residency: str, tmp_path: Path):
     alone = score_twice(tmp_path / "alone")
     assert score_twice(tmp_path / "helped", residency=residency, num_workers=2)[1] == alone[1]
 
@@ -244,7 +255,8 @@ def test_decoding_processes_change_no_byte(residency: str, tmp_path: Path):
 def test_together_makes_only_what_each_reward_lacks(tmp_path: Path):
     """Stages may even have shards of different sizes, from different runs."""
     stages = {"one": open_stage(tmp_path, 4, "one"), "two": open_stage(tmp_path, 5, "two")}
-    score_candidates(candidates(), type("One", (Brightness,), {"name": "one"})(), stages["one"], [0, 1])
+    score_candidates(candidates(), type("One", (Brightness,), {"name": "one"})(), stages["one"])
+    stages["one"].shard_path(2).unlink()
     rewards = {name: Brightness() for name in stages}
     score_images([ScoringJob(CandidateImages(candidates()), stages)], rewards, residency="together")
     assert (len(rewards["one"].asked), len(rewards["two"].asked)) == (2, 9)
@@ -326,7 +338,7 @@ def test_the_source_of_a_reward_without_one_is_its_class():
     assert reward_source(Brightness()) == {"checkpoint": f"{__name__}:Brightness"}
 
 
-def test_number_of_decoding_processes(monkeypatch: pytest.MonkeyPatch):
+def test_number_of_decoding_threads(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 12)
     assert RewardSettings().workers("cpu") == 0 and RewardSettings().workers("cuda") == 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")

@@ -14,6 +14,7 @@ from training_driver import ROOT, losses, same, weights
 
 from diffusers_craft import SD15, SDXL, register_reward
 from diffusers_craft.build import builder
+from diffusers_craft.evaluation import run as evaluation
 from diffusers_craft.models.loading import load_pipeline
 from diffusers_craft.rewards import registry
 from diffusers_craft.scripts import ModelSource
@@ -119,13 +120,14 @@ def run_example(random_sd15, tmp_path, monkeypatch):
 
     def run(name, output, *flags):
         script, loaded = load_script(EXAMPLES / f"{name}.py"), []
-        for function in {"load_pipeline", "load_tuned_pipeline"} & vars(script).keys():
+        for module in (script, evaluation):  # whose engine loads the models
+            for function in {"load_pipeline", "load_tuned_pipeline"} & vars(module).keys():
 
-            def load(*args, original=getattr(script, function), **options):
-                loaded.append(options["cache_dir"])
-                return original(*args, **options)
+                def load(*args, original=getattr(module, function), **options):
+                    loaded.append(options["cache_dir"])
+                    return original(*args, **options)
 
-            monkeypatch.setattr(script, function, load)
+                monkeypatch.setattr(module, function, load)
         common = ["--prompts", str(tmp_path / "prompts.txt"), "--num_inference_steps", "1"]
         script.main(script.parse_args([*common, "--output_dir", str(tmp_path / output), *map(str, flags)]))
         return loaded

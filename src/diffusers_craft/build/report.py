@@ -17,14 +17,14 @@ from ..figures.page import (
     BLUE,
     GRAY,
     ORANGE,
-    THUMBNAIL,
     Panel,
     chart_images,
     draw_figure,
+    draw_histograms,
     html_table,
+    image_tag,
     png_bytes,
     render_page,
-    thumbnail_uri,
 )
 from ..selection.funnel import funnel_rows
 from ..selection.pool import ScoredPool
@@ -80,17 +80,6 @@ def reward_sets(values: np.ndarray, variants: np.ndarray, selected: np.ndarray) 
     }
 
 
-def _draw_histogram(axes: Axes, series: Mapping[str, np.ndarray], label: str) -> None:
-    """Overlaid histograms, each in percent of its own images, because the sets differ greatly in size."""
-    finite = {name: values[np.isfinite(values)] for name, values in series.items()}
-    edges = np.histogram_bin_edges(np.concatenate(list(finite.values())), bins=24)
-    for name, values in finite.items():
-        if len(values):
-            axes.hist(values, edges, weights=np.full(len(values), 100 / len(values)), label=name, **SET_STYLES[name])
-    axes.set_xlabel(label, fontsize=9)
-    axes.set_ylabel("images of the set (%)", fontsize=9)
-
-
 def reward_panels(pool: ScoredPool) -> list[Panel]:
     """Histograms of each raw reward, of the composite reward and the advantages."""
     columns = {f"{name} (raw score)": values for name, values in pool.rewards.items()}
@@ -99,7 +88,10 @@ def reward_panels(pool: ScoredPool) -> list[Panel]:
     advantages = reward_sets(pool.advantages, pool.variants, pool.selected)
     del advantages["original prompts"]  # they have none
     series["advantage (standard deviations of its group)"] = advantages
-    return [partial(_draw_histogram, series=sets, label=label) for label, sets in series.items()]
+    return [
+        partial(draw_histograms, series=sets, styles=SET_STYLES, label=label, unit="images of the set (%)")
+        for label, sets in series.items()
+    ]
 
 
 def _mean(values: np.ndarray) -> str:
@@ -108,13 +100,9 @@ def _mean(values: np.ndarray) -> str:
 
 
 def _card(image: Image.Image, prompt: str, refined: str, values: Mapping[str, float]) -> str:
-    small = ' class="small"' if max(image.size) <= THUMBNAIL // 2 else ""
     numbers = "".join(f"<dt>{html.escape(name)}</dt><dd>{value:.3f}</dd>" for name, value in values.items())
     made_by = f'<div class="muted">{html.escape(refined)}</div>' if refined != prompt else ""
-    return (
-        f'<figure><img{small} loading="lazy" alt="{html.escape(prompt, quote=True)}" src="{thumbnail_uri(image)}">'
-        f"<figcaption>{html.escape(prompt)}{made_by}<dl>{numbers}</dl></figcaption></figure>"
-    )
+    return f"<figure>{image_tag(image, prompt)}<figcaption>{html.escape(prompt)}{made_by}<dl>{numbers}</dl></figcaption></figure>"
 
 
 def write_build_report(

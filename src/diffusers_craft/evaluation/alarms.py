@@ -11,16 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from .measures import ImageStatistics
+from .measures import MEASURES, ImageStatistics
 
 
-# Relative change of the mean, in either direction. CRAFT on the tiny world: saturation -3 to -5 %, contrast +30 to +36 %,
-# high frequencies +1 to +7 %. Clean pictures with colours enhanced by 1.6: saturation +46 %; blurred by 0.8 pixels: high
-# frequencies -54 %; sharpened: +84 %.
-CHANGE_LIMITS = {"saturation": 0.30, "contrast": 0.50, "high_frequency": 0.50}
-DIVERSITY_LIMIT = (
-    0.80  # ratio to the base, between prompts; CRAFT on the tiny world, where washed out looks vanish: 1.2
-)
+# Ratio to the base, between prompts; CRAFT on the tiny world, where washed out looks vanish: 1.2.
+DIVERSITY_LIMIT = 0.80
 SEED_DIVERSITY_LIMIT = 0.60  # ratio to the base, between seeds of a prompt; honest gains narrow this one more
 TWIN_DISTANCE = 0.10  # of the base's root mean square distance between prompts: two images closer than this are twins
 TWINS_LIMIT = 0.20  # more images than the base's share that have a twin under another prompt
@@ -97,12 +92,12 @@ def nearest_distances(embeddings: np.ndarray, others: np.ndarray, groups: np.nda
 
 
 def change_checks(model: str, tuned: ImageStatistics, base: ImageStatistics) -> list[Check]:
-    """Whether mean saturation (limit 30 %), contrast (50 %) or high-frequency energy (40 %) moved, up or down."""
+    """Whether the mean of one of `MEASURES` moved beyond its limit, up or down."""
     pairs, checks = tuned.valid & base.valid, []
-    for name, limit in CHANGE_LIMITS.items():
-        if not pairs.any() or (before := getattr(base, name)[pairs].mean()) == 0:
+    for name, measure in MEASURES.items():
+        if not pairs.any() or (before := base.measures[name][pairs].mean()) == 0:
             continue
-        after = getattr(tuned, name)[pairs].mean()
+        after, limit = tuned.measures[name][pairs].mean(), measure.limit
         change = after / before - 1
         why = f"mean {name} changed by {change:+.0%} against the base (limit {limit:.0%})"
         checks.append(_check(model, name, after, before, f"+-{limit:.0%}", abs(change) > limit, why))
@@ -235,8 +230,3 @@ def run_checks(
         elif trained_on is not None:
             checks.append(skipped_check(model, "reward_gap", "the rewards it was trained on are unknown"))
     return checks
-
-
-def find_alarms(statistics: Mapping[str, ImageStatistics], **known: Any) -> list[Check]:
-    """The checks of `run_checks`, which takes the same arguments, that gave an alarm."""
-    return [check for check in run_checks(statistics, **known) if check["fired"]]

@@ -3,15 +3,16 @@
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..core.script import PRECISIONS
 from ..errors import UserError
 from ..models.loading import add_source_arguments
 
 
-PROTOCOL_IMAGES = {"geneval": 4}  # images a prompt where the benchmark itself says so; 1 elsewhere
-DTYPES = ("fp32", "fp16", "bf16")
+ALARM_EMBEDDINGS = ("auto", "clip", "pixels")
+PROTOCOL_IMAGES = {"geneval": 4}  # images per prompt where the benchmark itself says so; 1 elsewhere
 
 
 def add_evaluation_arguments(parser: argparse.ArgumentParser, prompt_sets: Sequence[str]) -> None:
@@ -37,6 +38,13 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser, prompt_sets: Seque
         help=f"One or several of {', '.join(prompt_sets)}, a file (txt, jsonl, csv, tsv, parquet), a Hub id or tiny-heldout; "
         "NAME=FILE for a benchmark's own file.",
     )
+    parser.add_argument(
+        "--set_metrics",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="Metrics of a model's images as a whole: diversity, or MODULE:CLASS for one of your own.",
+    )
     parser.add_argument("--prompt_column", default="prompt", help="Column that holds the prompts.")
     parser.add_argument("--num_prompts", type=int, default=None, help="Prompts to draw with --seed; default: all.")
     parser.add_argument(
@@ -52,7 +60,7 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser, prompt_sets: Seque
         "--batch_size", "--generation_batch_size", type=int, default=8, help="Images generated together."
     )
     parser.add_argument(
-        "--dtype", choices=DTYPES, default="fp16", help="Precision of generation on a GPU; a CPU uses fp32."
+        "--dtype", choices=list(PRECISIONS), default="fp16", help="Precision of generation on a GPU; a CPU uses fp32."
     )
     parser.add_argument("--device", default=None, help="Default: the GPU of this rank if there is one, else the CPU.")
     parser.add_argument(
@@ -64,13 +72,18 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser, prompt_sets: Seque
     )
     parser.add_argument(
         "--alarm_embedding",
-        choices=["auto", "clip", "pixels"],
+        choices=ALARM_EMBEDDINGS,
         default="auto",
         help="How images are compared for the alarms: by the CLIP of the reward aesthetic or clip_score, or as "
         "thumbnails; auto: CLIP where there is one, thumbnails for a tiny base.",
     )
     parser.add_argument("--seed", type=int, default=0, help="Seed of prompts, images and bootstrap.")
     parser.add_argument("--output_dir", required=True, help="Folder of images, scores and results; resumable.")
+
+
+def as_texts(named: Mapping[str, str] | Sequence[str]) -> list[str]:
+    """NAME=VALUE of each, as flags have it."""
+    return [f"{name}={value}" for name, value in named.items()] if isinstance(named, Mapping) else list(named)
 
 
 def parse_models(base: str, tuned: Sequence[str]) -> dict[str, str]:
@@ -88,5 +101,5 @@ def parse_models(base: str, tuned: Sequence[str]) -> dict[str, str]:
 
 
 def images_per_prompt(asked: int | None, prompt_set: str) -> int:
-    """How many images a prompt of a set gets."""
+    """How many images each prompt of a set gets."""
     return asked if asked is not None else PROTOCOL_IMAGES.get(prompt_set, 1)

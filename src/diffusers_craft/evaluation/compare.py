@@ -14,11 +14,10 @@ from typing import Any
 
 from ..core.files import atomic_write_bytes, atomic_write_json
 from ..errors import UserError
-from .tables import Table, category_tables, format_csv, model_table, to_latex, to_markdown
+from .tables import STATISTICS, Table, category_tables, format_csv, model_table, to_latex, to_markdown
 
 
 MODEL_SETTINGS = ("scheduler", "num_inference_steps", "guidance_scale", "resolution", "seed", "dtype")
-STATISTICS = ("mean", "median", "mean_of_categories", "win_rate")
 
 
 def load_results(path: str | Path) -> dict[str, Any]:

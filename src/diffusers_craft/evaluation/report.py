@@ -5,7 +5,6 @@ import html
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,58 +14,25 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from ..core.files import atomic_write_bytes
-from ..core.workdir import Stage
 from ..figures.grid import image_grid
-from ..figures.page import BLUE, GRAY, GREEN, ORANGE, PINK, THUMBNAIL, Panel, chart_images, render_page, thumbnail_uri
-from .measures import decode_images
+from ..figures.page import (
+    BLUE,
+    GRAY,
+    GREEN,
+    ORANGE,
+    PINK,
+    Panel,
+    chart_images,
+    draw_histograms,
+    html_table,
+    image_tag,
+    render_page,
+)
+from .results import EvaluationResults, ExampleRow
 from .tables import PRINTED_TIMES, Rows, Table, all_tables, check_table, metric_label, unchecked_notes
 
 
 MODEL_STYLES = [(BLUE, "o", "-"), (ORANGE, "s", (0, (4, 1.5))), (GREEN, "^", (0, (1, 1))), (PINK, "D", "-.")]
-Scores = Mapping[str, Mapping[str, np.ndarray]]  # model -> metric -> (n, k)
-
-
-@dataclass(frozen=True)
-class ReportRow:
-    """One prompt with an image and the scores of every model.
-
-    Args:
-        prompt (`str`): the text.
-        images (`Mapping[str, PIL.Image.Image | None]`): model to picture; `None` where it is not valid.
-        scores (`Mapping[str, Mapping[str, float]]`): model to metric to raw score.
-    """
-
-    prompt: str
-    images: Mapping[str, Image.Image | None]
-    scores: Mapping[str, Mapping[str, float]]
-
-
-def read_examples(
-    prompts: Sequence[str], images: Mapping[str, Stage], scores: Scores, images_per_prompt: int = 1
-) -> list[ReportRow]:
-    """The first prompts of a set with the first image of every model and its scores.
-
-    Args:
-        prompts (`Sequence[str]`): as many of the set's first prompts as to show.
-        images (`Mapping[str, Stage]`): model to rows of `CANDIDATE_SCHEMA`.
-        scores (`Mapping`): model to metric to (n, k) raw scores.
-        images_per_prompt (`int`, *optional*, defaults to 1): k.
-    """
-    columns = {}
-    for model, stage in images.items():
-        rows: list[dict[str, Any]] = []
-        for shard in range(stage.num_shards):
-            if len(rows) < len(prompts) * images_per_prompt:
-                rows += stage.read_shard(shard, ["image", "valid"]).to_pylist()
-        columns[model] = list(decode_images(rows[::images_per_prompt][: len(prompts)]))
-    return [
-        ReportRow(
-            prompt,
-            {model: pictures[i] for model, pictures in columns.items()},
-            {model: {name: float(values[i, 0]) for name, values in by.items()} for model, by in scores.items()},
-        )
-        for i, prompt in enumerate(prompts)
-    ]
 
 
 def _style(index: int) -> tuple[Any, ...]:
@@ -74,7 +40,7 @@ def _style(index: int) -> tuple[Any, ...]:
 
 
 def win_rate_panel(rows: Rows, axes: Axes) -> None:
-    """Win rates with their intervals, a line a metric, a mark a model; the base is the line at 50 % (Figure 5)."""
+    """Win rates with their intervals, one line per metric, one mark per model; the base is the line at 50 % (Figure 5)."""
     won = [row for row in rows if row["win_rate"] is not None]
     metrics, models = (list(dict.fromkeys(row[key] for row in won)) for key in ("metric", "model"))
     axes.axvline(50, color=GRAY, linewidth=1)
@@ -94,33 +60,20 @@ def win_rate_panel(rows: Rows, axes: Axes) -> None:
 
 def distribution_panel(scores: Mapping[str, np.ndarray], metric: str, axes: Axes) -> None:
     """A metric's histogram of every model; the base, which comes first, is filled."""
-    scale = PRINTED_TIMES.get(metric, 1)
-    finite = {model: scale * values[np.isfinite(values)] for model, values in scores.items()}
-    edges = np.histogram_bin_edges(np.concatenate(list(finite.values())), bins=24)
-    for index, (model, values) in enumerate(finite.items()):
-        if len(values):
-            color, _, line = _style(index - 1)
-            look = {"color": color, "linestyle": line, "histtype": "step", "linewidth": 1.6}
-            look = {"color": GRAY, "alpha": 0.45, "histtype": "stepfilled"} if index == 0 else look
-            axes.hist(values, edges, weights=np.full(len(values), 100 / len(values)), label=model, **look)
-    axes.set_xlabel(metric_label(metric), fontsize=9)
-    axes.set_ylabel("images (%)", fontsize=9)
+    base, *tuned = scores
+    styles: dict[str, dict[str, Any]] = {base: {"color": GRAY, "alpha": 0.45, "histtype": "stepfilled"}}
+    for index, model in enumerate(tuned):
+        color, _, line = _style(index)
+        styles[model] = {"color": color, "linestyle": line, "histtype": "step", "linewidth": 1.6}
+    scaled = {model: PRINTED_TIMES.get(metric, 1) * values for model, values in scores.items()}
+    draw_histograms(axes, scaled, styles, metric_label(metric), "images (%)")
 
 
 def _html(table: Table) -> str:
     """A table with the best value bold and the second best underlined."""
-    groups = [group for group in table.groups if group[0]]
-    names = [name for name, width in groups for _ in range(width)] if len(groups) > 1 else []
-    columns = [f"{name}: {column}" for name, column in zip(names, table.columns)] if names else table.columns
-    tags = {0: "{}", 1: "<b>{}</b>", 2: "<u>{}</u>"}
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in (table.title, *columns))
-    body = "".join(
-        f"<tr><td>{html.escape(line)}</td>"
-        + "".join(f"<td>{tags[cell.rank].format(html.escape(cell.text))}</td>" for cell in cells)
-        + "</tr>"
-        for line, cells in table.lines
-    )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    tags = {1: "b", 2: "u"}
+    rows = [[line, *((cell.text, tags.get(cell.rank, "")) for cell in cells)] for line, cells in table.lines]
+    return html_table((table.title, *table.header), rows)
 
 
 def _alarms(checks: Rows) -> str:
@@ -135,20 +88,12 @@ def _alarms(checks: Rows) -> str:
     return f'{head}<p class="muted">{about}</p>{table}' + (f'<ul class="muted">{notes}</ul>' if notes else "")
 
 
-def _picture(image: Image.Image | None, prompt: str, model: str) -> str:
-    if image is None:
-        return '<div class="muted">no valid image</div>'
-    small = ' class="small"' if max(image.size) <= THUMBNAIL // 2 else ""
-    about = html.escape(f"{model}: {prompt}", quote=True)
-    return f'<img{small} loading="lazy" alt="{about}" src="{thumbnail_uri(image)}">'
-
-
 def _score(metric: str, value: float, best: bool) -> str:
     text = f"{value * PRINTED_TIMES.get(metric, 1):.4g}" if np.isfinite(value) else "–"
     return f"<b>{text}</b>" if best else text
 
 
-def _side_by_side(rows: Sequence[ReportRow]) -> str:
+def _side_by_side(rows: Sequence[ExampleRow]) -> str:
     """One prompt under the other, its models beside each other; the best score of a metric is bold."""
     parts = []
     for row in rows:
@@ -162,15 +107,16 @@ def _side_by_side(rows: Sequence[ReportRow]) -> str:
                 f"<dt>{html.escape(metric_label(metric))}</dt><dd>{_score(metric, value, value == best[metric])}</dd>"
                 for metric, value in row.scores[model].items()
             )
+            about = f"{model}: {row.prompt}"
+            picture = '<div class="muted">no valid image</div>' if image is None else image_tag(image, about)
             figures.append(
-                f"<figure>{_picture(image, row.prompt, model)}<figcaption><b>{html.escape(model)}</b>"
-                f"<dl>{numbers}</dl></figcaption></figure>"
+                f"<figure>{picture}<figcaption><b>{html.escape(model)}</b><dl>{numbers}</dl></figcaption></figure>"
             )
         parts.append(f'<h3>{html.escape(row.prompt)}</h3><div class="row">{"".join(figures)}</div>')
     return "".join(parts)
 
 
-def draw_comparison(rows: Sequence[ReportRow]) -> Image.Image:
+def draw_comparison(rows: Sequence[ExampleRow]) -> Image.Image:
     """The same as one picture: prompts as rows, models as columns, raw scores under each image."""
     models = list(rows[0].images)
     captions = ["\n".join(f"{m} {v:.4g}" for m, v in row.scores[name].items()) for row in rows for name in models]
@@ -190,26 +136,14 @@ _STYLE = """<style>.alarm { color: #B00020; font-weight: 600; } h3 { font-size: 
 .wide { margin: 0 0 1.6rem; } td { white-space: nowrap; } th { min-width: 3.5rem; } th:first-child { min-width: 5.5rem; }</style>"""
 
 
-def write_evaluation_report(
-    folder: str | Path,
-    settings: Mapping[str, Any],
-    rows: Rows,
-    checks: Rows,
-    scores: Mapping[str, Scores],
-    examples: Mapping[str, Sequence[ReportRow]],
-    title: str = "CRAFT evaluation",
-) -> None:
+def write_evaluation_report(folder: str | Path, results: EvaluationResults) -> None:
     """Writes `report.html`, which needs no other file.
 
     Args:
         folder (`str | Path`): where it goes; made if missing.
-        settings (`Mapping[str, Any]`): all that the numbers depend on; shown as JSON. Its `notes` are shown on top.
-        rows (`Sequence[Mapping[str, Any]]`): what `summarize` returns, with the prompt set's name as `prompts`.
-        checks (`Sequence[Mapping[str, Any]]`): what `run_checks` returns, with `prompts`.
-        scores (`Mapping`): prompt set to model to metric to (n, k) raw scores; the base comes first.
-        examples (`Mapping[str, Sequence[ReportRow]]`): prompt set to the prompts whose pictures are shown.
-        title (`str`, *optional*, defaults to `"CRAFT evaluation"`): heading of the page.
+        results (`EvaluationResults`): its settings are shown as JSON, their `notes` on top.
     """
+    settings, rows, checks, scores = results.settings, results.rows, results.checks, results.scores
     tables = all_tables(rows)
     by_category = [table for table in tables if " by category" in table.title]
     wins, histograms = "", ""
@@ -227,8 +161,8 @@ def write_evaluation_report(
         about = "Histogram of a metric; the tables above hold its mean and median"
         histograms += f'{heading}<div class="charts">{chart_images(panels, about)}</div>'
     pictures = "".join(
-        (f"<h3>{html.escape(name)}</h3>" if len(examples) > 1 else "") + _side_by_side(found)
-        for name, found in examples.items()
+        (f"<h3>{html.escape(name)}</h3>" if len(results.examples) > 1 else "") + _side_by_side(found)
+        for name, found in results.examples.items()
     )
     notes = "".join(f'<p class="muted">{html.escape(note)}</p>' for note in settings.get("notes", ()))
     sections = {
@@ -245,5 +179,7 @@ def write_evaluation_report(
         f"{name} ({len(next(iter(next(iter(s.values())).values())))} prompts)" for name, s in scores.items()
     )
     summary = f"{', '.join(models)} on {sizes}; best value bold, second best underlined."
-    page = render_page(title, summary, {heading: content for heading, content in sections.items() if content})
+    page = render_page(
+        "CRAFT evaluation", summary, {heading: content for heading, content in sections.items() if content}
+    )
     atomic_write_bytes(Path(folder) / "report.html", page.encode())

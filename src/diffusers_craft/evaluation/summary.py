@@ -1,29 +1,23 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Stage 6: scores of a base and of tuned models become means, medians and win rates with their uncertainty.
 
-Every model draws every prompt from the same seeds, so models are compared image by image. `evaluation_alarms` looks for
-what pleases a reward without better pictures, `evaluation_tables` prints, `evaluation_compare` merges several runs.
+Every model draws every prompt from the same seeds, so models are compared image by image. `alarms` looks for what
+pleases a reward without better pictures, `tables` prints, `compare` merges several runs.
 """
 
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from ..core.files import atomic_write_bytes, atomic_write_json
 from ..core.records import REFINED_SCHEMA, derive_seed
 from ..errors import UserError
-from .tables import format_checks, format_csv, format_latex, format_table
-
-
-RESULTS_FORMAT = 1  # of results.json
 
 
 def evaluation_rows(prompts: Sequence[str], images_per_prompt: int = 1) -> pa.Table:
-    """The prompts as unrefined rows, one group a prompt, in the form in which candidates are generated.
+    """The prompts as unrefined rows, one group per prompt, in the form in which candidates are generated.
 
     Args:
         prompts (`Sequence[str]`): n prompts.
@@ -65,7 +59,7 @@ def win_rate(tuned: np.ndarray, base: np.ndarray) -> float:
     """Share of prompts on which `tuned` scores higher; ties count half: (wins + ties / 2) / n.
 
     Args:
-        tuned (`np.ndarray`): (n,) scores, or (n, k) of k images a prompt.
+        tuned (`np.ndarray`): (n,) scores, or (n, k) of k images per prompt.
         base (`np.ndarray`): scores of the same prompts and seeds; pairs with a NaN are left out.
 
     Returns:
@@ -84,7 +78,7 @@ def bootstrap_interval(
     their three values. Where all values are equal the interval has no width, however few they are.
 
     Args:
-        values (`np.ndarray`): (n,) without NaN, e.g. 1 / 0.5 / 0 per prompt. One value a prompt: images of one prompt
+        values (`np.ndarray`): (n,) without NaN, e.g. 1 / 0.5 / 0 per prompt. One value per prompt: images of one prompt
             are not independent, and resampling them would give too narrow an interval.
         confidence (`float`, *optional*, defaults to 0.95): coverage aimed at.
         num_resamples (`int`, *optional*, defaults to 10000): resamples.
@@ -109,7 +103,7 @@ def summarize(
 
     Args:
         scores (`Mapping[str, Mapping[str, np.ndarray]]`): model to metric to (n,) scores on the same prompts, or (n, k)
-            with k images a prompt, whose mean then counts. NaN marks an image without a score: the base's row leaves it
+            with k images per prompt, whose mean then counts. NaN marks an image without a score: the base's row leaves it
             out, a tuned model's row leaves out every prompt that lacks either score.
         seed (`int`, *optional*, defaults to 0): seed of the bootstrap; a row's own does not depend on other rows.
         categories (`Sequence[str | None]`, *optional*): (n,) category of each prompt, `None` for none.
@@ -121,7 +115,7 @@ def summarize(
         base, and where nothing could be counted.
 
     Raises:
-        UserError: if models have different metrics, or there is not one category a prompt.
+        UserError: if models have different metrics, or there is not one category per prompt.
     """
     base_name, base = next(iter(scores.items()))
     known = np.array([category or "" for category in categories or []], dtype=object)
@@ -162,31 +156,3 @@ def _row(values: np.ndarray, base: np.ndarray | None, seed: int) -> dict[str, An
 
 def _number(statistic: Any, values: Sequence[float]) -> float | None:
     return float(statistic(values)) if len(values) else None
-
-
-def write_evaluation(
-    folder: str | Path,
-    settings: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
-    alarms: Sequence[Mapping[str, Any]],
-    checks: Sequence[Mapping[str, Any]] = (),
-) -> None:
-    """Writes `results.json` (`format`, `settings`, `rows`, `alarms`, `checks`; strict JSON), `table.md`, `.csv`, `.tex`.
-
-    Args:
-        folder (`str | Path`): made if missing.
-        settings (`Mapping[str, Any]`): all that the numbers depend on: models, prompts, sampler, seed, scorers.
-        rows (`Sequence[Mapping[str, Any]]`): what `summarize` returns, with the prompt set's name as `prompts` where
-            there are several.
-        alarms (`Sequence[Mapping[str, Any]]`): what `find_alarms` returns.
-        checks (`Sequence[Mapping[str, Any]]`, *optional*): all checks, those that gave no alarm too.
-    """
-    results = {"format": RESULTS_FORMAT, "settings": dict(settings), "rows": list(rows), "alarms": list(alarms)}
-    atomic_write_json(Path(folder) / "results.json", results | {"checks": list(checks)})
-    warning_lines = "".join(f"\n- Alarm: {alarm['message']}" for alarm in alarms)
-    notes = "".join(f"\n- {note}" for note in settings.get("notes", ()))
-    table = format_table(rows) + notes + warning_lines + ("\n" * bool(notes + warning_lines))
-    if checks:
-        table += "\n" + format_checks(checks)
-    for name, text in {"table.md": table, "table.csv": format_csv(rows), "table.tex": format_latex(rows)}.items():
-        atomic_write_bytes(Path(folder) / name, text.encode())

@@ -2,7 +2,7 @@
 """Tables of an evaluation, models x prompt sets x metrics, as Markdown, LaTeX and CSV.
 
 The best value of a column is bold and the second best underlined; values that print alike rank alike. Higher is better
-for every metric. Metrics are printed in the scale of the papers (HPSv2.1 and GenEval times 100).
+unless a row says `lower_is_better`. Metrics are printed in the scale of the papers (HPSv2.1 and GenEval times 100).
 """
 
 import csv
@@ -36,6 +36,14 @@ class Table:
     columns: list[str]
     lines: list[tuple[str, list[Cell]]]
 
+    @property
+    def header(self) -> list[str]:
+        """The columns' titles, with the group's where there are several."""
+        if len(self.groups) < 2:
+            return self.columns
+        names = [name for name, width in self.groups for _ in range(width)]
+        return [f"{name}: {column}" for name, column in zip(names, self.columns)]
+
 
 def metric_label(metric: str) -> str:
     """A metric's column title: with the factor by which it is printed."""
@@ -57,7 +65,8 @@ def _column(rows: Sequence[Mapping[str, Any] | None], key: str) -> list[Cell]:
     """The cells of one metric, ranked; a column of one number has nothing to rank."""
     found = [_printed(row, key) for row in rows]
     values = [value for _, value in found if value is not None]
-    ranking = sorted(set(values), reverse=True)[:2] if len(values) > 1 else []
+    descending = not any(row.get("lower_is_better") for row in rows if row is not None)
+    ranking = sorted(set(values), reverse=descending)[:2] if len(values) > 1 else []
     return [Cell(text, ranking.index(value) + 1 if value in ranking else 0) for text, value in found]
 
 
@@ -66,7 +75,7 @@ def _distinct(rows: Rows, key: str) -> list[Any]:
 
 
 def model_table(rows: Rows, key: str, models: Sequence[str]) -> Table:
-    """One line a model, one column a prompt set and metric (the paper's tables 2 and 3).
+    """One line per model, one column per prompt set and metric (the paper's tables 2 and 3).
 
     Args:
         rows (`Sequence[Mapping[str, Any]]`): what `summarize` returns; those of single categories are left out.
@@ -93,7 +102,7 @@ def model_table(rows: Rows, key: str, models: Sequence[str]) -> Table:
 
 
 def category_tables(rows: Rows) -> list[Table]:
-    """Means by category, a table a prompt set and metric: one line a category, one column a model."""
+    """Means by category, a table per prompt set and metric: one line per category, one column per model."""
     tables, sets = [], _distinct(rows, "prompts")
     for prompts in sets:
         here = [row for row in rows if row.get("prompts") == prompts and row.get("category") is not None]
@@ -116,11 +125,8 @@ def category_tables(rows: Rows) -> list[Table]:
 
 def to_markdown(table: Table, marks: bool = True) -> str:
     """A table as Markdown whose columns also line up in a terminal."""
-    several = len(table.groups) > 1
-    names = [name for name, width in table.groups for _ in range(width)] if several else []
-    header = [f"{name}: {column}" for name, column in zip(names, table.columns)] if several else table.columns
     wrap: Callable[[Cell], str] = _mark_markdown if marks else lambda cell: cell.text
-    text = [[table.title, *header], *([line, *map(wrap, cells)] for line, cells in table.lines)]
+    text = [[table.title, *table.header], *([line, *map(wrap, cells)] for line, cells in table.lines)]
     widths = [max(len(line[i]) for line in text) for i in range(len(text[0]))]
     lines = [[line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:]))] for line in text]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
@@ -203,7 +209,7 @@ def format_csv(rows: Rows) -> str:
 
 
 def check_table(checks: Rows) -> Table:
-    """One line a check and prompt set, one column a model: what the base has, what the tuned model has, the verdict.
+    """One line per check and prompt set, one column per model: what the base has, what the tuned model has, the verdict.
 
     The limit comes last: a narrow screen shows the first columns.
     """
@@ -227,7 +233,7 @@ def _check_text(check: Mapping[str, Any] | None) -> str:
 
 
 def unchecked_notes(checks: Rows) -> list[str]:
-    """Why checks could not be made, one line a model and reason; with the prompt sets where it does not hold for all."""
+    """Why checks could not be made, one line per model and reason; with the prompt sets where it does not hold for all."""
     sets = {check.get("prompts") for check in checks}
     found: dict[str, list[str]] = {}
     for check in checks:

@@ -8,7 +8,9 @@ import base64
 import html
 import io
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -64,14 +66,44 @@ def thumbnail_uri(image: Image.Image) -> str:
     return data_uri(buffer.getvalue(), "jpeg")
 
 
-def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table that scrolls sideways where the screen is narrow; cells are plain text."""
+def image_tag(image: Image.Image, about: str) -> str:
+    """A picture in the page; small ones are enlarged without smoothing."""
+    small = ' class="small"' if max(image.size) <= THUMBNAIL // 2 else ""
+    return f'<img{small} loading="lazy" alt="{html.escape(about, quote=True)}" src="{thumbnail_uri(image)}">'
 
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+def html_table(header: Sequence[str], rows: Sequence[Sequence[str | tuple[str, str]]]) -> str:
+    """A table that scrolls sideways where the screen is narrow; a cell is plain text, or text and the tag around it."""
+
+    def content(cell: str | tuple[str, str]) -> str:
+        text, tag = (cell, "") if isinstance(cell, str) else cell
+        return f"<{tag}>{html.escape(text)}</{tag}>" if tag else html.escape(text)
+
+    def line(cells: Sequence[str | tuple[str, str]], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{content(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     body = "".join(line(row, "td") for row in rows)
     return f'<div class="wide"><table><thead>{line(header, "th")}</thead><tbody>{body}</tbody></table></div>'
+
+
+def draw_histograms(
+    axes: Axes, series: Mapping[str, np.ndarray], styles: Mapping[str, Mapping[str, Any]], label: str, unit: str
+) -> None:
+    """Overlaid histograms on common bins, each in percent of its own finite values: the sets differ greatly in size.
+
+    Args:
+        axes (`Axes`): where to draw.
+        series (`Mapping[str, np.ndarray]`): name to values.
+        styles (`Mapping[str, Mapping[str, Any]]`): name to how it looks.
+        label, unit (`str`): of the axes.
+    """
+    finite = {name: values[np.isfinite(values)] for name, values in series.items()}
+    edges = np.histogram_bin_edges(np.concatenate(list(finite.values())), bins=24)
+    for name, values in finite.items():
+        if len(values):
+            axes.hist(values, edges, weights=np.full(len(values), 100 / len(values)), label=name, **styles[name])
+    axes.set_xlabel(label, fontsize=9)
+    axes.set_ylabel(unit, fontsize=9)
 
 
 _PAGE = """<!DOCTYPE html>

@@ -6,16 +6,13 @@ A new one is one file beside this and one line in `_FACTORIES`. Users have three
 of a name. A reward is any object with `score(prompts, images) -> (B,) float32`, a subclass of `Reward` for example.
 """
 
-import importlib
 import importlib.metadata
 import inspect
-import os
 import re
-import sys
 from collections.abc import Callable
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from ..core.load import import_object
 from ..core.records import CANDIDATE_SCHEMA
 from ..errors import UserError
 
@@ -93,13 +90,7 @@ def register_spec(spec: str) -> str:
     Raises:
         UserError: if it cannot be imported, or another reward has its name.
     """
-    try:
-        factory = _import(spec)
-    except (ImportError, AttributeError, ValueError) as error:
-        module, missing = spec.partition(":")[0], getattr(error, "name", None)
-        mistyped = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{missing}.")
-        found = f"no module {missing!r} here or among the installed packages" if mistyped else str(error)
-        raise UserError(f"--rewards: expected MODULE:CLASS that can be imported, found {spec!r} ({found})") from error
+    factory = import_object(spec, flag="--rewards")
     own = getattr(factory, "name", None)
     name = own if isinstance(own, str) else spec.partition(":")[2].rpartition(".")[2]
     taken = _FACTORIES.get(name) or _entry_points().get(name)
@@ -139,7 +130,7 @@ def load_reward(
         name = register_spec(name)
     factory = _factory(name, backend)
     try:
-        factory = _import(factory) if isinstance(factory, str) else factory
+        factory = import_object(factory) if isinstance(factory, str) else factory
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         if package == __name__.split(".")[0]:  # a wrong entry above
@@ -164,22 +155,6 @@ def _entry_points() -> dict[str, str]:
     """Name to "module:Class" of the rewards that installed packages offer."""
     points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
     return {p.name: p.value for p in points if _SAFE_NAME.fullmatch(p.name) and p.name not in _RESERVED}
-
-
-def _import(spec: str) -> Any:
-    """What "module:attribute" names; the module may lie in the current directory too.
-
-    A script's own folder is in the path instead of it.
-    """
-    name, _, attribute = spec.partition(":")
-    if name not in sys.modules:
-        here = os.getcwd()
-        sys.path.append(here)  # last: a file here must not hide an installed package
-        try:
-            importlib.import_module(name)
-        finally:
-            sys.path.remove(here)
-    return attrgetter(attribute)(sys.modules[name])
 
 
 def _make(name: str, factory: Any, **options: Any) -> Any:

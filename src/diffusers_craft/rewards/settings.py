@@ -35,7 +35,7 @@ class RewardSettings:
             reference), `"auto"` is fp16 on a GPU and fp32 on a CPU. Normalisation, dot products and heads are fp32.
         residency (`str`, *optional*, defaults to `"sequential"`): `"sequential"`, one reward in memory at a time, or
             `"together"`, all at once and every image decoded once.
-        num_workers (`int`, *optional*): processes that decode images; by default none for rewards on a CPU, which they
+        num_workers (`int`, *optional*): threads that decode images; by default none for rewards on a CPU, which they
             would compete with, and this rank's share of the CPU cores, at most 8, for rewards on a GPU.
 
     Raises:
@@ -74,7 +74,7 @@ class RewardSettings:
         )
 
     def workers(self, device: torch.device | str | None) -> int:
-        """How many processes shall decode images for rewards on a device."""
+        """How many threads shall decode images for rewards on a device."""
         if self.num_workers is not None:
             return self.num_workers
         on_gpu = torch.cuda.is_available() if device is None else torch.device(device).type != "cpu"
@@ -105,7 +105,7 @@ def add_reward_arguments(
     parser.add_argument("--reward_precision", choices=list(PRECISIONS), default=defaults.precision, help=text)
     text = "One reward model in memory at a time, or all together, which decodes every image once."
     parser.add_argument("--reward_residency", choices=list(RESIDENCIES), default=defaults.residency, help=text)
-    text = "Processes that decode images; default: 0 for rewards on a CPU, else this rank's CPU cores, at most 8."
+    text = "Threads that decode images; default: 0 for rewards on a CPU, else this rank's CPU cores, at most 8."
     parser.add_argument("--dataloader_num_workers", type=int, default=defaults.num_workers, help=text)
 
 

@@ -100,7 +100,7 @@ def score_images(
         rewards (`Mapping[str, Reward]`): name to an object with `score(prompts, images)`.
         residency (`str`, *optional*, defaults to `"sequential"`): `"sequential"` has one reward in memory at a time and
             decodes the images once for each; `"together"` keeps all loaded and decodes every image once. Same scores.
-        num_workers (`int`, *optional*, defaults to 0): processes that decode images.
+        num_workers (`int`, *optional*, defaults to 0): threads that decode images.
         skip_unreadable (`bool`, *optional*, defaults to `False`): whether an image that cannot be decoded gets NaN and
             a warning, instead of ending the run.
 
@@ -127,27 +127,6 @@ def _passes(rewards: "Mapping[str, Reward | Any]", residency: str) -> list[list[
     for name, reward in rewards.items():
         passes.setdefault(id(getattr(reward, "tower", reward)), []).append(name)
     return list(passes.values())
-
-
-def score_candidates(
-    candidates: Stage | pa.Table, reward: "Reward | Any", stage: Stage, shards: Sequence[int] | None = None
-) -> None:
-    """Scores every valid candidate against its original prompt and writes the scores shard by shard.
-
-    Shards that are on disk are not scored again; candidates that are not valid get NaN without being scored.
-
-    Args:
-        candidates (`Stage` or `pa.Table`): rows of `CANDIDATE_SCHEMA`, as many as `stage` has, sorted by row.
-        reward (`Reward`): an object with `name` and `score(prompts, images)`.
-        stage (`Stage`): the work folder's `scores/<reward>`; receives rows of `SCORE_SCHEMA`.
-        shards (`Sequence[int]`, *optional*): which shards to make; by default all that are missing.
-
-    Raises:
-        UserError: if the reward returns NaN or infinity for a valid image, or another number of scores.
-    """
-    shards = stage.missing() if shards is None else list(shards)
-    job = ScoringJob(CandidateImages(candidates), {reward.name: stage})
-    _score_pass([(job, {reward.name: shards})], {reward.name: reward})
 
 
 class _Task(NamedTuple):

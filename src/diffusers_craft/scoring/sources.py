@@ -4,11 +4,11 @@
 Every source reads any range of rows without the rest, so that scoring needs the memory of one shard.
 """
 
+import argparse
 import csv
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..core.files import fingerprint
+from ..core.load import load_hub_dataset
 from ..errors import UserError
 from .run import ImageRow
 
@@ -26,13 +27,32 @@ METADATA_FILES = ("metadata.jsonl", "metadata.csv")  # of an image folder as `da
 CAPTION_COLUMNS = ("prompt", "caption", "text")  # tried in this order
 
 
+def add_image_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Declares what `open_images` takes."""
+    parser.add_argument(
+        "--images",
+        required=True,
+        help="Folder of images or Parquet files, Parquet file, or Hub id (NAME, NAME:SPLIT).",
+    )
+    parser.add_argument(
+        "--image_column", default="image", help="Column of Parquet and datasets that holds the images."
+    )
+    parser.add_argument(
+        "--caption_column", default=None, help="Column with the captions; default: prompt, caption or text."
+    )
+    parser.add_argument(
+        "--captions", default=None, help="CSV or JSONL file with a column file_name, for a folder of images."
+    )
+    parser.add_argument("--prompt", default=None, help="One prompt for all images, instead of captions.")
+
+
 def open_images(
     source: str,
     image_column: str = "image",
     caption_column: str | None = None,
     captions: str | None = None,
     prompt: str | None = None,
-) -> "FolderImages | ParquetImages | DatasetImages":
+) -> "ImageFiles":
     """Opens images and their captions.
 
     Args:
@@ -45,7 +65,7 @@ def open_images(
         prompt (`str`, *optional*): one prompt for all images instead of captions.
 
     Returns:
-        `ImageSource`: with `num_rows`, `read_rows(range)`, `name(row)`, `prompts()` and `identity`, which changes with
+        `ImageFiles`: with `num_rows`, `read_rows(range)`, `name(row)`, `prompts()` and `identity`, which changes with
         the images or captions.
 
     Raises:
@@ -166,23 +186,50 @@ def _parse_line(line: str, number: int, path: Path) -> Mapping[str, Any]:
     return record
 
 
-@dataclass
-class ParquetImages:
-    """The rows of Parquet files, one row group in memory at a time.
+class ColumnImages:
+    """Images and captions in columns; subclasses have `num_rows`, `facts` (what changes with the content) and read.
 
     Images are encoded files: a `binary` column, or the `struct` of `bytes` and `path` that `datasets` writes.
     """
 
-    files: Sequence[Path]
-    image_column: str
-    caption_column: str | None
-    prompt: str | None
-    _groups: list[tuple[pq.ParquetFile, int]] = field(default_factory=list, init=False, repr=False)
-    _last: tuple[int, pa.Table] | None = field(default=None, init=False, repr=False)
+    def __init__(self, image_column: str, caption_column: str | None, prompt: str | None):
+        self.image_column, self.caption_column, self.prompt = image_column, caption_column, prompt
 
-    def __post_init__(self) -> None:
+    @property
+    def identity(self) -> str:
+        chosen = [self.facts, self.image_column, self.caption_column, self.prompt]
+        return f"{self.num_rows} rows, hash {fingerprint(chosen)}"
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are read."""
+        return [name for name in (self.image_column, self.caption_column) if name is not None]
+
+    def name(self, row: int) -> str:
+        return f"row {row}"
+
+    def prompts(self) -> list[str]:
+        return self._captions() if self.prompt is None else [self.prompt] * self.num_rows
+
+    def read_rows(self, rows: range) -> list[ImageRow]:
+        found = []
+        for row, record in zip(rows, self._records(rows)):
+            label = self.name(row)
+            prompt = self.prompt if self.prompt is not None else _caption(record[self.caption_column], label)
+            found.append(ImageRow(label, prompt, _image_bytes(record[self.image_column])))
+        return found
+
+
+class ParquetImages(ColumnImages):
+    """The rows of Parquet files, one row group in memory at a time."""
+
+    def __init__(self, files: Sequence[Path], image_column: str, caption_column: str | None, prompt: str | None):
+        super().__init__(image_column, caption_column, prompt)
+        self.files = files
+        self._groups: list[tuple[pq.ParquetFile, int]] = []
+        self._last: tuple[int, pa.Table] | None = None
         sizes = []
-        for path in self.files:
+        for path in files:
             try:
                 file = pq.ParquetFile(path)
             except pa.ArrowInvalid:
@@ -193,25 +240,11 @@ class ParquetImages:
         self._starts = [0, *accumulate(sizes)]
         self.num_rows = self._starts[-1]
         if not self.num_rows:
-            raise UserError(f"--images: expected rows in {self.files[0]}, found none")
+            raise UserError(f"--images: expected rows in {files[0]}, found none")
 
     @property
-    def identity(self) -> str:
-        facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
-        chosen = [facts, self.image_column, self.caption_column, self.prompt]
-        return f"{self.num_rows} rows, hash {fingerprint(chosen)}"
-
-    def name(self, row: int) -> str:
-        return f"row {row}"
-
-    def prompts(self) -> list[str]:
-        if self.prompt is not None:
-            return [self.prompt] * self.num_rows
-        parts = [pq.read_table(path, columns=[self.caption_column])[self.caption_column] for path in self.files]
-        return [text for part in parts for text in part.to_pylist()]
-
-    def read_rows(self, rows: range) -> list[ImageRow]:
-        return [self._row(row, record) for row, record in zip(rows, self._records(rows))]
+    def facts(self) -> list[tuple[str, int, int]]:
+        return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
 
     def _check_columns(self, schema: pa.Schema, path: Path) -> None:
         columns = schema.names
@@ -242,63 +275,45 @@ class ParquetImages:
     def _table(self, group: int) -> pa.Table:
         if self._last is None or self._last[0] != group:
             file, number = self._groups[group]
-            columns = [name for name in (self.image_column, self.caption_column) if name is not None]
-            self._last = group, file.read_row_group(number, columns=columns)
+            self._last = group, file.read_row_group(number, columns=self.columns)
         return self._last[1]
 
-    def _row(self, row: int, record: dict[str, Any]) -> ImageRow:
-        label = self.name(row)
-        prompt = self.prompt if self.prompt is not None else _caption(record[self.caption_column], label)
-        return ImageRow(label, prompt, _image_bytes(record[self.image_column]))
+    def _captions(self) -> list[str]:
+        parts = [pq.read_table(path, columns=[self.caption_column])[self.caption_column] for path in self.files]
+        return [text for part in parts for text in part.to_pylist()]
 
 
-class DatasetImages:
+class DatasetImages(ColumnImages):
     """A dataset of the Hub, through `datasets` and its cache."""
 
     def __init__(self, source: str, image_column: str, caption_column: str | None, prompt: str | None):
         import datasets
 
+        super().__init__(image_column, None if prompt is not None else caption_column, prompt)
         name, _, split = source.partition(":")
-        try:
-            dataset = datasets.load_dataset(name, split=split or "train")
-        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(
-                f"--images: expected a folder, a Parquet file or a dataset of the Hub, found {source!r}: {reason}"
-            ) from None
+        expected = "--images: expected a folder, a Parquet file or a dataset of the Hub"
+        dataset = load_hub_dataset(name, split or "train", expected=expected, found=source)
         if not isinstance(dataset.features.get(image_column), datasets.Image):
             columns = ", ".join(dataset.column_names)
             raise UserError(
                 f"--image_column: expected a column of images of {name} ({columns}), found {image_column!r}"
             )
         others = [column for column in dataset.column_names if column != image_column]
-        self.caption_column = _pick_caption_column(others, caption_column, name) if prompt is None else None
-        self.image_column, self.prompt = image_column, prompt
-        kept = [column for column in (image_column, self.caption_column) if column is not None]
-        # Still encoded, so that the worker processes decode.
-        self.dataset = dataset.select_columns(kept).cast_column(image_column, datasets.Image(decode=False))
-        self.num_rows = len(dataset)
-        self._fingerprint = dataset._fingerprint
+        if prompt is None:
+            self.caption_column = _pick_caption_column(others, caption_column, name)
+        # Still encoded, so that the decoding threads have something to do.
+        self.dataset = dataset.select_columns(self.columns).cast_column(image_column, datasets.Image(decode=False))
+        self.num_rows, self.facts = len(dataset), dataset._fingerprint
 
-    @property
-    def identity(self) -> str:
-        chosen = [self._fingerprint, self.image_column, self.caption_column, self.prompt]
-        return f"{self.num_rows} rows, hash {fingerprint(chosen)}"
+    def _captions(self) -> list[str]:
+        return self.dataset[self.caption_column][:]
 
-    def name(self, row: int) -> str:
-        return f"row {row}"
-
-    def prompts(self) -> list[str]:
-        return self.dataset[self.caption_column][:] if self.prompt is None else [self.prompt] * self.num_rows
-
-    def read_rows(self, rows: range) -> list[ImageRow]:
+    def _records(self, rows: range) -> Iterable[Mapping[str, Any]]:
         batch = self.dataset[rows.start : rows.stop]
-        found = []
-        for i, row in enumerate(rows):
-            label = self.name(row)
-            prompt = self.prompt if self.prompt is not None else _caption(batch[self.caption_column][i], label)
-            found.append(ImageRow(label, prompt, _image_bytes(batch[self.image_column][i])))
-        return found
+        return [dict(zip(batch, values)) for values in zip(*batch.values())]
+
+
+ImageFiles = FolderImages | ParquetImages | DatasetImages
 
 
 def _image_bytes(value: bytes | Mapping[str, Any] | None) -> bytes:

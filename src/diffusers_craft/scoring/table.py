@@ -1,0 +1,130 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Images from anywhere in, a table of raw scores out: one row per image, one column per reward.
+
+The shards of scores in the work folder survive a kill; the table is put together from them at the end.
+"""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from ..core.files import atomic_write_bytes
+from ..core.workdir import WorkDir, is_first_rank
+from ..errors import UserError
+from ..rewards.settings import reward_source
+from .run import ScoringJob, score_images
+from .sources import ImageFiles
+
+
+ROWS_PER_SHARD = 64  # images: the most that a killed run repeats
+TABLE_SUFFIXES = (".parquet", ".csv")
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Raw scores of n images.
+
+    Args:
+        table (`pa.Table`): n rows with `image` (its name), `prompt` and one float32 column per reward, null where the
+            image cannot be read.
+        sources (`Mapping[str, dict]`): reward to what determines its scores.
+    """
+
+    table: pa.Table
+    sources: Mapping[str, dict[str, Any]]
+
+    @property
+    def summary(self) -> dict[str, dict[str, float | int | None]]:
+        """Reward to `images`, how many could be read, and their `mean` and `median`."""
+        summary = {}
+        for name in self.sources:
+            values = self.table[name].drop_null().to_numpy()
+            mean, median = (float(np.mean(values)), float(np.median(values))) if len(values) else (None, None)
+            summary[name] = {"images": len(values), "mean": mean, "median": median}
+        return summary
+
+    @property
+    def text(self) -> str:
+        """The summary for a terminal."""
+        summary, num_rows = self.summary, len(self.table)
+        width = max(len("reward"), *map(len, summary))
+        lines = [f"{'reward':<{width}} {'images':>8} {'mean':>10} {'median':>10}"]
+        for name, row in summary.items():
+            numbers = ["-" if row[key] is None else f"{row[key]:.5g}" for key in ("mean", "median")]
+            lines.append(f"{name:<{width}} {row['images']:>8,} {numbers[0]:>10} {numbers[1]:>10}")
+        unreadable = num_rows - min(row["images"] for row in summary.values())
+        if unreadable:
+            lines.append(f"{unreadable:,} of {num_rows:,} images could not be read and have no score")
+        return "\n".join(lines)
+
+    def write(self, path: str | Path) -> None:
+        """Writes Parquet, with the rewards' sources in its metadata, or CSV, by the name's ending."""
+        sink = io.BytesIO()
+        if Path(path).suffix == ".csv":
+            pyarrow.csv.write_csv(self.table, sink)
+        else:
+            pq.write_table(self.table.replace_schema_metadata({"rewards": json.dumps(self.sources)}), sink)
+        atomic_write_bytes(path, sink.getvalue())
+
+
+def table_paths(names: Sequence[str | Path]) -> list[Path]:
+    """The files as paths, refused where their ending says neither Parquet nor CSV."""
+    paths = [Path(name) for name in names]
+    for path in paths:
+        if path.suffix not in TABLE_SUFFIXES:
+            raise UserError(
+                f"--output_file: expected a name that ends in {' or '.join(TABLE_SUFFIXES)}, found {str(path)!r}"
+            )
+    return paths
+
+
+def score_table(
+    images: ImageFiles,
+    rewards: Mapping[str, Any],
+    output_dir: str | Path,
+    residency: str = "sequential",
+    num_workers: int = 0,
+) -> ScoreTable | None:
+    """Scores all images that are not scored yet; with several processes each does its share.
+
+    Args:
+        images (`ImageFiles`): what `open_images` returns.
+        rewards (`Mapping[str, Any]`): name to an object with `score(prompts, images)`.
+        output_dir (`str` or `Path`): work folder; a run with the same images goes on there, also with further rewards.
+        residency, num_workers (*optional*): see `score_images`.
+
+    Returns:
+        `ScoreTable`: on the first rank; `None` on others.
+
+    Raises:
+        UserError: if the folder holds scores of other images or of the same rewards from another source.
+    """
+    work, sources = WorkDir(output_dir), {name: reward_source(reward) for name, reward in rewards.items()}
+    stages = {
+        name: work.stage(
+            f"scores/{name}",
+            {"images": images.identity, f"reward {name}": source},
+            images.num_rows,
+            ROWS_PER_SHARD,
+        )
+        for name, source in sources.items()
+    }
+    score_images([ScoringJob(images, stages)], rewards, residency, num_workers, skip_unreadable=True)
+    if not is_first_rank():
+        return None
+    columns = {
+        "image": pa.array([images.name(row) for row in range(images.num_rows)], pa.string()),
+        "prompt": pa.array(images.prompts(), pa.string()),
+    }
+    for name, stage in stages.items():
+        scores = stage.read(["score"])["score"].to_numpy()
+        columns[name] = pa.array(scores, pa.float32(), mask=np.isnan(scores))
+    return ScoreTable(pa.table(columns), sources)

@@ -4,6 +4,7 @@
 Everything runs offline, on a CPU, on one thread.
 """
 
+import copy
 import json
 import os
 import shutil
@@ -180,6 +181,26 @@ def train(arguments, tmp_path):
         return tmp_path / output
 
     return run
+
+
+@pytest.fixture
+def kept(monkeypatch) -> dict:
+    """The last run before it ends, and copies of its micro-batches: one list per step."""
+    from diffusers_craft import TrainingRun
+
+    found, micro_batches, finish = {"batches": []}, TrainingRun.micro_batches, TrainingRun.finish
+
+    def watched(run, step):
+        if step == 0:
+            found["batches"] = []
+        found["batches"].append([])
+        for batch in micro_batches(run, step):
+            found["batches"][-1].append(copy.deepcopy(batch))
+            yield batch
+
+    monkeypatch.setattr(TrainingRun, "micro_batches", watched)
+    monkeypatch.setattr(TrainingRun, "finish", lambda run: (found.update(run=run), finish(run)))
+    return found
 
 
 _SCHEDULE = {

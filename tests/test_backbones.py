@@ -76,7 +76,9 @@ def test_predict_depends_on_every_conditioning_tensor(models, backbone):
 def test_the_noise_schedule_is_the_pipelines_own(models):
     components = SDXL.load(ModelSource(str(models[SDXL])))
     expected = load_pipeline(models[SDXL], device="cpu").scheduler.alphas_cumprod
-    torch.testing.assert_close(components.noise_scheduler.alphas_cumprod, expected)
+    torch.testing.assert_close(components.path.levels.float(), expected)
+    assert components.path.kind == "epsilon"
+    assert SDXL.load(ModelSource(str(models[SDXL])), prediction_type="v_prediction").path.kind == "v_prediction"
 
 
 def test_a_cpu_gets_float32_and_no_safety_checker(models):

@@ -104,7 +104,15 @@ def test_a_state_past_zero_needs_no_judgement(net):
     calls = iter([closeness, lambda latents, rows: torch.full((len(latents),), math.nan)])
     context = Context(net, batch, lambda latents, rows: next(calls)(latents, rows))
     noises = torch.stack([batch.noise, random_latents(1, 5)], dim=1)
-    paths = follow(batch.latents, noises, batch.times, batch.conditioning, context, num_states=2, stride=20)
+    paths = follow(
+        batch.latents[:, None].expand_as(noises),
+        noises,
+        batch.times,
+        batch.conditioning,
+        context,
+        num_states=2,
+        stride=20,
+    )
     assert paths.valid[:, 0].tolist() == [True, False] and paths.rewards.isfinite().all()
 
 

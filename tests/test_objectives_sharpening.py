@@ -37,7 +37,15 @@ def test_trajectories_are_ddim_paths_cut_at_zero(net):
     batch = micro_batch(times=(400, 30, 10))
     context = Context(net, batch, closeness)
     noises = torch.stack([batch.noise, random_latents(3, 5)], dim=1)
-    paths = follow(batch.latents, noises, batch.times, batch.conditioning, context, num_states=3, stride=20)
+    paths = follow(
+        batch.latents[:, None].expand_as(noises),
+        noises,
+        batch.times,
+        batch.conditioning,
+        context,
+        num_states=3,
+        stride=20,
+    )
     assert paths.valid.sum(0).tolist() == [3, 2, 1]  # m = 1 + floor(t / stride)
     assert paths.times.tolist() == [[400, 30, 10], [380, 10, 0], [360, 0, 0]]
     for way in range(2):
@@ -59,7 +67,7 @@ def test_sharpening_picks_the_noise_whose_path_scores_best(net):
     objective = SFTSharpening(num_noises=3, num_states=2)
     noised = objective.prepare(batch, context)
     noises = torch.cat([batch.noise[:, None], context.normal("noises", 2, *SHAPE)], dim=1)
-    paths = follow(batch.latents, noises, batch.times, batch.conditioning, context, 2, 20)
+    paths = follow(batch.latents[:, None].expand_as(noises), noises, batch.times, batch.conditioning, context, 2, 20)
     best = paths.rewards.argmax(1)
     assert len(set(best.tolist())) > 1  # not always the first
     for row, unit in enumerate(noised.extras["unit"].tolist()):

@@ -14,10 +14,9 @@ from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
 from training_driver import FIXED, ROOT, environment, load_script, losses, run_json, same, weights
 
+from diffusers_craft import TrainingRun
 from diffusers_craft.hub.upload import published_id
-from diffusers_craft.training import run as training
-from diffusers_craft.training.checkpoints import list_checkpoints
-from diffusers_craft.training.run import TrainingRun
+from diffusers_craft.training.checkpoints import Checkpoints, list_checkpoints
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
@@ -125,14 +124,14 @@ def test_a_run_does_not_go_on_beside_later_checkpoints(train):
 
 
 def test_rotation_keeps_one_more_until_the_next_loss(train, monkeypatch):
-    seen, save = [], training.save_checkpoint
+    seen, save = [], Checkpoints.save
 
-    def saved(accelerator, output_dir, *rest):
-        path = save(accelerator, output_dir, *rest)
-        seen.append([folder.name for folder in list_checkpoints(output_dir)])
+    def saved(checkpoints, *rest):
+        path = save(checkpoints, *rest)
+        seen.append([folder.name for folder in list_checkpoints(checkpoints.output_dir)])
         return path
 
-    monkeypatch.setattr(training, "save_checkpoint", saved)
+    monkeypatch.setattr(Checkpoints, "save", saved)
     flags = [
         "--train_batch_size=2",
         "--gradient_accumulation_steps=1",
@@ -234,7 +233,7 @@ def test_a_run_that_diverges_stops_and_keeps_its_checkpoint(train, tmp_path, mon
 
     def poisoned(self, step):
         for batch in micro_batches(self, step):
-            yield batch._replace(advantages=batch.advantages * (float("nan") if step == 3 else 1.0))
+            yield batch._replace(weights=batch.weights * (float("nan") if step == 3 else 1.0))
 
     monkeypatch.setattr(TrainingRun, "micro_batches", poisoned)
     common = ["--train_batch_size=4", "--gradient_accumulation_steps=1", "--max_train_steps=9"]

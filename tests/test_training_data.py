@@ -5,6 +5,10 @@ import pytest
 import torch
 
 from diffusers_craft.data.rows import TrainingData, shuffled_rows
+from diffusers_craft.models.noise import NoisePath
+
+
+PATH = NoisePath("epsilon", torch.linspace(0.999, 0.005, 1000, dtype=torch.float64), torch.arange(1000))
 
 
 def _data(num_rows: int = 6, flips: int = 1, std: float | None = 0.5) -> TrainingData:
@@ -19,12 +23,12 @@ def _data(num_rows: int = 6, flips: int = 1, std: float | None = 0.5) -> Trainin
         prompts={"encoder_hidden_states": prompts, "text_embeds": prompts[:, 0]},
         prompt_rows=torch.arange(num_rows) % 3,
         sizes={"time_ids": rows[:, None] * 10},
-        advantages=rows * 100,
+        weights=rows * 100,
     )
 
 
 def _draw(data: TrainingData, slots: list[int], rows: list[int], step: int = 3, dropout: float = 0.0, seed: int = 7):
-    return data.draw(step, slots, torch.tensor(rows), seed, num_timesteps=1000, caption_dropout=dropout)
+    return data.draw(step, slots, torch.tensor(rows), seed, path=PATH, caption_dropout=dropout)
 
 
 @pytest.mark.parametrize(("num_rows", "batch_size"), [(100, 128), (7, 3), (5, 5), (1, 4)])
@@ -62,7 +66,7 @@ def test_a_draw_depends_on_seed_step_and_slot_only():
 def test_tensors_belong_to_the_rows():
     draw = _draw(_data(std=None), [0, 1], [5, 1])
     assert draw.latents[:, 0, 0, 0].tolist() == [5.0, 1.0]
-    assert draw.advantages.tolist() == [500.0, 100.0]
+    assert draw.weights.tolist() == [500.0, 100.0]
     assert draw.conditioning["encoder_hidden_states"][:, 0, 0].tolist() == [2.0, 1.0]
     assert draw.conditioning["time_ids"][:, 0].tolist() == [50.0, 10.0]
 
@@ -75,11 +79,11 @@ def test_posterior_is_sampled_with_noise_of_its_own():
     assert (posterior_noise * draw.noise).mean().abs() < 0.02
 
 
-def test_timesteps_are_uniform_over_the_whole_schedule():
-    timesteps = torch.cat([_draw(_data(), list(range(1000)), [0] * 1000, step=s).timesteps for s in range(4)])
-    assert timesteps.dtype == torch.int64
-    assert timesteps.min() < 10 and timesteps.max() > 989 and timesteps.max() < 1000
-    assert abs(timesteps.float().mean() - 499.5) < 20
+def test_times_are_uniform_over_the_whole_schedule():
+    times = torch.cat([_draw(_data(), list(range(1000)), [0] * 1000, step=s).times for s in range(4)])
+    assert times.dtype == torch.int64
+    assert times.min() < 10 and times.max() > 989 and times.max() < 1000
+    assert abs(times.float().mean() - 499.5) < 20
 
 
 def test_caption_dropout_replaces_text_but_not_sizes():
@@ -99,15 +103,15 @@ def test_flips_are_drawn_evenly():
 def test_only_prompts_take_the_lower_precision():
     data = _data().to(torch.device("cpu"), torch.bfloat16)
     assert data.prompts["text_embeds"].dtype == torch.bfloat16
-    assert data.sizes["time_ids"].dtype == data.latents.dtype == data.advantages.dtype == torch.float32
+    assert data.sizes["time_ids"].dtype == data.latents.dtype == data.weights.dtype == torch.float32
 
 
 def test_a_noise_offset_shifts_whole_channels_of_the_noise_and_nothing_else():
-    common = {"seed": 7, "num_timesteps": 1000, "caption_dropout": 0.0}
+    common = {"seed": 7, "path": PATH, "caption_dropout": 0.0}
     slots, rows = range(300), torch.arange(300) % 6
     plain, shifted = (_data().draw(3, slots, rows, **common, noise_offset=offset) for offset in (0.0, 0.5))
     offsets = shifted.noise - plain.noise  # (B, C, h, w)
     assert offsets.std(dim=(2, 3)).max() < 1e-5
     assert offsets[:, :, 0, 0].std().item() == pytest.approx(0.5, rel=0.1)  # 1200 draws
     assert offsets[:, :, 0, 0].mean().item() == pytest.approx(0.0, abs=0.06)
-    assert torch.equal(plain.latents, shifted.latents) and torch.equal(plain.timesteps, shifted.timesteps)
+    assert torch.equal(plain.latents, shifted.latents) and torch.equal(plain.times, shifted.times)

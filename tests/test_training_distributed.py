@@ -4,7 +4,6 @@
 import os
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +14,7 @@ from accelerate.utils import DistributedType
 from diffusers import DiffusionPipeline
 from training_driver import ROOT, environment, load_script, losses, run_json, same, weights
 
+from diffusers_craft import TrainingSettings
 from diffusers_craft.training.accelerator import _prepare_sharding
 
 
@@ -110,9 +110,9 @@ def test_deepspeed_equals_one_process_and_resumes(train, launch):
     assert losses(mixed) == pytest.approx(losses(train("sdxl", "plain", *WHOLE)), abs=0.02)
 
 
-def _sharding_args(**changes) -> Namespace:
-    flags = {"use_lora": False, "use_ema": False, "train_dtype": "fp32", "max_grad_norm": 0.5}
-    return Namespace(**(flags | {"train_batch_size": 4, "gradient_accumulation_steps": 8} | changes))
+def _settings(**changes) -> TrainingSettings:
+    numbers = {"max_grad_norm": 0.5, "train_batch_size": 4, "gradient_accumulation_steps": 8}
+    return TrainingSettings(pretrained_model_name_or_path="x", dataset_name="x", **numbers, **changes)
 
 
 def test_sizes_stay_float32_under_fsdp():
@@ -122,7 +122,7 @@ def test_sizes_stay_float32_under_fsdp():
     policy = fsdp.MixedPrecisionPolicy(torch.bfloat16, torch.bfloat16)
     plugin = SimpleNamespace(mixed_precision_policy=policy)
     accelerator = SimpleNamespace(distributed_type=DistributedType.FSDP, state=SimpleNamespace(fsdp_plugin=plugin))
-    _prepare_sharding(accelerator, _sharding_args())
+    _prepare_sharding(accelerator, _settings())
     changed = plugin.mixed_precision_policy
     assert (changed.param_dtype, changed.reduce_dtype) == (torch.bfloat16, torch.float32)
     assert changed.cast_forward_inputs is False
@@ -133,7 +133,7 @@ def test_deepspeed_takes_its_numbers_from_the_flags():
     accelerator = SimpleNamespace(
         distributed_type=DistributedType.DEEPSPEED, state=SimpleNamespace(deepspeed_plugin=plugin)
     )
-    _prepare_sharding(accelerator, _sharding_args())
+    _prepare_sharding(accelerator, _settings())
     expected = {"train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 8, "gradient_clipping": 0.5}
     expected |= {"zero_allow_untested_optimizer": True}
     assert plugin.deepspeed_config == expected | {"zero_optimization": {"stage": 2}}
@@ -146,8 +146,8 @@ def test_deepspeed_takes_its_numbers_from_the_flags():
 def test_what_needs_whole_weights_is_refused(changes, flag):
     accelerator = SimpleNamespace(distributed_type=DistributedType.FSDP)
     with pytest.raises(ValueError, match=f"{flag}.*: expected one process or DDP, .*, found FSDP"):
-        _prepare_sharding(accelerator, _sharding_args(**changes))
-    _prepare_sharding(SimpleNamespace(distributed_type=DistributedType.MULTI_GPU), _sharding_args(**changes))
+        _prepare_sharding(accelerator, _settings(**changes))
+    _prepare_sharding(SimpleNamespace(distributed_type=DistributedType.MULTI_GPU), _settings(**changes))
 
 
 @pytest.mark.parametrize(

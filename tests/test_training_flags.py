@@ -1,8 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Flags that say where models, data and logs are, and the faults of diffusers' own training scripts.
-
-`tests/test_training_args.py` names, for every flag, the test that would fail if it did nothing.
-"""
+"""Flags that say where models, data and logs are, and the faults of diffusers' own training scripts."""
 
 import shutil
 
@@ -13,25 +10,10 @@ from datasets import Dataset, Image, load_dataset
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from training_driver import FIXED, load_script, losses, run_json, same, weights
 
-from diffusers_craft.training.run import TrainingRun
+from diffusers_craft import TrainingRun
 
 
 STEP = ["--train_batch_size=4", "--gradient_accumulation_steps=1", "--max_train_steps=1"]
-
-
-@pytest.fixture
-def first_batch(monkeypatch) -> dict:
-    """The last run and the first micro-batch it drew."""
-    found, micro_batches = {}, TrainingRun.micro_batches
-
-    def watched(self, step):
-        for batch in micro_batches(self, step):
-            if step == 0:
-                found.update(run=self, batch=batch)
-            yield batch
-
-    monkeypatch.setattr(TrainingRun, "micro_batches", watched)
-    return found
 
 
 @pytest.fixture
@@ -114,24 +96,24 @@ def test_columns_of_other_names_and_further_columns(train, train_on, dataset_fol
     assert losses(train_on(tmp_path / "renamed", "text", *flags, "--caption_column=text")) != losses(plain)
 
 
-def test_latents_of_another_column_are_used(train_on, dataset_folder, first_batch, tmp_path):
+def test_latents_of_another_column_are_used(train_on, dataset_folder, kept, tmp_path):
     rows = _rows(dataset_folder).remove_columns("image")
     value = torch.full((4, 8, 8), 0.25).tolist()
     _write(rows.add_column("z", [value] * len(rows)), tmp_path / "latents" / "train.parquet")
     train_on(tmp_path / "latents", "out", "--use_generated_latents", "--latent_column=z")
-    assert (first_batch["batch"].latents == 0.25).all()
+    assert (kept["batches"][0][0].latents == 0.25).all()
 
 
-def test_caption_dropout_trains_on_what_the_pipeline_guides_away_from(train, first_batch, random_sdxl):
+def test_caption_dropout_trains_on_what_the_pipeline_guides_away_from(train, kept, random_sdxl):
     train("sdxl", "out", *STEP, "--caption_dropout=1")
     pipeline = DiffusionPipeline.from_pretrained(random_sdxl)
     _, negative, _, pooled = pipeline.encode_prompt("x", do_classifier_free_guidance=True)
-    conditioning = first_batch["batch"].conditioning
+    conditioning = kept["batches"][0][0].conditioning
     for name, expected in (("encoder_hidden_states", negative), ("text_embeds", pooled)):
         torch.testing.assert_close(conditioning[name], expected.expand_as(conditioning[name]))
     train("sdxl", "plain", *STEP)
-    assert not torch.equal(first_batch["batch"].conditioning["text_embeds"], conditioning["text_embeds"])
-    assert first_batch["run"].data.prompts["text_embeds"].shape[0] == 7 + 1  # distinct captions, and the empty one
+    assert not torch.equal(kept["batches"][0][0].conditioning["text_embeds"], conditioning["text_embeds"])
+    assert kept["run"].data.prompts["text_embeds"].shape[0] == 7 + 1  # distinct captions, and the empty one
 
 
 def test_seed_and_logging_dir(train):

@@ -14,7 +14,6 @@ from diffusers_craft import SD15, SDXL
 from diffusers_craft.hub.samples import load_trained
 from diffusers_craft.models.loading import LORA_FILE, load_tuned_pipeline
 from diffusers_craft.scripts import ModelSource
-from diffusers_craft.training.run import TrainingRun
 
 
 STEPS = ["--train_batch_size=4", "--gradient_accumulation_steps=1", "--max_train_steps=4"]
@@ -26,12 +25,9 @@ def _adapters(folder):
 
 
 @pytest.mark.parametrize("backbone", [SD15, SDXL], ids=["sd15", "sdxl"])
-def test_the_pipeline_loads_what_was_trained(train, backbone, random_sd15, random_sdxl, monkeypatch):
+def test_the_pipeline_loads_what_was_trained(train, kept, backbone, random_sd15, random_sdxl):
     """The trained UNet and the one that `load_lora_weights` makes predict the same, at an alpha that is not the rank."""
     family, base = ("sd15", random_sd15) if backbone is SD15 else ("sdxl", random_sdxl)
-    kept = {}
-    finish = TrainingRun.finish
-    monkeypatch.setattr(TrainingRun, "finish", lambda run: (finish(run), kept.update(run=run)))
     folder = train(family, "lora", *LORA, "--validation_prompt=a thing", "--num_validation_images=1")
     assert not (folder / "unet").exists() and (folder / "validation" / "step-000004" / "0.png").is_file()
     adapters = _adapters(folder)
@@ -87,10 +83,7 @@ def test_alpha_defaults_to_the_rank(train):
     assert same(_adapters(train("sd15", "one", *common)), _adapters(train("sd15", "two", *common, "--lora_alpha=2")))
 
 
-def test_the_frozen_unet_is_bfloat16_and_the_adapters_float32(train, monkeypatch):
-    kept = {}
-    finish = TrainingRun.finish
-    monkeypatch.setattr(TrainingRun, "finish", lambda run: (kept.update(run=run), finish(run)))
+def test_the_frozen_unet_is_bfloat16_and_the_adapters_float32(train, kept):
     flags = ["--mixed_precision=bf16", "--gradient_checkpointing", "--validation_prompt=a thing"]
     plain = train("sdxl", "plain", *LORA)
     folder = train("sdxl", "mixed", *LORA, *flags, "--num_validation_images=1", "--validation_epochs=1")

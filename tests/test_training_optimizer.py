@@ -3,20 +3,19 @@
 
 import copy
 import sys
-from argparse import Namespace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from diffusers_craft import TrainingSettings
 from diffusers_craft.training import optimizer as training_optimizer
 from diffusers_craft.training.optimizer import StochasticRounding, create_optimizer, round_stochastically
 
 
-def _args(**changes) -> Namespace:
-    flags = {"use_8bit_adam": False, "use_adafactor": False, "train_dtype": "fp32", "seed": 0}
-    flags |= {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_weight_decay": 0.0, "adam_epsilon": 1e-8}
-    return Namespace(**(flags | changes))
+def _settings(**changes) -> TrainingSettings:
+    options = {"pretrained_model_name_or_path": "x", "dataset_name": "x", "adam_weight_decay": 0.0} | changes
+    return TrainingSettings(**options)
 
 
 def _generator(seed: int = 0) -> torch.Generator:
@@ -58,8 +57,8 @@ def test_small_updates_survive_only_stochastic_rounding():
     for name in ("plain", "stochastic", "float32"):
         dtype = torch.float32 if name == "float32" else torch.bfloat16
         weight = torch.nn.Parameter(torch.ones(4096, dtype=dtype))
-        args = _args(train_dtype="bf16" if name == "stochastic" else "fp32")
-        optimizer = create_optimizer([weight], args, 1e-4)
+        settings = _settings(train_dtype="bf16" if name == "stochastic" else "fp32")
+        optimizer = create_optimizer([weight], settings, 1e-4)
         for _ in range(300):
             weight.grad = torch.ones_like(weight)
             optimizer.step()
@@ -73,12 +72,12 @@ def test_small_updates_survive_only_stochastic_rounding():
 @pytest.mark.parametrize("adafactor", [False, True], ids=["adamw", "adafactor"])
 def test_updates_are_those_of_the_inner_optimizer_but_for_rounding(monkeypatch, chunk, adafactor):
     monkeypatch.setattr(training_optimizer, "_CHUNK", chunk)
-    args = _args(use_adafactor=adafactor, adam_weight_decay=0.1)
+    settings = _settings(use_adafactor=adafactor, adam_weight_decay=0.1)
     weights, expected = _weights(torch.bfloat16), _weights()
     for weight, value in zip(weights, expected, strict=True):
         value.data = weight.data.float()
-    optimizer = StochasticRounding(weights, lambda ps: create_optimizer(ps, args, 1e-2), seed=0)
-    oracle = create_optimizer(expected, args, 1e-2)
+    optimizer = StochasticRounding(weights, lambda ps: create_optimizer(ps, settings, 1e-2), seed=0)
+    oracle = create_optimizer(expected, settings, 1e-2)
     for seed in range(3):
         _steps(optimizer, weights, range(seed, seed + 1))
         for value, weight in zip(expected, weights, strict=True):
@@ -94,7 +93,7 @@ def test_updates_are_those_of_the_inner_optimizer_but_for_rounding(monkeypatch, 
 
 def test_the_schedule_reaches_the_inner_optimizer():
     weights = _weights(torch.bfloat16)
-    optimizer = create_optimizer(weights, _args(train_dtype="bf16"), 1e-2)
+    optimizer = create_optimizer(weights, _settings(train_dtype="bf16"), 1e-2)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0)
     before = [weight.detach().clone() for weight in weights]
     _steps(optimizer, weights, range(2))
@@ -104,9 +103,9 @@ def test_the_schedule_reaches_the_inner_optimizer():
 
 @pytest.mark.parametrize("flags", [{}, {"use_adafactor": True}], ids=["adamw", "adafactor"])
 def test_state_is_restored_exactly(flags):
-    args = _args(train_dtype="bf16", **flags)
+    settings = _settings(train_dtype="bf16", **flags)
     weights, resumed = _weights(torch.bfloat16), _weights(torch.bfloat16)
-    optimizer, other = create_optimizer(weights, args, 1e-2), create_optimizer(resumed, args, 1e-2)
+    optimizer, other = create_optimizer(weights, settings, 1e-2), create_optimizer(resumed, settings, 1e-2)
     _steps(optimizer, weights, range(3))
     saved = copy.deepcopy(optimizer.state_dict())  # as a file would
     for weight, value in zip(resumed, weights, strict=True):
@@ -119,7 +118,7 @@ def test_state_is_restored_exactly(flags):
 
 def test_adafactor_takes_the_plain_learning_rate_and_keeps_rows_and_columns_only():
     weight = torch.nn.Parameter(torch.zeros(64, 80))
-    optimizer = create_optimizer([weight], _args(use_adafactor=True), 1e-3)
+    optimizer = create_optimizer([weight], _settings(use_adafactor=True), 1e-3)
     weight.grad = torch.full_like(weight, 7.0)
     optimizer.step()
     torch.testing.assert_close(weight.detach(), torch.full_like(weight, -1e-3))  # update of unit size, times the rate
@@ -132,7 +131,7 @@ def test_8bit_adam_gets_the_flags(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", stand_in)
     monkeypatch.setattr(training_optimizer, "find_spec", lambda name: object())
     weights = _weights()
-    create_optimizer(weights, _args(use_8bit_adam=True, adam_beta1=0.8, adam_weight_decay=0.3), 1e-3)
+    create_optimizer(weights, _settings(use_8bit_adam=True, adam_beta1=0.8, adam_weight_decay=0.3), 1e-3)
     expected = {"lr": 1e-3, "betas": (0.8, 0.999), "eps": 1e-8, "weight_decay": 0.3}
     assert calls == [((weights,), expected)]
 
@@ -144,9 +143,9 @@ def test_8bit_adam_follows_adamw(train_dtype):
     weights, expected = _weights(dtype), _weights()
     for weight, value in zip(weights, expected, strict=True):
         value.data = weight.data.float()
-    optimizer = create_optimizer(weights, _args(use_8bit_adam=True, train_dtype=train_dtype), 1e-2)
+    optimizer = create_optimizer(weights, _settings(use_8bit_adam=True, train_dtype=train_dtype), 1e-2)
     _steps(optimizer, weights, range(5))
-    _steps(create_optimizer(expected, _args(), 1e-2), expected, range(5))
+    _steps(create_optimizer(expected, _settings(), 1e-2), expected, range(5))
     for weight, value in zip(weights, expected, strict=True):
         error = (weight.float() - value).abs()
         assert error.mean() < 2e-3 + (train_dtype == "bf16") * 6e-3  # five steps of up to 1e-2 each
@@ -159,4 +158,4 @@ def test_8bit_adam_follows_adamw(train_dtype):
 def test_a_missing_bitsandbytes_is_named(monkeypatch):
     monkeypatch.setattr(training_optimizer, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"--use_8bit_adam: expected an installed bitsandbytes, .*craft\[8bit\]"):
-        create_optimizer(_weights(), _args(use_8bit_adam=True), 1e-3)
+        create_optimizer(_weights(), _settings(use_8bit_adam=True), 1e-3)

@@ -1,9 +1,6 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """The flags of optimizer, schedule and precision through the scripts, against a loop of PyTorch's own."""
 
-import copy
-from argparse import Namespace
-
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -12,29 +9,12 @@ from diffusers.optimization import get_scheduler
 from training_driver import losses, run_json, same, weights
 from transformers.optimization import Adafactor
 
-from diffusers_craft.objectives.craft import craft_loss
-from diffusers_craft.training.run import TrainingRun
+from diffusers_craft import TrainingSettings, craft_loss
 from diffusers_craft.training.weights import trained_weights
 
 
 STEPS = ["--train_batch_size=4", "--gradient_accumulation_steps=2", "--max_train_steps=3"]
 WARMUP = ["--lr_scheduler=constant_with_warmup", "--lr_warmup_steps=4"]
-
-
-@pytest.fixture
-def kept(monkeypatch) -> dict:
-    """The run as it is before it ends, and its micro-batches: one list a step."""
-    found, micro_batches, finish = {"batches": []}, TrainingRun.micro_batches, TrainingRun.finish
-
-    def watched(self, step):
-        found["batches"].append([])
-        for batch in micro_batches(self, step):
-            found["batches"][-1].append(copy.deepcopy(batch))
-            yield batch
-
-    monkeypatch.setattr(TrainingRun, "micro_batches", watched)
-    monkeypatch.setattr(TrainingRun, "finish", lambda run: (found.update(run=run), finish(run)))
-    return found
 
 
 def _reference(base, batches, create, max_grad_norm: float = 1.0, schedule=("constant", 0)) -> dict[str, torch.Tensor]:
@@ -46,7 +26,7 @@ def _reference(base, batches, create, max_grad_norm: float = 1.0, schedule=("con
         for batch in step:
             hidden = batch.conditioning["encoder_hidden_states"]
             prediction = unet(batch.noisy_latents, batch.timesteps, hidden).sample
-            (craft_loss(prediction, batch.target, batch.advantages) / len(step)).backward()
+            (craft_loss(prediction, batch.target, batch.weights) / len(step)).backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), max_grad_norm)
         optimizer.step()
         scheduler.step()
@@ -98,7 +78,7 @@ def test_8bit_adam_trains_and_resumes_exactly(train, kept, train_dtype):
     common = [*STEPS, "--use_8bit_adam", f"--train_dtype={train_dtype}", "--checkpointing_steps=1"]
     common += ["--mixed_precision=bf16"] if train_dtype == "bf16" else []
     whole = train("sd15", "whole", *common)
-    optimizer = kept["run"].optimizer.optimizer
+    optimizer = kept["run"].model.optimizer.optimizer
     assert type(getattr(optimizer, "inner", optimizer)).__name__ == "AdamW8bit"
     resumed = train("sd15", "resumed", *common, f"--resume_from_checkpoint={whole}/checkpoint-1")
     assert same(weights(whole), weights(resumed))
@@ -141,7 +121,7 @@ def test_master_weights_and_vae_stay_float32_in_mixed_precision(train, kept, mon
     assert set(seen) == {(torch.float32, torch.float32)}
     run = kept["run"]
     assert {parameter.dtype for parameter in run.denoiser.parameters()} == {torch.float32}
-    assert {value.dtype for state in run.optimizer.state.values() for value in state.values()} == {torch.float32}
+    assert {value.dtype for state in run.model.optimizer.state.values() for value in state.values()} == {torch.float32}
     batch = kept["batches"][0][0]
     assert batch.conditioning["encoder_hidden_states"].dtype == torch.bfloat16
     assert batch.conditioning["time_ids"].dtype == batch.noisy_latents.dtype == torch.float32
@@ -150,10 +130,10 @@ def test_master_weights_and_vae_stay_float32_in_mixed_precision(train, kept, mon
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_only_a_frozen_unet_takes_the_precision_of_the_passes(random_sd15, dtype):
     """fp16 needs a GPU to train; that its master weights are float32 shows without one."""
-    flags = {"rank": 2, "lora_alpha": None, "lora_dropout": 0.0, "seed": 0, "train_dtype": "fp32"}
     for use_lora in (False, True):
+        settings = TrainingSettings(pretrained_model_name_or_path="x", dataset_name="x", use_lora=use_lora)
         unet = UNet2DConditionModel.from_pretrained(random_sd15, subfolder="unet")
-        trained_weights(Namespace(use_lora=use_lora, **flags), "StableDiffusionPipeline").prepare(unet, dtype)
+        trained_weights(settings, "StableDiffusionPipeline").prepare(unet, dtype)
         for name, parameter in unet.named_parameters():
             assert parameter.dtype == (torch.float32 if parameter.requires_grad else dtype), name
             assert parameter.requires_grad is ("lora_" in name or not use_lora)

@@ -43,7 +43,7 @@ VARIANTS = {"sft": SFTSharpening, "rlhf": RLHFSharpening}
 
 def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sharpening", choices=VARIANTS, default="sft")
+    parser.add_argument("--sharpening", choices=VARIANTS, default="sft", help="The variant.")
     add_fields(parser, TrainingSettings, without=("snr_gamma",))
     add_objective_options(parser, list(VARIANTS.values()))
     add_reward_arguments(parser.add_argument_group("rewards, by default pickscore"), [])

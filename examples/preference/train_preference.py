@@ -44,7 +44,7 @@ OBJECTIVES = {"dpo": DPO, "kto": KTO, "mapo": MaPO, "dspo": DSPO, "inpo": InPO, 
 
 def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--objective", choices=OBJECTIVES, default="dpo")
+    parser.add_argument("--objective", choices=OBJECTIVES, default="dpo", help="The method.")
     add_fields(parser, TrainingSettings, without=("snr_gamma",))
     add_objective_options(parser, list(OBJECTIVES.values()))
     add_reward_arguments(parser.add_argument_group("rewards, for spo, by default pickscore"), [])

@@ -23,8 +23,9 @@ from ..core.files import atomic_write_bytes
 from ..core.records import derive_seed
 from ..errors import UserError
 from ..models.family import Components, Family
+from ..models.latents import encode_images, latent_scales, latent_shape
 from ..objectives.base import Objective
-from .pictures import Pictures, as_vae_input, crop_image, latent_side
+from .pictures import Pictures, as_vae_input, crop_image
 from .rows import TrainingData
 from .settings import DataSettings
 from .stored_latents import check_latents, read_latents
@@ -106,13 +107,11 @@ def prepare_prompt_data(
     """
     distinct = list(dict.fromkeys(captions))
     row_of = {caption: row for row, caption in enumerate(distinct)}
-    side = latent_side(components.vae, settings.resolution)
+    shape = latent_shape(components.vae, settings.resolution)
     square = torch.full((len(captions), 2), settings.resolution)
     sizes = family.size_conditioning(square, torch.zeros_like(square), square)
     return TrainingData(
-        latents=torch.zeros(1, 1, components.vae.config.latent_channels, side, side).expand(
-            1, len(captions), -1, -1, -1
-        ),
+        latents=torch.zeros(1, 1, *shape).expand(1, len(captions), *shape),
         latent_stds=None,
         prompts={name: value.cpu() for name, value in _encode_captions(distinct, family, components).items()},
         prompt_rows=torch.tensor([row_of[caption] for caption in captions]),
@@ -166,13 +165,12 @@ def _encode_captions(captions: list[str], family: Family, components: Components
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-@torch.no_grad()
 def _encode_images(
     dataset: "Dataset", family: Family, components: Components, settings: DataSettings
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Scaled posterior means and deviations (F, n, C, h, w), in float32 since SDXL's VAE overflows in float16."""
     vae, resolution = components.vae, settings.resolution
-    latent_side(vae, resolution)
+    latent_shape(vae, resolution)
     batch_size = max(1, _PIXELS_A_BATCH // resolution**2)
     pictures = Pictures(dataset, settings.image_column)
     means, stds, originals, corners = [], [], [], []
@@ -187,15 +185,14 @@ def _encode_images(
         corners += [corner for _, _, corner in crops]
         pixels = as_vae_input([pixels for pixels, _, _ in crops], vae.device)
         views = [pixels, pixels.flip(3)] if settings.random_flip else [pixels]
-        posteriors = [vae.encode(view).latent_dist for view in views]
-        means.append(torch.stack([posterior.mean for posterior in posteriors]))
-        stds.append(torch.stack([posterior.std for posterior in posteriors]))
+        encoded = [encode_images(vae, view) for view in views]
+        means.append(torch.stack([mean for mean, _ in encoded]))
+        stds.append(torch.stack([std for _, std in encoded]))
     sides = [min(original) for original in originals]
     if small := sum(side < resolution for side in sides):
         words = "--resolution %d: %d of %d images are smaller (%d pixels and more) and were enlarged"
         logger.warning(words, resolution, small, len(sides), min(sides))
-    scaling = vae.config.scaling_factor
-    latents = {"latents": torch.cat(means, dim=1) * scaling, "latent_stds": torch.cat(stds, dim=1) * scaling}
+    latents = {"latents": torch.cat(means, dim=1), "latent_stds": torch.cat(stds, dim=1)}
     targets = torch.full((len(dataset), 2), resolution)
     return latents, family.size_conditioning(torch.tensor(originals), torch.tensor(corners), targets)
 
@@ -228,7 +225,7 @@ def _fingerprint(
     if settings.use_generated_latents:
         pictures = (np.asarray(latent, dtype=np.float32) for latent in dataset[settings.latent_column])
     else:
-        options |= {"scaling": components.vae.config.scaling_factor, "flip": settings.random_flip}
+        options |= {"scaling": latent_scales(components.vae), "flip": settings.random_flip}
         options |= {"center_crop": settings.center_crop}
         modules.append(components.vae)
         pictures = (np.asarray(image) for image in Pictures(dataset, settings.image_column))

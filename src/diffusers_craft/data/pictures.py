@@ -89,18 +89,6 @@ def crop_image(
     return pixels, (height, width), (top, left)
 
 
-def latent_side(vae: torch.nn.Module, resolution: int) -> int:
-    """Side of the latents of square images.
-
-    Raises:
-        UserError: if `resolution` is no multiple of the VAE's factor.
-    """
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    if resolution % factor:
-        raise UserError(f"--resolution: expected a multiple of {factor} for this VAE, found {resolution}")
-    return resolution // factor
-
-
 def as_vae_input(crops: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
     """(B, 3, H, W) float32 in [-1, 1] out of B uint8 crops (H, W, 3)."""
     pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from ..errors import UserError
-from ..models.latents import vae_fingerprint
-from .pictures import Pictures, as_vae_input, crop_image, latent_side
+from ..models.latents import encode_images, latent_shape, vae_fingerprint
+from .pictures import Pictures, as_vae_input, crop_image
 from .settings import DataSettings
 
 
@@ -30,8 +30,7 @@ def read_latents(dataset: "Dataset", vae: torch.nn.Module, settings: DataSetting
     Raises:
         UserError: if one has not the shape that the VAE gives at `--resolution`.
     """
-    side = latent_side(vae, settings.resolution)
-    expected = (vae.config.latent_channels, side, side)
+    expected = latent_shape(vae, settings.resolution)
     rows = [_as_tensor(latent, expected, row, settings) for row, latent in enumerate(dataset[settings.latent_column])]
     return torch.stack(rows)[None]
 
@@ -75,11 +74,10 @@ def check_latents(dataset: "Dataset", vae: torch.nn.Module, settings: DataSettin
         logger.warning("--use_generated_latents: no column %r and no images, the VAE is taken on trust.", origin)
 
 
-@torch.no_grad()
 def _distance_to_encoded(rows: "Dataset", vae: torch.nn.Module, settings: DataSettings) -> float:
     """Root mean square of encoded image minus stored latent, over that of the latents."""
     stored = read_latents(rows, vae, settings)[0]
     crops = [crop_image(image, settings.resolution, True, 0)[0] for image in Pictures(rows, settings.image_column)]
-    encoded = torch.cat([vae.encode(as_vae_input([crop], vae.device)).latent_dist.mean for crop in crops])
-    difference = encoded.cpu() * vae.config.scaling_factor - stored
+    encoded = torch.cat([encode_images(vae, as_vae_input([crop], vae.device))[0] for crop in crops])
+    difference = encoded.cpu() - stored
     return (difference.square().mean() / stored.square().mean()).sqrt().item()

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 
-from .. import tiny
 from ..errors import UserError
 from .loading import load_pipeline, load_vae, pipeline_class_name
 from .noise import NoisePath
@@ -143,14 +142,12 @@ class Family:
         Raises:
             UserError: if `source` is a pipeline of another class.
         """
-        path = tiny.model_path(source.name)
-        where = {"revision": source.revision, "cache_dir": source.cache_dir}
-        found = pipeline_class_name(source.name, path, where)
+        found = pipeline_class_name(source.name, source.revision, source.cache_dir)
         if found != self.pipeline_class:
             expected = f"expected a {self.pipeline_class} for this script"
             raise UserError(f"--pretrained_model_name_or_path: {expected}, found a {found} in {source.name!r}")
         components = {} if denoiser is None else {self.component: denoiser}
         if source.vae is not None:
             components["vae"] = load_vae(source.vae, source.cache_dir)
-        where |= {"variant": source.variant, "config": source.config}
-        return load_pipeline(source.name, dtype=torch.float32, device=device, **where, **components)
+        where = {"revision": source.revision, "variant": source.variant, "cache_dir": source.cache_dir}
+        return load_pipeline(source.name, device=device, config=source.config, **where, **components)

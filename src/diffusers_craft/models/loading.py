@@ -25,6 +25,7 @@ from ..errors import UserError
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that `load_lora_weights` looks for
 _SD15, _SDXL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
 _NO_SAFETY_CHECKER = {"safety_checker": None, "requires_safety_checker": False}
+_SINGLE_FILE = ".safetensors"  # a model argument that ends so names one file instead of a pipeline
 # What a finished run leaves, by which a result is recognised, the first that is there.
 TUNED_FILES = {"pipeline": "model_index.json", "lora": LORA_FILE, "unet": "config.json"}
 # Of a checkpoint the averaged weights, where it keeps them: the run would end with those.
@@ -33,6 +34,18 @@ _CHECKPOINTS = [f"{part}{ema}/config.json" for ema in ("_ema", "") for part in D
 _LOADABLE = TUNED_FILES | {file: file for file in _CHECKPOINTS}
 # Where a single file in the original layout keeps a text encoder that only this family has.
 _TEXT_ENCODERS = {"conditioner.embedders.1.": _SDXL, "cond_stage_model.transformer.": _SD15}
+
+
+def add_source_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Declares `--revision`, `--variant`, `--single_file_config` and `--cache_dir`, which `load_pipeline` takes."""
+    parser.add_argument("--revision", help="Branch, tag or commit of the model on the Hub.")
+    parser.add_argument("--variant", help="Variant of the model files, e.g. fp16.")
+    parser.add_argument(
+        "--single_file_config",
+        help="For a single .safetensors file: folder or Hub id of a pipeline with its configuration and"
+        " tokenizers; the default is the original model's id, which diffusers infers.",
+    )
+    parser.add_argument("--cache_dir", help="Where downloads and caches are kept; default: HF_HOME.")
 
 
 def load_pipeline(
@@ -67,19 +80,17 @@ def load_pipeline(
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = torch.float32 if device.type == "cpu" else dtype
-    path = tiny.model_path(str(name_or_path))
-    where = {"revision": revision, "cache_dir": cache_dir}
-    class_name = pipeline_class_name(str(name_or_path), path, where)
+    name, path = str(name_or_path), tiny.model_path(str(name_or_path))
+    class_name = pipeline_class_name(name, revision, cache_dir)
     if class_name == _SD15:
         components = {**_NO_SAFETY_CHECKER, **components}
-    if is_single_file(path):
+    if path.endswith(_SINGLE_FILE):
         return _load_single_file(class_name, path, config, cache_dir, dtype, components).to(device)
-    components = {**_missing_parts(str(name_or_path), path, components), **components}
-    options = {**where, **dtype_argument(dtype), **components}
+    components = {**_missing_parts(name, path, components), **components}
+    options = {"revision": revision, "variant": variant, "cache_dir": cache_dir, **dtype_argument(dtype)}
     files = f" with files of --variant {variant}" if variant else ""
-    with library_errors(f"model {str(name_or_path)!r}", f"expected a whole pipeline{files}"):
-        pipeline = DiffusionPipeline.from_pretrained(path, variant=variant, **options)
-    return pipeline.to(device)
+    with library_errors(f"model {name!r}", f"expected a whole pipeline{files}"):
+        return DiffusionPipeline.from_pretrained(path, **options, **components).to(device)
 
 
 def load_tuned_pipeline(
@@ -149,6 +160,30 @@ def load_vae(name_or_path: str, cache_dir: str | None = None) -> AutoencoderKL:
         return AutoencoderKL.from_pretrained(name_or_path, cache_dir=cache_dir, **dtype_argument(torch.float32))
 
 
+def pipeline_class_name(name: str, revision: str | None = None, cache_dir: str | None = None) -> str:
+    """The diffusers class of a pipeline, without loading any weights; the arguments are those of `load_pipeline`.
+
+    Raises:
+        UserError: if there is no pipeline.
+    """
+    path = tiny.model_path(name)
+    if path.endswith(_SINGLE_FILE):
+        return _single_file_class_name(path)
+    wanted = "expected a diffusers pipeline folder, a reachable Hub id, a .safetensors file or one of "
+    with library_errors(f"model {name!r}", wanted + ", ".join(tiny.MODELS)):
+        config = DiffusionPipeline.load_config(path, revision=revision, cache_dir=cache_dir)
+    if "_class_name" not in config:
+        raise UserError(
+            f"model {name!r}: expected a diffusers pipeline, found a {DiffusionPipeline.config_name} of none"
+        )
+    return config["_class_name"]
+
+
+def dtype_argument(dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The keyword under which this version of diffusers' `from_pretrained` takes a dtype."""
+    return {"dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype": dtype}
+
+
 @contextmanager
 def library_errors(place: str, wanted: str) -> Iterator[None]:
     """Says in one line what a library could not load: its errors for files that are missing, broken or do not fit.
@@ -200,39 +235,6 @@ def _find_file(name_or_path: str, file: str, cache_dir: str | None) -> Path | No
         return None
 
 
-def is_single_file(path: str) -> bool:
-    """Whether a model argument names one `.safetensors` file instead of a pipeline."""
-    return path.endswith(".safetensors")
-
-
-def dtype_argument(dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """The keyword under which this version of diffusers' `from_pretrained` takes a dtype."""
-    return {"dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype": dtype}
-
-
-def pipeline_class_name(name: str, path: str, where: dict[str, str | None]) -> str:
-    """The diffusers class of a pipeline, without loading any weights.
-
-    Args:
-        name (`str`): as the user wrote it, for the message.
-        path (`str`): the same after `tiny.model_path`.
-        where (`dict`): `revision` and `cache_dir`.
-
-    Raises:
-        UserError: if there is no pipeline.
-    """
-    if is_single_file(path):
-        return _single_file_class_name(path)
-    wanted = "expected a diffusers pipeline folder, a reachable Hub id, a .safetensors file or one of "
-    with library_errors(f"model {name!r}", wanted + ", ".join(tiny.MODELS)):
-        config = DiffusionPipeline.load_config(path, **where)
-    if "_class_name" not in config:
-        raise UserError(
-            f"model {name!r}: expected a diffusers pipeline, found a {DiffusionPipeline.config_name} of none"
-        )
-    return config["_class_name"]
-
-
 def _single_file_names(path: str) -> list[str]:
     """The names of a single file's tensors."""
     if not Path(path).is_file():
@@ -282,15 +284,3 @@ def _marked_scheduler(scheduler: Any, names: Container[str]) -> Any:
         if "rescale_betas_zero_snr" not in inspect.signature(kind).parameters:  # as PNDM's, which SD1.5 comes with
             kind, changes = DDIMScheduler, changes | {"clip_sample": False}
     return kind.from_config(scheduler.config, **changes)
-
-
-def add_source_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Declares `--revision`, `--variant`, `--single_file_config` and `--cache_dir`, which `load_pipeline` takes."""
-    parser.add_argument("--revision", help="Branch, tag or commit of the model on the Hub.")
-    parser.add_argument("--variant", help="Variant of the model files, e.g. fp16.")
-    parser.add_argument(
-        "--single_file_config",
-        help="For a single .safetensors file: folder or Hub id of a pipeline with its configuration and"
-        " tokenizers; the default is the original model's id, which diffusers infers.",
-    )
-    parser.add_argument("--cache_dir", help="Where downloads and caches are kept; default: HF_HOME.")

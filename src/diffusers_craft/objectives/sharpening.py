@@ -7,6 +7,7 @@ worst one. Trajectories are chosen without gradient and their states evaluated a
 gradients through the moves.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -39,7 +40,8 @@ class Trajectories(NamedTuple):
     states: torch.Tensor  # (m, B, n, C, h, w)
     times: torch.Tensor  # (m, B) int64
     valid: torch.Tensor  # (m, B) bool
-    noises: torch.Tensor  # (B, n, C, h, w) that made the first states
+    latents: torch.Tensor  # (B, n, C, h, w) clean latents that the first states were made of,
+    noises: torch.Tensor  # (B, n, C, h, w) and their noises
     rewards: torch.Tensor  # (B, n) mean over the valid states, NaN where the reward abstained from one
 
 
@@ -56,8 +58,8 @@ def follow(
     """Noises clean latents in n ways and follows each for m states, `stride` timesteps apart.
 
     Args:
-        latents (`torch.Tensor`): (B, C, h, w) clean latents, or (B, n, C, h, w) with one for each noise.
-        noises (`torch.Tensor`): (B, n, C, h, w) standard normal.
+        latents, noises (`torch.Tensor`): (B, n, C, h, w) clean latents, as a rule n times the same, and standard normal
+            noise.
         starts (`torch.Tensor`): (B,) int64 time of the first state.
         conditioning (`dict`): name -> (B, ...).
         context (`Context`): predicts, and scores clean estimates.
@@ -71,8 +73,7 @@ def follow(
     times = starts - offsets
     valid, times = times >= 0, times.clamp(min=0)
     levels = context.path.levels[times]  # (m, B)
-    clean = latents.expand_as(noises) if latents.ndim == noises.ndim else latents[:, None].expand_as(noises)
-    current = context.path.mix(clean.flatten(0, 1), noises.flatten(0, 1), levels[0][owner])
+    current = context.path.mix(latents.flatten(0, 1), noises.flatten(0, 1), levels[0][owner])
     states, total = [], torch.zeros(count, ways, device=latents.device)
     needs_rewards = ways > 1
     for step in range(num_states):
@@ -88,44 +89,40 @@ def follow(
         if not is_last:
             current = context.path.move(current, output, levels[step][owner], levels[step + 1][owner])
     shape = (num_states, *noises.shape)
-    return Trajectories(torch.stack(states).reshape(shape), times, valid, noises, total / valid.sum(0)[:, None])
+    rewards = total / valid.sum(0)[:, None]
+    return Trajectories(torch.stack(states).reshape(shape), times, valid, latents, noises, rewards)
 
 
 def chosen_states(
-    paths: Trajectories, choice: torch.Tensor, judged: torch.Tensor, latents: torch.Tensor, batch: Batch, path: Any
+    paths: Trajectories, choices: Sequence[torch.Tensor], judged: torch.Tensor, batch: Batch, path: Any
 ) -> Batch:
-    """The valid states of one trajectory per latent, as S rows; `weights` are 1 / (number of the latent's states).
+    """The valid states of one trajectory per latent and choice: S rows of the first choice, then S of the next.
 
     Args:
         paths (`Trajectories`): of B latents.
-        choice (`torch.Tensor`): (B,) int64 in [0, n).
-        judged (`torch.Tensor`): (B,) bool whether a latent counts; `weights` are 0 where it does not.
-        latents (`torch.Tensor`): (B, C, h, w) clean latents, or (B, n, C, h, w), that the trajectories started from.
+        choices (`Sequence[torch.Tensor]`): (B,) int64 in [0, n) each.
+        judged (`torch.Tensor`): (B,) bool whether a latent counts. `weights` are 1 / (number of the latent's states), and
+            0 where it does not.
         batch (`Batch`): of B rows, for their conditioning.
         path (`NoisePath`): of the base.
     """
     step, unit = paths.valid.nonzero(as_tuple=True)  # (S,) each, first states first
-    times, states, noises = (
-        paths.times[step, unit],
-        paths.states[step, unit, choice[unit]],
-        paths.noises[unit, choice[unit]],
-    )
+    extras = {"unit": unit, "step": step, "num_units": paths.valid.shape[1], "judged": judged}
+    way = torch.cat([choice[unit] for choice in choices])
+    step, unit = step.repeat(len(choices)), unit.repeat(len(choices))
+    times, states, noises = paths.times[step, unit], paths.states[step, unit, way], paths.noises[unit, way]
     levels = path.levels[times]
     # Later states have left the line of latents and noise. What a model says there in whose eyes the noise is still this
     # one means other latents; the first states may be pure noise, which means none.
-    starts = latents[unit] if latents.ndim < paths.noises.ndim else latents[unit, choice[unit]]
-    clean = torch.where(
-        (step == 0).reshape(-1, *[1] * (states.ndim - 1)), starts, path.implied_clean(states, noises, levels)
-    )
-    weights = judged[unit] / paths.valid.sum(0)[unit].float()
-    extras = {"unit": unit, "step": step, "num_units": paths.valid.shape[1], "judged": judged}
+    is_first = (step == 0).reshape(-1, *[1] * (states.ndim - 1))
+    clean = torch.where(is_first, paths.latents[unit, way], path.implied_clean(states, noises, levels))
     return Batch(
         noisy_latents=states,
         times=times,
         timesteps=path.labels[times],
         conditioning={name: value[unit] for name, value in batch.conditioning.items()},
         target=path.target(clean, noises, levels),
-        weights=weights,
+        weights=judged[unit] / paths.valid.sum(0)[unit].float(),
         error_scale=path.noise_error_scale(levels),
         extras=extras,
     )
@@ -145,7 +142,7 @@ class SFTSharpening(Objective):
 
     Args:
         num_noises (`int`, *optional*, defaults to 3): n; 1 needs no reward.
-        num_states (`int`, *optional*, defaults to 3): m. n = m = 1 is plain fine-tuning.
+        num_states (`int`, *optional*, defaults to 3): m. n = m = 1 is plain fine-tuning, by the error of the noise.
         grid_steps (`int`, *optional*, defaults to 50): DDIM steps of a whole path, so that a move is T / grid_steps.
     """
 
@@ -174,11 +171,11 @@ class SFTSharpening(Objective):
     def prepare(self, batch: Batch, context: Context) -> Batch:
         fresh = context.normal("noises", self.num_noises - 1, *batch.noise.shape[1:])
         noises = torch.cat([batch.noise[:, None], fresh.to(batch.noise)], dim=1)
-        paths = self._follow(batch.latents, noises, batch, context)
+        paths = self._follow(batch.latents[:, None].expand_as(noises), noises, batch, context)
         best, _, gaps, judged = best_and_worst(paths.rewards)
         if self.num_noises == 1:
             judged = torch.ones_like(judged)
-        chosen = chosen_states(paths, best, judged, batch.latents, batch, context.path)
+        chosen = chosen_states(paths, [best], judged, batch, context.path)
         return chosen._replace(extras=chosen.extras | {"gaps": gaps})
 
     def loss(self, batch: Batch, prediction: torch.Tensor, reference: torch.Tensor | None = None) -> LossOutput:
@@ -277,20 +274,10 @@ class RLHFSharpening(SFTSharpening):
     def prepare(self, batch: Batch, context: Context) -> Batch:
         latents, noises = self._starts(batch, context)
         paths = self._follow(latents, noises, batch, context)
-        highest, lowest, gaps, judged = best_and_worst(paths.rewards)
-        best = chosen_states(paths, highest, judged, latents, batch, context.path)
-        worst = chosen_states(paths, lowest, judged, latents, batch, context.path)
-        both = {name: torch.cat([value, value]) for name, value in best.conditioning.items()}
-        return best._replace(
-            noisy_latents=torch.cat([best.noisy_latents, worst.noisy_latents]),
-            times=best.times.repeat(2),
-            timesteps=best.timesteps.repeat(2),
-            conditioning=both,
-            target=torch.cat([best.target, worst.target]),
-            weights=torch.cat([best.weights, -worst.weights]),
-            error_scale=None if best.error_scale is None else best.error_scale.repeat(2),
-            extras=best.extras | {"gaps": gaps},
-        )
+        best, worst, gaps, judged = best_and_worst(paths.rewards)
+        chosen = chosen_states(paths, [best, worst], judged, batch, context.path)
+        liked, disliked = chosen.weights.chunk(2)
+        return chosen._replace(weights=torch.cat([liked, -disliked]), extras=chosen.extras | {"gaps": gaps})
 
     def loss(self, batch: Batch, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
         extras = batch.extras
@@ -309,16 +296,16 @@ class RLHFSharpening(SFTSharpening):
         return LossOutput(loss, pair_metrics(changes) | self._metrics(extras))
 
     def _starts(self, batch: Batch, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
-        """Clean latents (B, C, h, w) or (B, n, C, h, w), and the noises (B, n, C, h, w) to put on them."""
+        """Clean latents, and the noises to put on them: (B, n, C, h, w) each."""
         shape = batch.latents.shape[1:]
         fresh = context.normal("noises", self.num_noises, *shape).to(batch.latents)
         check_range("generation_steps", self.generation_steps, 0, len(context.path))
         if not self.generation_steps:
-            return batch.latents, fresh
+            return batch.latents[:, None].expand_as(fresh), fresh
         images = self.num_noises if self.image_sharing == "n" else 1
         noise = context.normal("generation", images, *shape).to(batch.latents)
         latents = self._generate(noise, batch.conditioning, context)
-        return (latents if images > 1 else latents[:, 0]), (fresh if self.fresh_noise else noise)
+        return latents.expand_as(fresh), (fresh if self.fresh_noise else noise)
 
     def _generate(self, noise: torch.Tensor, conditioning: dict[str, torch.Tensor], context: Context) -> torch.Tensor:
         """Clean latents (B, n, C, h, w) from noise of that shape."""

@@ -11,6 +11,7 @@ from PIL import Image
 from ..core.records import derive_seed
 from ..errors import UserError
 from ..models.family import Components, Family
+from ..models.latents import decode
 from ..objectives.base import Batch, Objective
 from ..scoring.scorer import CompositeScorer
 from .run import TrainingRun
@@ -106,11 +107,8 @@ class TrainingContext:
     @torch.no_grad()
     def score(self, latents: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """(B,) rewards of clean latents (B, C, h, w) for the captions of the micro-batch's rows (B,)."""
-        scaled = (latents / self._vae.config.scaling_factor).to(self._vae.dtype)
-        with torch.autocast(scaled.device.type, enabled=False):  # SDXL's VAE overflows in float16
-            pixels = torch.cat([self._vae.decode(part, return_dict=False)[0] for part in scaled.split(16)])
-        pixels = ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        images = [Image.fromarray(picture) for picture in pixels]
+        pixels = ((decode(self._vae, latents) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        images = [Image.fromarray(picture) for picture in pixels.permute(0, 2, 3, 1).cpu().numpy()]
         scores = self.scorer.score(self._captions(rows), images)
         return torch.as_tensor(scores, dtype=torch.float32, device=latents.device)
 

@@ -33,12 +33,12 @@ from diffusers.optimization import get_scheduler
 from PIL import Image
 from torchvision import transforms
 
-from diffusers_craft import SD15, SDXL, TrainingRun, craft_loss
+from diffusers_craft import SD15, SDXL, SFT, TrainingRun, TrainingSettings, craft_loss
 from diffusers_craft.scripts import (
     Components,
     ModelSource,
+    NoisePath,
     TrainingData,
-    add_training_arguments,
     create_accelerator,
     prepare_training_data,
 )
@@ -112,7 +112,7 @@ def list_batches(dataset: Dataset, components: Components, batch_size: int) -> I
 SHAPES = {"tiny-sd15": (SD15, encoding_batches), "tiny-sdxl": (SDXL, list_batches)}
 
 
-def stock_steps(model: str, dataset: Dataset, accelerator: Accelerator, args: argparse.Namespace) -> Iterator[float]:
+def stock_steps(model: str, dataset: Dataset, accelerator: Accelerator, args: TrainingSettings) -> Iterator[float]:
     """The stock loop; yields the mean loss of every optimizer step."""
     backbone, batches = SHAPES[model]
     components = backbone.load(ModelSource(model))
@@ -142,17 +142,16 @@ def stock_steps(model: str, dataset: Dataset, accelerator: Accelerator, args: ar
             train_loss = 0.0
 
 
-def our_steps(model: str, dataset: Dataset, accelerator: Accelerator, args: argparse.Namespace) -> Iterator[float]:
+def our_steps(model: str, dataset: Dataset, accelerator: Accelerator, args: TrainingSettings) -> Iterator[float]:
     """The loop of our scripts; yields the latest loss that it has read, if any."""
-    backbone, source = SHAPES[model][0], ModelSource(model)
-    components = backbone.load(source)
-    run = TrainingRun(
-        args, accelerator, backbone, source, components, prepare_training_data(dataset, backbone, components, args)
-    )
+    backbone, objective = SHAPES[model][0], SFT()
+    components = backbone.load(ModelSource(model))
+    data = prepare_training_data(dataset, backbone, components, args, objective)
+    run = TrainingRun(args, accelerator, backbone, components, data, objective)
     for step in run.steps():
         for batch in run.micro_batches(step):
             prediction = backbone.predict(run.denoiser, batch.noisy_latents, batch.timesteps, batch.conditioning)
-            loss = craft_loss(prediction, batch.target, batch.advantages, batch.timestep_weights)
+            loss = craft_loss(prediction, batch.target, batch.weights, batch.timestep_weights)
             run.backward(loss, prediction, batch)
         run.finish_step()
         yield run.log.history[-1]["train_loss"] if run.log.history else float("nan")
@@ -167,11 +166,16 @@ def timed(steps: Iterator[float]) -> tuple[float, float]:
 def measure(model: str, rounds: int) -> dict[str, Any]:
     """Both loops in turns; the ratio is the median of each round's own."""
     with tempfile.TemporaryDirectory() as folder:
-        parser = argparse.ArgumentParser()
-        add_training_arguments(parser, SHAPES[model][0])
-        flags = [f"--pretrained_model_name_or_path={model}", "--dataset_name=x", f"--resolution={RESOLUTION}"]
-        flags += [f"--output_dir={folder}/out", f"--cache_dir={folder}", "--loss=sft", "--report_to=none"]
-        args = parser.parse_args([*flags, f"--max_train_steps={rounds + 1}"])
+        args = TrainingSettings(
+            pretrained_model_name_or_path=model,
+            backbone=model.removeprefix("tiny-"),
+            dataset_name="x",
+            resolution=RESOLUTION,
+            output_dir=f"{folder}/out",
+            cache_dir=folder,
+            report_to="none",
+            max_train_steps=rounds + 1,
+        )
         accelerator, dataset = create_accelerator(args), make_dataset()
         loops = [loop(model, dataset, accelerator, args) for loop in (our_steps, stock_steps)]
         turns = [[timed(loop) for loop in loops] for _ in range(rounds + 1)][1:]  # the first one warms up
@@ -199,13 +203,14 @@ def milliseconds_a_sample(rows: int = 8) -> dict[str, float]:
     latents, ones = tensors.pop("latents")[None, :rows], torch.ones(rows)
     sizes = SDXL.size_conditioning(torch.ones(rows, 2), torch.ones(rows, 2), torch.ones(rows, 2))
     data = TrainingData(latents, torch.ones_like(latents), tensors, torch.arange(rows), sizes, ones)
+    path = NoisePath.from_scheduler(DDPMScheduler(beta_schedule="scaled_linear"))
 
     def stock(row: int) -> None:
         sample = {name: torch.tensor(value) for name, value in table[row].items()}
         torch.randn_like(sample["latents"])
 
     def ours(row: int) -> None:
-        data.draw(0, [row], torch.tensor([row]), seed=0, num_timesteps=1000, caption_dropout=0.0)
+        data.draw(0, [row], torch.tensor([row]), seed=0, path=path, caption_dropout=0.0)
 
     result = {}
     for name, read in (("stock", stock), ("ours", ours)):

@@ -25,15 +25,15 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from diffusers_craft import SD15, SDXL, TrainingRun, craft_loss
+from diffusers_craft import SD15, SDXL, SFT, TrainingRun, TrainingSettings, craft_loss
 from diffusers_craft.scripts import (
     Components,
-    ModelSource,
+    NoisePath,
     TrainingData,
-    add_training_arguments,
-    check_training_arguments,
+    add_fields,
     create_accelerator,
     forward_flops,
+    from_args,
     run_script,
     speed_report,
 )
@@ -106,15 +106,14 @@ def unet_inputs(family: str, unet: UNet2DConditionModel, rows: int, resolution: 
     return {"prompts": prompts, "sizes": sizes, "shape": (config.in_channels, side, side)}
 
 
-def parse_flags(configuration: Configuration, output_dir: str, *more: str) -> argparse.Namespace:
-    """The training script's arguments for a configuration."""
+def parse_flags(configuration: Configuration, output_dir: str, *more: str) -> TrainingSettings:
+    """The training script's settings for a configuration."""
     parser = argparse.ArgumentParser()
-    add_training_arguments(parser, BACKBONES[configuration.family])
-    fixed = ["--pretrained_model_name_or_path=random", "--dataset_name=random", f"--output_dir={output_dir}"]
+    add_fields(parser, TrainingSettings)
+    fixed = [f"--backbone={configuration.family}"]
+    fixed += ["--pretrained_model_name_or_path=random", "--dataset_name=random", f"--output_dir={output_dir}"]
     fixed += ["--gradient_accumulation_steps=2", "--report_to=none"]
-    args = parser.parse_args([*fixed, *configuration.flags.split(), *more])
-    check_training_arguments(args)
-    return args
+    return from_args(TrainingSettings, parser.parse_args([*fixed, *configuration.flags.split(), *more]))
 
 
 def measure(configuration: Configuration, rounds: int, smoke: bool) -> dict[str, Any]:
@@ -130,17 +129,18 @@ def measure(configuration: Configuration, rounds: int, smoke: bool) -> dict[str,
             torch.cuda.set_per_process_memory_fraction(min(1.0, configuration.memory_gb * 1e9 / total))
         with accelerator.device:  # initialised where it trains: seconds instead of a minute
             unet = build_unet(family, **overrides)
-        components = Components(unet, DDPMScheduler(beta_schedule="scaled_linear"), False)
+        path = NoisePath.from_scheduler(DDPMScheduler(beta_schedule="scaled_linear"))
+        components = Components(unet, path, vae=None, pipeline=None)
         inputs = unet_inputs(family, unet, ROWS, args.resolution)
         latents = torch.randn(1, ROWS, *inputs["shape"])
         rows, ones = torch.arange(ROWS - 1).repeat(2)[:ROWS], torch.ones(ROWS)  # the last prompt is the empty one
         data = TrainingData(latents, torch.ones_like(latents), inputs["prompts"], rows, inputs["sizes"], ones)
-        run = TrainingRun(args, accelerator, backbone, ModelSource("random"), components, data)
+        run = TrainingRun(args, accelerator, backbone, components, data, SFT())
         seconds = [step_seconds(run, backbone, step) for step in run.steps()][2:]
         run.progress.close()
     conditioning = {name: value[:1] for name, value in (inputs["prompts"] | inputs["sizes"]).items()}
     with run.meter.pause():
-        flops = forward_flops(backbone, unet.config, latents[0, :1], conditioning)
+        flops = forward_flops(backbone, unet, latents[0, :1], conditioning)
     images = args.train_batch_size * args.gradient_accumulation_steps
     report = speed_report(run.meter, images, flops, accelerator.mixed_precision, frozen=args.use_lora)
     report["device_hours"] = backbone.max_train_steps * images / report["images_per_second"] / 3600  # of the recipe
@@ -154,7 +154,7 @@ def step_seconds(run: TrainingRun, backbone: Any, step: int) -> float:
     start = time.perf_counter()
     for batch in run.micro_batches(step):
         prediction = backbone.predict(run.denoiser, batch.noisy_latents, batch.timesteps, batch.conditioning)
-        run.backward(craft_loss(prediction, batch.target, batch.advantages), prediction, batch)
+        run.backward(craft_loss(prediction, batch.target, batch.weights), prediction, batch)
     run.finish_step()
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -17,8 +17,8 @@ from datasets import Dataset
 
 from diffusers_craft import SD15, SDXL, GenerationSettings, generate_images, load_pipeline, load_prompts
 from diffusers_craft.scripts import (
+    DataSettings,
     ModelSource,
-    add_training_arguments,
     default_device,
     derive_seed,
     prepare_training_data,
@@ -30,7 +30,7 @@ def encoded_and_generated(args: argparse.Namespace) -> tuple[torch.Tensor, torch
     """(n, C, h, w) each: means and deviations of the encoded pictures, and the generated latents as a build keeps them."""
     device = default_device()
     pipeline = load_pipeline(args.pretrained_model_name_or_path, device=device)
-    backbone = SDXL if type(pipeline).__name__ == SDXL.pipeline_class else SD15
+    family = SDXL if type(pipeline).__name__ == SDXL.pipeline_class else SD15
     settings = GenerationSettings(num_inference_steps=args.num_inference_steps, batch_size=16).resolve(pipeline)
     prompts = load_prompts(args.prompts, num_prompts=args.num_prompts)
     made = generate_images(pipeline, prompts, [derive_seed(0, "roundtrip", prompt) for prompt in prompts], settings)
@@ -38,16 +38,12 @@ def encoded_and_generated(args: argparse.Namespace) -> tuple[torch.Tensor, torch
     columns["latent_vae"] = [vae_fingerprint(pipeline.vae)] * len(prompts)
     dataset = Dataset.from_dict(columns).select(np.flatnonzero(made.valid))
 
-    components = backbone.load(ModelSource(args.pretrained_model_name_or_path), device)
-    parser = argparse.ArgumentParser()
-    add_training_arguments(parser, backbone)
-    flags = ["--pretrained_model_name_or_path=x", f"--resolution={settings.resolution}", "--loss=sft"]
+    components = family.load(ModelSource(args.pretrained_model_name_or_path), device)
     with tempfile.TemporaryDirectory() as cache:
+        common = {"resolution": settings.resolution, "cache_dir": cache}
         encoded, stored = (
-            prepare_training_data(
-                dataset, backbone, components, parser.parse_args([*flags, f"--cache_dir={cache}", *more])
-            )
-            for more in ([], ["--use_generated_latents"])
+            prepare_training_data(dataset, family, components, DataSettings(use_generated_latents=exact, **common))
+            for exact in (False, True)
         )
     return encoded.latents[0], encoded.latent_stds[0], stored.latents[0]
 

@@ -34,7 +34,7 @@ def test_the_published_sizes(benchmark):
         backbone, unet = benchmark.BACKBONES[family], unets[family]
         inputs = benchmark.unet_inputs(family, unet, 1, backbone.resolution)
         conditioning = inputs["prompts"] | inputs["sizes"]
-        flops = benchmark.forward_flops(backbone, unet.config, torch.empty(1, *inputs["shape"]), conditioning)
+        flops = benchmark.forward_flops(backbone, unet, torch.empty(1, *inputs["shape"]), conditioning)
         assert flops / 1e12 == pytest.approx(tflop, abs=1e-4)
 
 

@@ -29,6 +29,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "models.generation": ["generate_candidates", "generation_options"],
         "models.latents": ["vae_fingerprint"],
         "models.loading": ["add_source_arguments"],
+        "models.noise": ["NoisePath"],
         "objectives.craft": ["transform_advantages"],
         "objectives.dpo": ["dpo_loss"],
         "objectives.dspo": ["dspo_loss"],

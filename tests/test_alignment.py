@@ -3,26 +3,28 @@
 
 import importlib.util
 import math
-from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from datasets import Dataset, Image
 from training_driver import ROOT, losses, run_json, same, weights
 
+from diffusers_craft import DPO, SD15, SPO, SFTSharpening, SmPO, TrainingRun, TrainingSettings, register_reward, train
 from diffusers_craft.data.preferences import load_preferences
 from diffusers_craft.data.rows import shuffled_rows
-from diffusers_craft.objectives.dpo import DPO
-from diffusers_craft.objectives.smpo import SmPO
-from diffusers_craft.rewards import register_reward, registry
+from diffusers_craft.data.settings import DataSettings
+from diffusers_craft.rewards import registry
 from diffusers_craft.scoring.scorer import CompositeScorer
-from diffusers_craft.training import loop as alignment
-from diffusers_craft.training.context import AlignmentContext
-from diffusers_craft.training.data import _factors, check_data_arguments, load_pairs, score_preferences
-from diffusers_craft.training.run import TrainingRun
+from diffusers_craft.scripts import objective_from_args
+from diffusers_craft.training import data as training_data
+from diffusers_craft.training import loop
+from diffusers_craft.training.context import TrainingContext
+from diffusers_craft.training.data import check_data_settings, load_pairs, score_preferences
 
 
 SCRIPTS = {
@@ -181,30 +183,30 @@ def pairs(make_images, tmp_path):
     return write
 
 
-def _loaded(script: str, folder: Path, *flags: str):
+def _loaded(folder: Path, reward: Brightness | None = None, **changes):
     """SmPO's pairs before they are encoded, and their factors by caption."""
-    module = _script(script)
-    args = module.parse_args(["--pretrained_model_name_or_path=x", f"--dataset_name={folder}", *flags])
-    check_data_arguments(args, SmPO())
-    found = load_pairs(args, SmPO(), Accelerator(cpu=True))
+    settings = TrainingSettings(pretrained_model_name_or_path="x", dataset_name=str(folder), **changes)
+    check_data_settings(settings, SmPO(), [])
+    scorer = None if reward is None else lambda: CompositeScorer({"x": reward}, {"x": 1.0})
+    found = load_pairs(settings, SmPO(), Accelerator(cpu=True), scorer)
     captions = [found.images[row]["prompt"] for row in found.pairs[:, 0].tolist()]
-    return found, dict(zip(captions, _factors(found, SmPO()).tolist(), strict=True))
+    factors = SmPO().pair_weights(torch.as_tensor(found.scores), found.score_range)
+    return found, dict(zip(captions, factors.tolist(), strict=True))
 
 
 def test_factors_do_not_depend_on_which_pairs_are_chosen(pairs, caplog):
     """The range is that of the dataset, ties too; pairs whose rewards abstained are left out, and counted."""
     folder = pairs(score_0=[0.22, 0.1, None, 0.3, 0.6], score_1=[0.20, 0.2, 0.4, 0.35, float("nan")])
-    (_, factors), (one, best) = _loaded("smpo", folder), _loaded("smpo", folder, "--num_pairs=1")
+    (_, factors), (one, best) = _loaded(folder), _loaded(folder, num_pairs=1)
     assert factors.keys() == {"a", "b", "d"} and "1 of 4 pairs have an image without a score" in caplog.text
     expected = {"a": 0.02, "b": 0.1, "d": 0.05}
     for caption, gap in expected.items():
         assert factors[caption] == pytest.approx(10 * math.tanh(gap / (2 * (0.6 - 0.1))))
     assert best == {"d": factors["d"]} and len(one.images) == 2
-    _, some = _loaded("smpo", folder, "--max_train_samples=2", "--seed=3")
+    _, some = _loaded(folder, max_train_samples=2, seed=3)
     assert len(some) == 2 and some.items() <= factors.items()
-    assert len({tuple(_loaded("smpo", folder, "--max_train_samples=1", f"--seed={i}")[1]) for i in range(8)}) > 1
-    fixed = ["--score_range", "0.11543526500463486", "0.28201571106910706"]
-    _, factors = _loaded("smpo", folder, *fixed)
+    assert len({tuple(_loaded(folder, max_train_samples=1, seed=i)[1]) for i in range(8)}) > 1
+    _, factors = _loaded(folder, score_range=(0.11543526500463486, 0.28201571106910706))
     assert factors["a"] == pytest.approx(10 * math.tanh(0.02 / (2 * (0.28201571106910706 - 0.11543526500463486))))
 
 
@@ -214,7 +216,7 @@ def test_smpo_scores_pairs_that_have_no_scores(align, pairs, brightness):
     assert first["train_loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert sorted(brightness.prompts) == sorted("abcde" * 2)  # each image once, ties too, which count for the range
     brightness.prompts.clear()
-    _, factors = _loaded("smpo", pairs(), "--rewards=brightness", "--score_range", "0", "1", "--max_train_samples=1")
+    _, factors = _loaded(pairs(), brightness, score_range=(0, 1), max_train_samples=1)
     assert len(brightness.prompts) == 2 and len(factors) == 1  # none that is not asked for
     with pytest.raises(ValueError, match="--dataset_name: expected score_0 and score_1, or --rewards to score with"):
         align("smpo", "none", *flags)
@@ -228,37 +230,35 @@ class Abstaining(Brightness):
 
 def test_processes_share_the_scoring(pairs, monkeypatch):
     """Two processes, one after the other: their parts come together in the images' order."""
-    preferences = load_preferences(pairs(), Namespace(pairing="best_worst", dataset_config_name=None, cache_dir=None))
+    preferences = load_preferences(pairs(), DataSettings())
     scorer = CompositeScorer({"x": Abstaining()}, {"x": 1.0})
     whole = score_preferences(preferences, scorer, _process(0, 1))
     parts = []
-    monkeypatch.setattr(alignment, "gather_object", lambda part: parts.append(part[0]) or [np.zeros(5)] * 2)
+    monkeypatch.setattr(training_data, "gather_object", lambda part: parts.append(part[0]) or [np.zeros(5)] * 2)
     for rank in range(2):
         score_preferences(preferences, scorer, _process(rank, 2))
-    monkeypatch.setattr(alignment, "gather_object", lambda part: parts)
+    monkeypatch.setattr(training_data, "gather_object", lambda part: parts)
     both = score_preferences(preferences, scorer, _process(0, 2))
     np.testing.assert_array_equal(both.scores, whole.scores)
     assert both.score_range == whole.score_range > 0 and [len(part) for part in parts] == [5, 5]
     assert np.isnan(whole.scores).any(axis=1).tolist() == [False, True, False, False]
 
 
-def _process(rank: int, processes: int) -> Namespace:
-    return Namespace(process_index=rank, num_processes=processes, is_local_main_process=rank == 0)
+def _process(rank: int, processes: int) -> SimpleNamespace:
+    return SimpleNamespace(process_index=rank, num_processes=processes, is_local_main_process=rank == 0)
 
 
 def test_reference_memory(random_sd15):
     """A frozen copy for full fine-tuning, none with LoRA."""
-    from diffusers_craft.models.stable_diffusion import SD15
-    from diffusers_craft.scripts import ModelSource
 
-    components = SD15.load(ModelSource(str(random_sd15)))
-    base = {"prediction_type": None, "lora_dropout": 0.0, "seed": 0}
-    full = AlignmentContext(DPO(), Namespace(use_lora=False, **base), SD15, components)
-    assert full._frozen is not components.denoiser
-    assert not any(parameter.requires_grad for parameter in full._frozen.parameters())
-    assert AlignmentContext(DPO(), Namespace(use_lora=True, **base), SD15, components)._frozen is None
+    def context(**changes) -> TrainingContext:
+        settings = TrainingSettings(pretrained_model_name_or_path=str(random_sd15), dataset_name="x", **changes)
+        return TrainingContext(DPO(), settings, SD15, SD15.load(settings.source))
+
+    assert not any(parameter.requires_grad for parameter in context()._frozen.parameters())
+    assert context(use_lora=True)._frozen is None
     with pytest.raises(ValueError, match="--lora_dropout: expected 0 beside a reference model, found 0.1"):
-        AlignmentContext(DPO(), Namespace(use_lora=True, **base | {"lora_dropout": 0.1}), SD15, components)
+        context(use_lora=True, lora_dropout=0.1)
 
 
 def test_the_preference_is_learnt(align):
@@ -361,24 +361,25 @@ def test_training_on_a_random_subset(align, method, expected, monkeypatch):
     assert len({(*data.captions, data.images.latents.sum().item()) for data in found}) > 1
 
 
-@pytest.mark.parametrize("script", ["preference", "sharpening"])
-def test_rewards_have_a_default(script, monkeypatch):
+@pytest.mark.parametrize("objective", [SPO(), SFTSharpening()])
+def test_rewards_have_a_default(objective, random_sd15, preference_build, monkeypatch):
     class Stop(Exception):
         pass
 
-    def stop(args):
-        raise Stop(args.rewards)
+    def stop(rewards, *rest):
+        raise Stop(rewards)
 
-    monkeypatch.setattr(alignment, "create_accelerator", stop)
-    module = _script(script)
-    flags = ["--objective=spo"] if script == "preference" else []
+    monkeypatch.setattr(loop, "load_scorer", stop)
+    settings = TrainingSettings(
+        pretrained_model_name_or_path=str(random_sd15), dataset_name=str(preference_build), resolution=64
+    )
+    AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(Stop, match="pickscore"):
-        module.main(module.parse_args(["--pretrained_model_name_or_path=x", "--dataset_name=y", *flags]))
+        train(settings, objective)
 
 
 def test_flags_reach_the_objective():
     module = _script("smpo")
-    args = module.parse_args(
-        ["--pretrained_model_name_or_path=x", "--backbone=sdxl", "--beta=5000", "--grid=official"]
-    )
-    assert (args.beta, args.grid, args.gamma, args.resolution) == (5000.0, "official", None, 1024)
+    args = module.parse_args(["--pretrained_model_name_or_path=x", "--backbone=sdxl", "--grid=official", "--gamma=3"])
+    objective = objective_from_args(SmPO, args, [SmPO])
+    assert (objective.beta, objective.grid, objective.gamma) == (5000.0, "official", 3.0)

@@ -3,25 +3,27 @@
 
 import io
 import json
-from argparse import Namespace
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Image
 
+from diffusers_craft.data.encoding import read_captions
 from diffusers_craft.data.preferences import (
     best_pairs,
     composite_scores,
-    distinct_prompts,
     labels_of_pairs,
     load_preferences,
+    prompts_of_build,
     random_rows,
 )
 from diffusers_craft.data.rows import PairData, TrainingData
+from diffusers_craft.data.settings import DataSettings
+from diffusers_craft.models.noise import NoisePath
 
 
-OPTIONS = Namespace(pairing="best_worst", num_pairs=None, dataset_config_name=None, cache_dir=None)
+OPTIONS = DataSettings()
 
 
 def _bytes(image) -> bytes:
@@ -40,13 +42,13 @@ def test_pairs_of_a_build(preference_build):
     for group, winner, loser in zip((2, 1, 0), winners, losers, strict=True):
         members = composite[groups == group]
         assert winner == members.max() and loser == members.min()
-    top = load_preferences(preference_build, Namespace(**vars(OPTIONS) | {"num_pairs": 1}))
+    top = load_preferences(preference_build, DataSettings(num_pairs=1))
     assert len(top.pairs) == 1 and len(top.images) == 2
     assert top.images[int(top.pairs[0, 0])]["image"].size == (64, 64)
 
 
 def test_the_baseline_loses_to_the_best_refined_image(preference_build):
-    found = load_preferences(preference_build, Namespace(**vars(OPTIONS) | {"pairing": "best_baseline"}))
+    found = load_preferences(preference_build, DataSettings(pairing="best_baseline"))
     composite, groups, variants = composite_scores(preference_build)
     assert found.scores[:, 1].tolist() == [composite[(groups == g) & (variants == 0)][0] for g in (2, 1, 0)]
 
@@ -172,7 +174,7 @@ def test_a_dataset_without_pairs_is_refused(dataset_folder, tmp_path):
     with pytest.raises(ValueError, match="--dataset_name: expected a build's folder or a dataset of pairs, found"):
         load_preferences(tmp_path / "nothing", OPTIONS)
     with pytest.raises(ValueError, match="--pairing: expected a build's folder with best_baseline, found a dataset"):
-        load_preferences(dataset_folder / "dataset", Namespace(**vars(OPTIONS) | {"pairing": "best_baseline"}))
+        load_preferences(dataset_folder / "dataset", DataSettings(pairing="best_baseline"))
 
 
 def test_an_unfinished_build_is_refused(preference_build, tmp_path):
@@ -187,15 +189,15 @@ def test_labels_like_what_won_at_least_once():
 
 
 def test_prompts(preference_build):
-    assert distinct_prompts(preference_build, None, "prompt") == [f"thing {i}" for i in range(4)]
-    dataset = Dataset.from_dict({"text": ["b", "a", "b"]})
-    assert distinct_prompts("org/data", dataset, "text") == ["b", "a"]
+    assert prompts_of_build(preference_build) == [f"thing {i}" for i in range(4)]
+    dataset, settings = Dataset.from_dict({"text": ["b", "a", "b"]}), DataSettings(caption_column="text")
+    assert read_captions(dataset, settings) == ["b", "a", "b"]
     with pytest.raises(
         ValueError, match=r"--caption_column: expected one of the dataset's columns \(text\), found 'x'"
     ):
-        distinct_prompts("org/data", dataset, "x")
+        read_captions(dataset, DataSettings(caption_column="x"))
     with pytest.raises(ValueError, match="--caption_column: expected text in column 'text', found None in row 1"):
-        distinct_prompts("org/data", Dataset.from_dict({"text": ["b", None]}), "text")
+        read_captions(Dataset.from_dict({"text": ["b", None]}), settings)
 
 
 def test_pairs_share_their_time_noise_and_dropped_captions():
@@ -205,18 +207,19 @@ def test_pairs_share_their_time_noise_and_dropped_captions():
         prompts={"encoder_hidden_states": torch.arange(4.0).reshape(4, 1, 1)},  # the last one is the empty caption
         prompt_rows=torch.tensor([0, 0, 1, 1, 2, 2]),
         sizes={},
-        advantages=torch.ones(6),
+        weights=torch.ones(6),
     )
     data = PairData(images, torch.tensor([[1, 0], [2, 3], [5, 4]]), torch.tensor([1.0, 0.5, 2.0]))
-    draw = data.draw(3, range(4), torch.tensor([2, 0, 1, 2]), seed=0, num_timesteps=1000, caption_dropout=0.5)
-    for name in ("noise", "timesteps"):
+    path = NoisePath("epsilon", torch.linspace(0.999, 0.005, 1000), torch.arange(1000))
+    draw = data.draw(3, range(4), torch.tensor([2, 0, 1, 2]), seed=0, path=path, caption_dropout=0.5)
+    for name in ("noise", "times"):
         assert torch.equal(*getattr(draw, name).chunk(2))
     assert torch.equal(*draw.conditioning["encoder_hidden_states"].chunk(2))
     assert draw.rows.tolist() == [5, 1, 2, 5, 4, 0, 3, 4]
     assert draw.latents[:, 0, 0, 0].tolist() == draw.rows.tolist()
-    assert draw.advantages.tolist() == [2.0, 1.0, 0.5, 2.0, -2.0, -1.0, -0.5, -2.0]
-    assert len(draw.timesteps.unique()) > 1  # but pairs differ from each other
-    assert len(data) == 3 and not (data.advantages < 0).any()
+    assert draw.weights.tolist() == [2.0, 1.0, 0.5, 2.0, -2.0, -1.0, -0.5, -2.0]
+    assert len(draw.times.unique()) > 1  # but pairs differ from each other
+    assert len(data) == 3 and not (data.weights < 0).any()
 
 
 def test_composite_scores_use_the_builds_own_constants(preference_build):

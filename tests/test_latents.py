@@ -3,7 +3,6 @@
 
 import json
 import shutil
-from argparse import ArgumentParser, Namespace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,15 +10,16 @@ import pytest
 import torch
 from datasets import Dataset
 
+from diffusers_craft import SDXL, SFT, TrainingSettings
 from diffusers_craft.data.encoding import prepare_prompt_data, prepare_training_data
 from diffusers_craft.data.pictures import as_vae_input
-from diffusers_craft.models.families import SDXL, ModelSource
+from diffusers_craft.data.settings import DataSettings
 from diffusers_craft.models.generation import GenerationSettings, generate_images
 from diffusers_craft.models.latents import decode, encode_images, latent_factor, latent_shape, vae_fingerprint
 from diffusers_craft.models.loading import load_pipeline
 from diffusers_craft.objectives.spo import SPO
-from diffusers_craft.training.args import add_training_arguments
-from diffusers_craft.training.context import AlignmentContext
+from diffusers_craft.scripts import ModelSource
+from diffusers_craft.training.context import TrainingContext
 
 
 SCALES = {
@@ -83,12 +83,11 @@ def test_the_pipelines_decode_alike(model):
     assert difference > 1 if "shift_factor" in scales else difference <= 1
 
 
-def _prepared(folder, tmp_path, columns: dict, *flags: str):
-    parser = ArgumentParser()
-    add_training_arguments(parser, SDXL)
-    args = ["--pretrained_model_name_or_path=x", "--resolution=64", "--loss=sft", "--caption_column=prompt"]
-    args = parser.parse_args([*args, "--center_crop", f"--cache_dir={tmp_path}", *flags])
-    return prepare_training_data(Dataset.from_dict(columns), SDXL, SDXL.load(ModelSource(str(folder))), args)
+def _prepared(folder, tmp_path, columns: dict, **changes):
+    settings = DataSettings(dataset_name="x", resolution=64, center_crop=True, cache_dir=str(tmp_path), **changes)
+    return prepare_training_data(
+        Dataset.from_dict(columns), SDXL, SDXL.load(ModelSource(str(folder))), settings, SFT()
+    )
 
 
 def test_training_reads_and_checks_the_same_latents(model, make_images, pixels, tmp_path):
@@ -99,14 +98,14 @@ def test_training_reads_and_checks_the_same_latents(model, make_images, pixels, 
     torch.testing.assert_close(data.latents[0], means)
     torch.testing.assert_close(data.latent_stds[0], stds)
     # Without a fingerprint, stored latents are compared with encoded ones: an unscaled one would be far off.
-    stored = _prepared(folder, tmp_path, columns | {"latent": list(means.numpy())}, "--use_generated_latents")
+    stored = _prepared(folder, tmp_path, columns | {"latent": list(means.numpy())}, use_generated_latents=True)
     assert torch.equal(stored.latents[0], means)
     with torch.no_grad():
         unscaled = vae.encode(pixels).latent_dist.mean.numpy()
     if scales["scaling_factor"] > 1:
         return  # near enough to be another picture of the same VAE
     with pytest.raises(ValueError, match="--use_generated_latents: expected latents of this model's VAE"):
-        _prepared(folder, tmp_path, columns | {"latent": list(unscaled)}, "--use_generated_latents")
+        _prepared(folder, tmp_path, columns | {"latent": list(unscaled)}, use_generated_latents=True)
 
 
 def test_the_cache_belongs_to_the_scale(random_sdxl, make_images, tmp_path):
@@ -127,7 +126,8 @@ def test_rewards_see_what_generation_shows(model, pixels):
     seen = []
     scorer = SimpleNamespace(score=lambda prompts, images: seen.extend(images) or np.zeros(len(images), np.float32))
     components = SDXL.load(ModelSource(str(folder)))
-    context = AlignmentContext(SPO(), Namespace(use_lora=False), SDXL, components, scorer)
+    settings = TrainingSettings(pretrained_model_name_or_path=str(folder), dataset_name="x")
+    context = TrainingContext(SPO(), settings, SDXL, components, scorer)
     context._captions = lambda rows: ["a"] * len(rows)
     means = encode_images(vae, pixels)[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -152,6 +152,6 @@ def test_shapes_and_fingerprints(model):
     assert latent_factor(vae) == 8 and latent_shape(vae, 64) == (4, 8, 8)
     shown = " ".join(f"{name}={value}" for name, value in scales.items())
     assert vae_fingerprint(vae).startswith(f"{shown} encoder=")
-    args = Namespace(resolution=64)
-    data = prepare_prompt_data(["a", "a", "b"], SDXL, SDXL.load(ModelSource(str(folder))), args)
+    settings = DataSettings(dataset_name="x", resolution=64)
+    data = prepare_prompt_data(["a", "a", "b"], SDXL, SDXL.load(ModelSource(str(folder))), settings)
     assert data.latents.shape == (1, 3, 4, 8, 8) and not data.latents.any()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from objective_driver import SCHEDULE, gradient, random_latents, small_net
 
+from diffusers_craft import TrainingSettings
 from diffusers_craft.models.noise import Draw, NoisePath, diffuse
 from diffusers_craft.objectives.base import Batch
 from diffusers_craft.objectives.craft import craft_loss
@@ -22,7 +23,8 @@ from diffusers_craft.objectives.mapo import MaPO, bounded_likelihood, mapo_loss
 from diffusers_craft.objectives.sharpening import RLHFSharpening, SFTSharpening
 from diffusers_craft.objectives.smpo import SmPO, smoothing_factors, smpo_loss
 from diffusers_craft.objectives.spo import SPO, spo_log_ratios, spo_loss
-from diffusers_craft.training.objective_args import add_alignment_arguments, add_objective_options, objective_from_args
+from diffusers_craft.scripts import add_fields, add_objective_options, from_args, objective_from_args
+from diffusers_craft.training.data import check_data_settings
 
 
 ERRORS = torch.tensor([0.10, 0.20], dtype=torch.float64)  # m_w, m_l
@@ -301,9 +303,12 @@ def test_pair_metrics(net):
 
 def _objective_of_flags(kind, *flags):
     parser = argparse.ArgumentParser()
-    add_alignment_arguments(parser, flags, learning_rate=1e-5)
+    add_fields(parser, TrainingSettings)
     add_objective_options(parser, [kind])
-    return objective_from_args(kind, parser.parse_args(["--pretrained_model_name_or_path=x", *flags]), [kind])
+    args = parser.parse_args(["--pretrained_model_name_or_path=x", "--dataset_name=x", *flags])
+    objective = objective_from_args(kind, args, [kind])
+    check_data_settings(from_args(TrainingSettings, args), objective, [])
+    return objective
 
 
 @pytest.mark.parametrize("kind", [InPO, SmPO])

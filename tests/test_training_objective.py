@@ -77,7 +77,7 @@ def test_a_noise_offset_reaches_the_loss(train, kept, random_sd15):
     assert found == pytest.approx(_reference_loss(random_sd15, kept["batches"]), rel=1e-4)
     shifted = [batch.noise for batch in kept["batches"][0]]
     assert losses(train("sd15", "plain", *STEP))[0] != pytest.approx(found, rel=1e-3)
-    for noise, batch in zip(shifted, kept["batches"], strict=True):
+    for noise, batch in zip(shifted, kept["batches"][0], strict=True):
         offsets = noise - batch.noise
         assert offsets.abs().max() > 0.1
         torch.testing.assert_close(offsets, offsets[:, :, :1, :1].expand_as(offsets), rtol=0, atol=1e-5)

@@ -153,6 +153,16 @@ def test_a_family(run, home, tiny_sd3, monkeypatch):
     assert changed and all("attn.to_" in name for name in changed)
 
 
+def test_metrics(run, home):
+    results = run("A metric")["results"]
+    found = {(row["metric"], row["model"]): row["mean"] for row in results.rows if row["category"] is None}
+    names = ["exact", "aesthetic", "brightness", "diversity", "color_distance"]
+    assert list(dict.fromkeys(metric for metric, _ in found)) == names
+    assert found["color_distance", "same"] == 0 and found["color_distance", "tiny-sd15"] is None
+    assert found["diversity", "same"] == found["diversity", "tiny-sd15"] > 0
+    assert "color_distance" in (home / "outputs" / "evaluation" / "table.md").read_text()
+
+
 def test_rounds(run, home):
     run("Rounds")
     first, second = record(home / "outputs/round-0/model"), record(home / "outputs/round-1/model")

@@ -43,8 +43,8 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     add_reward_arguments(parser.add_argument_group("rewards"), ["hps_v2.1", "pickscore", "aesthetic"])
     out = parser.add_argument_group("output")
     out.add_argument("--output_dir", required=True, help="The work folder; a run with the same images goes on there.")
-    files = "Tables to write, .parquet or .csv each; default: OUTPUT_DIR/scores.parquet."
-    out.add_argument("--output_file", nargs="+", help=files)
+    text = "Tables to write, .parquet or .csv each; default: OUTPUT_DIR/scores.parquet."
+    out.add_argument("--output_file", nargs="+", help=text)
     out.add_argument("--device", help="Default: the GPU of this rank if there is one, else the CPU.")
     return parser.parse_args(input_args)
 
@@ -62,8 +62,8 @@ def main(args: argparse.Namespace) -> None:
     if scores is not None:  # on the first rank
         for file in files:
             scores.write(file)
-        record = Path(args.output_dir) / "score_images.json"
-        write_run_json(record, args, reward_sources=scores.sources, summary=scores.summary)
+        found = {"reward_sources": scores.sources, "summary": scores.summary}
+        write_run_json(Path(args.output_dir) / "score_images.json", args, **found)
         print(scores.text)
 
 

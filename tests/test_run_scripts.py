@@ -79,7 +79,7 @@ def test_real_models_follow_the_recipe(run, family, backbone, batch, processes):
     assert train.train_batch_size * train.gradient_accumulation_steps * int(processes) == 128
     assert train.train_batch_size == batch and train.max_train_steps is None and not train.use_lora
     assert backbone.max_train_steps == {"sd15": 120, "sdxl": 200}[family]
-    assert train.resolution == {"sd15": 512, "sdxl": 1024}[family]
+    assert train.resolution is None and backbone.resolution == {"sd15": 512, "sdxl": 1024}[family]
     assert (train.learning_rate, train.lr_scheduler, train.loss) == (5e-5, "constant", "craft")
     assert not (train.use_8bit_adam or train.use_adafactor) and train.train_dtype == "fp32"
 

@@ -336,11 +336,6 @@ def test_composite_scorer_adds_normalised_rewards(make_images):
         ),
         ("preference", ["--objective=spo", "--resolution=60"], "--resolution: expected a multiple of 8 .* found 60"),
         ("sharpening", ["--advantage_column=x"], "--advantage_column: expected none with SFTSharpening, .* found x"),
-        (
-            "smpo",
-            ["--prediction_type=v_prediction"],
-            "--prediction_type: expected epsilon for SmPO, found v_prediction",
-        ),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(align, script, flags, message):

@@ -381,14 +381,14 @@ def test_a_checkpoint_without_files_leaves_the_last_one_on_the_hub(hub, driver, 
     (tmp_path / "checkpoint-1").mkdir()
     (tmp_path / "checkpoint-1" / "training_state.json").write_text("{}")
     code = f"""
-from argparse import Namespace
 from pathlib import Path
+from diffusers_craft import TrainingSettings
 from diffusers_craft.training.publishing import TrainingHub
-args = Namespace(push_to_hub=True, hub_model_id="org/emptied", hub_private_repo=False, hub_strategy="checkpoint")
-args.output_dir = {str(tmp_path)!r}
-run = TrainingHub(args, is_main=True)
+where = dict(pretrained_model_name_or_path="m", dataset_name="d", output_dir={str(tmp_path)!r})
+settings = TrainingSettings(**where, push_to_hub=True, hub_model_id="org/emptied", hub_strategy="checkpoint")
+run = TrainingHub(settings, dict(), is_main=True)
 for name in ("checkpoint-1", "checkpoint-2"):
-    run.push_checkpoint(Path(args.output_dir) / name)
+    run.push_checkpoint(Path(settings.output_dir) / name)
 """
     outcome = driver.execute(code)
     assert outcome.code == 0, outcome.output

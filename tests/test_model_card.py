@@ -13,7 +13,7 @@ from hub_repos import card_errors
 from huggingface_hub import ModelCard
 from training_driver import ROOT
 
-from diffusers_craft import Objective, objectives, publish_model
+from diffusers_craft import SFT, Objective, objectives, publish_model
 from diffusers_craft.hub.card import without_paths
 from diffusers_craft.hub.model import model_files
 from diffusers_craft.hub.model_card import Published, model_card
@@ -175,7 +175,8 @@ def test_every_objective_of_the_package_has_its_place_on_the_card(caplog):
     for kind in OBJECTIVES.values():
         card = model_card(RECORD | {"options": RECORD["options"] | {"objective": kind.__name__}}, PUBLISHED)
         assert kind.title and kind.title in card.text and (kind.paper or "No arXiv paper is known for") in card.text
-        assert (kind.paper or "Zhu et al., ICLR 2025") in sys.modules[kind.__module__].__doc__
+        source = kind.paper or ("weight-one case" if kind is SFT else "Zhu et al., ICLR 2025")
+        assert source in sys.modules[kind.__module__].__doc__
     names = load_script(ROOT / "examples" / "preference" / "train_preference.py").OBJECTIVES
     assert names.items() <= OBJECTIVES.items(), "what --objective calls them is recorded"
     assert not caplog.messages

@@ -9,7 +9,7 @@ from diffusers.optimization import get_scheduler
 from training_driver import losses, run_json, same, weights
 from transformers.optimization import Adafactor
 
-from diffusers_craft import TrainingSettings, craft_loss
+from diffusers_craft import SD15, TrainingSettings, craft_loss
 from diffusers_craft.training.weights import trained_weights
 
 
@@ -133,7 +133,7 @@ def test_only_a_frozen_unet_takes_the_precision_of_the_passes(random_sd15, dtype
     for use_lora in (False, True):
         settings = TrainingSettings(pretrained_model_name_or_path="x", dataset_name="x", use_lora=use_lora)
         unet = UNet2DConditionModel.from_pretrained(random_sd15, subfolder="unet")
-        trained_weights(settings, "StableDiffusionPipeline").prepare(unet, dtype)
+        trained_weights(settings, SD15).prepare(unet, dtype)
         for name, parameter in unet.named_parameters():
             assert parameter.dtype == (torch.float32 if parameter.requires_grad else dtype), name
             assert parameter.requires_grad is ("lora_" in name or not use_lora)

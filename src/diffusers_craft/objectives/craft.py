@@ -62,6 +62,8 @@ class CRAFT(Objective):
 
     advantage_clip_min: float | None = None
     name: ClassVar[str] = "craft"
+    title: ClassVar[str] = "CRAFT"
+    paper: ClassVar[str] = "2603.18991"
     uses_timestep_weights: ClassVar[bool] = True
     remedy: ClassVar[str] = "--advantage_clip_min 0"
     paper_hours: ClassVar[Mapping[str, float]] = {"stable-diffusion": 1.9, "stable-diffusion-xl": 4.0}  # section 4.2
@@ -81,4 +83,6 @@ class SFT(CRAFT):
     """Plain fine-tuning: CRAFT with every advantage set to 1."""
 
     name: ClassVar[str] = "sft"
+    title: ClassVar[str] = "supervised fine-tuning"
+    paper: ClassVar[str] = ""
     uses_advantages: ClassVar[bool] = False

@@ -48,6 +48,8 @@ def test_missing_package_says_how_to_install_it(reward: str, package: str, monke
             if name.split(".")[0] in ("hpsv2", "ImageReward"):
                 raise ModuleNotFoundError(f"No module named {name!r}", name=name.split(".")[0])
 
+    for name in [name for name in sys.modules if name.split(".")[0] in ("hpsv2", "ImageReward")]:
+        monkeypatch.delitem(sys.modules, name)  # of another test
     monkeypatch.setattr(sys, "meta_path", [Nothing(), *sys.meta_path])
     with pytest.raises(ValueError) as error:
         load_reward(reward, backend="package")

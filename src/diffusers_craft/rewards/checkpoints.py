@@ -67,16 +67,7 @@ def check_hash(reward: str, path: Path, expected: str) -> None:
         raise UserError(f"reward {reward}: expected sha256 {expected} of {path}, found {found}; delete it to retry")
 
 
-def describe_checkpoint(asked: str, path: Path) -> dict[str, str]:
-    """The `Reward.checkpoint` record of what was asked for and lies at `path`.
-
-    Of a local path only the name is kept: the hash tells versions apart, and a folder may move.
-    """
-    named = path.name if Path(asked).expanduser().exists() else asked
-    return {"checkpoint": named, "revision": _revision(path)}
-
-
-def _revision(path: Path) -> str:
+def checkpoint_revision(path: Path) -> str:
     """The Hub commit that a cached file belongs to, or the start of the SHA-256 of a user's own weights."""
     parts = path.parts
     if "snapshots" in parts:

@@ -3,8 +3,8 @@
 
 import os
 import re
-from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 
 from ..errors import UserError
-from .base import Reward, cosines
-from .checkpoints import describe_checkpoint, fill_model, fitting_state, load_tensors
+from .base import CheckpointReward, cosines
+from .checkpoints import fill_model, fitting_state, load_tensors
 from .mps_model import CrossModel
 from .pickscore import load_clip_h_tokenizer
 from .precision import rest_in_checkpoint_precision
@@ -48,14 +48,6 @@ CLIP_H = {
     "text_config": {**_TOWER, **_TEXT, **_TOKENS},
     "vision_config": {**_TOWER, **_VISION},
 }
-
-
-class LoadedMPS(NamedTuple):
-    clip: CLIPModel
-    cross: CrossModel
-    tokenizer: PreTrainedTokenizerBase
-    processor: ClipProcessor
-    condition: torch.Tensor  # (T, D) float32 token embeddings
 
 
 class EncodedPrompt(NamedTuple):
@@ -103,21 +95,7 @@ def _split(state: dict[str, torch.Tensor], path: Path) -> tuple[dict[str, torch.
     return clip, cross
 
 
-def _find_file(checkpoint: str | None) -> Path:
-    """The official file or its conversion, in a folder or by itself."""
-    if checkpoint is None:
-        raise UserError(
-            f"reward mps: needs {FILENAME} (about 2.2 GB) from {URL}, which only a browser can download; "
-            "name a local copy: --reward_checkpoint mps=PATH"
-        )
-    path = Path(checkpoint).expanduser()
-    found = sorted(path.glob("*.safetensors")) + sorted(path.glob("*.pth")) if path.is_dir() else [path]
-    if not found or not found[0].exists():
-        raise UserError(f"--reward_checkpoint mps: expected {FILENAME} or its .safetensors, found {checkpoint!r}")
-    return found[0]
-
-
-class MPSReward(Reward):
+class MPSReward(CheckpointReward):
     """MPS's official score of overall preference.
 
     A token of the prompt is kept if its highest similarity to the condition's tokens is more than `threshold` of the
@@ -134,24 +112,32 @@ class MPSReward(Reward):
 
     name = "mps"
     unit = "logit_scale.exp() * cosine"
+    hub_id = URL
 
     def __init__(
         self, checkpoint: str | None = None, condition: str = CONDITION, threshold: float = THRESHOLD, **options
     ):
-        super().__init__(**options)
-        self._asked = checkpoint
-        self._path = _find_file(checkpoint)
+        super().__init__(checkpoint, **options)
         self.condition, self.threshold = condition, threshold
 
-    @cached_property
-    def checkpoint(self) -> dict[str, str]:
-        return describe_checkpoint(str(self._path), self._path)
+    def _find(self, checkpoint: str | None) -> Path:
+        """The official file or its conversion, in a folder or by itself."""
+        if checkpoint is None:
+            raise UserError(
+                f"reward mps: needs {FILENAME} (about 2.2 GB) from {URL}, which only a browser can download; "
+                "name a local copy: --reward_checkpoint mps=PATH"
+            )
+        path = Path(checkpoint).expanduser()
+        found = sorted(path.glob("*.safetensors")) + sorted(path.glob("*.pth")) if path.is_dir() else [path]
+        if not found or not found[0].exists():
+            raise UserError(f"--reward_checkpoint mps: expected {FILENAME} or its .safetensors, found {checkpoint!r}")
+        return found[0]
 
     @property
     def source(self) -> dict[str, str]:
         return {**super().source, "condition": self.condition, "threshold": f"{self.threshold:g}"}
 
-    def _load(self) -> LoadedMPS:
+    def _load(self) -> SimpleNamespace:
         folder = self._path.parent
         tokenizer = load_clip_h_tokenizer(self.name, folder)
         if self._path.suffix == ".safetensors":
@@ -172,8 +158,9 @@ class MPSReward(Reward):
         cross_blocks = [block for layer in cross.layers for block in layer.values()]
         rest_in_checkpoint_precision(cross, cross_blocks, None, autocast)
         clip, cross = clip.eval().to(self.device), cross.eval().to(self.device)
-        condition, _ = self._encode_text(clip, tokenizer, [self.condition])
-        return LoadedMPS(clip, cross, tokenizer, ClipProcessor.from_folder(folder), condition[0])
+        condition = self._encode_text(clip, tokenizer, [self.condition])[0][0]  # (T, D) float32, of its tokens
+        parts = {"clip": clip, "cross": cross, "tokenizer": tokenizer, "condition": condition}
+        return SimpleNamespace(**parts, processor=ClipProcessor.from_folder(folder))
 
     def _encode_text(
         self, clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]

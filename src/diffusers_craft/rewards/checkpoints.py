@@ -26,9 +26,6 @@ def find_checkpoint(
 
     Of a folder or repository the file `filename` is needed, or all of it. `reward` and `size` (of the download) are for
     error texts, `revision` is the commit of the Hub repository, the newest by default.
-
-    Raises:
-        UserError: if there is no such path, or the download is not possible; one line that names what is missing.
     """
     path = Path(checkpoint).expanduser()
     if path.exists():
@@ -54,11 +51,8 @@ def find_checkpoint(
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_hash(reward: str, path: Path, expected: str) -> None:
@@ -103,11 +97,7 @@ def fitting_state(reward: str, expected: str, path: Path, found: str = "another"
 
 
 def fill_model(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Gives a model that was built on the meta device the tensors of `state` themselves, without a copy.
-
-    Raises:
-        RuntimeError: if names or shapes differ.
-    """
+    """Gives a model on the meta device the tensors of `state` themselves, uncopied; `RuntimeError` if they do not fit."""
     model.load_state_dict(state, assign=True)
     for module in model.modules():
         for name, buffer in module._buffers.items():

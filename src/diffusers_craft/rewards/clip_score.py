@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import CLIPTextModelWithProjection
 
 from ..errors import UserError
-from .base import PromptImageReward
+from .base import CheckpointReward, PromptImageReward
 from .clip_tower import CLIP_ID, CLIP_REVISION, CLIP_SIZE, ClipImageTower
 from .hps import VOCABULARY, load_tokenizer
 
@@ -60,3 +60,20 @@ class ClipScoreReward(PromptImageReward):
     def encode_prompts(self, prompts: list[str]) -> torch.Tensor:
         with self._autocast():
             return self.model.text(input_ids=self.model.tokenizer(prompts).to(self.device)).text_embeds
+
+
+class RewardWithClip(CheckpointReward):
+    """A benchmark's metric of a model of its own and a CLIP: `checkpoint` is `MODEL` or `MODEL,CLIP`."""
+
+    clip_id: str | None = None  # another than that of `clip_score`
+
+    def __init__(self, checkpoint: str | None = None, **options):
+        own, _, clip = (checkpoint or "").partition(",")
+        super().__init__(own or None, **options)
+        # By the metric's name, whose files are missing where CLIP's are.
+        kind = type("MetricClip", (ClipScoreReward,), {"name": self.name})
+        self._clip = kind(clip or self.clip_id, **options)
+
+    def release(self) -> None:
+        self._clip.release()
+        super().release()

@@ -67,12 +67,11 @@ def parse_grades(text: str | None) -> dict[str, float] | None:
     try:
         found = json.loads(text)
     except ValueError:
-        return None
+        found = None
     if not isinstance(found, dict) or set(found) != set(ASPECTS):
         return None
-    if not all(type(grade) in (int, float) and 0 <= grade <= HIGHEST for grade in found.values()):
-        return None
-    return {name: float(found[name]) for name in ASPECTS}
+    valid = all(type(grade) in (int, float) and 0 <= grade <= HIGHEST for grade in found.values())
+    return {name: float(found[name]) for name in ASPECTS} if valid else None
 
 
 def _data_uri(image: Image.Image) -> str:

@@ -33,21 +33,11 @@ THRESHOLD = 0.3  # of their evaluation script; their README has 0.01
 
 # config.json of CLIP-H, for checkpoints without one beside them.
 _TOWER = {"num_attention_heads": 16, "hidden_act": "gelu", "projection_dim": 1024}
-_TOKENS = {"vocab_size": 49408, "max_position_embeddings": 77}
-_TOKENS |= {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
-_TEXT = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
-_VISION = {
-    "hidden_size": 1280,
-    "intermediate_size": 5120,
-    "num_hidden_layers": 32,
-    "image_size": 224,
-    "patch_size": 14,
-}
-CLIP_H = {
-    "projection_dim": 1024,
-    "text_config": {**_TOWER, **_TEXT, **_TOKENS},
-    "vision_config": {**_TOWER, **_VISION},
-}
+_TEXT = _TOWER | {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "vocab_size": 49408}
+_TEXT |= {"max_position_embeddings": 77, "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
+_VISION = _TOWER | {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32}
+_VISION |= {"image_size": 224, "patch_size": 14}
+CLIP_H = {"projection_dim": 1024, "text_config": _TEXT, "vision_config": _VISION}
 
 
 class EncodedPrompt(NamedTuple):

@@ -73,11 +73,7 @@ class SelfBlock(nn.Module):
 
 
 class CrossModel(nn.Module):
-    """The layers one after another.
-
-    Args:
-        layers, width, heads, head_width, hidden (`int`): 4, 1024, 16, 64 and 4096 in the published model.
-    """
+    """The layers one after another; sizes are 4, 1024, 16, 64 and 4096 in the published model."""
 
     def __init__(self, layers: int, width: int, heads: int, head_width: int, hidden: int):
         super().__init__()

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from .base import Reward
 
-ENTRY_POINT_GROUP = "diffusers_craft.rewards"
-
 # Name -> factory, or "module:factory" so that a name costs no import until it is used.
 _FACTORIES: "dict[str, str | Callable[..., Reward]]" = {
     "hps_v2.1": "diffusers_craft.rewards.hps:HPSReward",
@@ -53,11 +51,7 @@ def reward_names() -> tuple[str, ...]:
 
 
 def check_reward_name(name: str) -> None:
-    """Refuses a name that `load_reward` does not take.
-
-    Raises:
-        UserError: names those it takes.
-    """
+    """Refuses a name that `load_reward` does not take, and names those it takes."""
     if name not in _FACTORIES and name not in (names := reward_names()):
         raise UserError(f"--rewards: expected one of {', '.join(names)} or MODULE:CLASS, found {name!r}")
 
@@ -83,13 +77,7 @@ def register_reward(name: str, factory: "str | Callable[..., Reward | Any]") -> 
 
 
 def register_spec(spec: str) -> str:
-    """Registers a reward given as `module:Class` and returns the name under which its scores are kept.
-
-    The name is the class's own `name` if it has one, else `Class`. The module may lie in the current directory.
-
-    Raises:
-        UserError: if it cannot be imported, or another reward has its name.
-    """
+    """Registers a reward given as `module:Class` and returns the name of its scores: the class's own `name`, else `Class`."""
     factory = import_object(spec, flag="--rewards")
     own = getattr(factory, "name", None)
     name = own if isinstance(own, str) else spec.partition(":")[2].rpartition(".")[2]
@@ -153,7 +141,7 @@ def _factory(name: str, backend: str | None) -> "str | Callable[..., Reward]":
 
 def _entry_points() -> dict[str, str]:
     """Name to "module:Class" of the rewards that installed packages offer."""
-    points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+    points = importlib.metadata.entry_points(group="diffusers_craft.rewards")
     return {p.name: p.value for p in points if _SAFE_NAME.fullmatch(p.name) and p.name not in _RESERVED}
 
 

@@ -168,7 +168,12 @@ def load_rewards(
         UserError: if a checkpoint or package is missing.
     """
     rewards = dict(models or {})
-    checkpoints = {name: _checkpoint(name, path) for name, path in settings.checkpoints.items()}
+    checkpoints = {}
+    for name, path in settings.checkpoints.items():
+        found = reward_checkpoint(name) if path == EMBEDDED else path
+        if found is None:
+            raise UserError(f"--reward_checkpoint: expected a reward that the package ships, found {name}={EMBEDDED}")
+        checkpoints[name] = found
     open_names = [name for name in names if not any(name in m for m in (rewards, checkpoints, settings.backends))]
     checkpoints |= embedded_rewards(base, open_names)
     dtype = PRECISIONS[settings.precision]
@@ -182,16 +187,6 @@ def load_rewards(
 
         share_image_pass(rewards.values())
     return rewards
-
-
-def _checkpoint(name: str, path: str) -> str:
-    """The path of a checkpoint, `tiny` resolved."""
-    if path != EMBEDDED:
-        return path
-    found = reward_checkpoint(name)
-    if found is None:
-        raise UserError(f"--reward_checkpoint: expected a reward that the package ships, found {name}={EMBEDDED}")
-    return found
 
 
 def reward_source(reward: Any) -> dict[str, Any]:

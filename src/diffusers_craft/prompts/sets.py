@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..tiny import PROMPTS
 from .sources import check_prompt, read_dataset, read_rows, sample_prompts
 
 
+PICKAPIC = "yuvalkirstain/pickapic_v1_no_images"
 HPD_STYLES = ("anime", "concept-art", "paintings", "photo")
 # Beside prompt and category: what the rules of GenEval and T2I-CompBench read, and what tells HPDv2's repeated prompts apart.
 DETAILS = ("metadata", "tag", "include", "exclude", "three_in_one", "seen", "challenge", "index")
@@ -23,17 +25,11 @@ COMPBENCH_FILE = (
 
 @dataclass(frozen=True)
 class EvaluationPrompt:
-    """A prompt of a set.
-
-    Args:
-        prompt (`str`): the text.
-        category (`str`, *optional*): style, challenge or task, by which results are also reported.
-        details (`Mapping[str, Any]`): what else its benchmark says, e.g. GenEval's `include` and `exclude`.
-    """
+    """A prompt of a set."""
 
     prompt: str
-    category: str | None = None
-    details: Mapping[str, Any] = field(default_factory=dict)
+    category: str | None = None  # style, challenge or task, by which results are also reported
+    details: Mapping[str, Any] = field(default_factory=dict)  # e.g. GenEval's `include` and `exclude`
 
 
 @dataclass(frozen=True)
@@ -68,10 +64,7 @@ def _load_hpd(styles: tuple[str, ...]) -> list[dict[str, Any]]:
 SETS: dict[str, tuple[Callable[[], list[dict[str, Any]]] | str, int]] = {
     "hpdv2": (lambda: _load_hpd(HPD_STYLES), 3200),
     "partiprompts": (lambda: read_dataset("nateraw/parti-prompts", "train", COLUMNS, CATEGORIES), 1632),
-    "pickapic": (
-        lambda: read_dataset("yuvalkirstain/pickapic_v1_no_images", "validation_unique", COLUMNS, CATEGORIES),
-        500,
-    ),
+    "pickapic": (lambda: read_dataset(PICKAPIC, "validation_unique", COLUMNS, CATEGORIES), 500),
     "drawbench": (lambda: _load_hpd(("drawbench",)), 200),
     "geneval": (GENEVAL_FILE, 553),
     "t2i_compbench": (COMPBENCH_FILE, 1800),
@@ -144,19 +137,12 @@ def _load_known(name: str) -> list[dict[str, Any]]:
     return records
 
 
-def _tiny_task(prompt: Any, source: str) -> str | None:
-    """The task of a caption of the embedded lists; they are text files without categories."""
-    from ..tiny import PROMPTS
-
-    if source not in PROMPTS or not prompt:
-        return None
-    from ..tiny.world import parse_caption
-
-    return parse_caption(prompt).task
-
-
 def _row(record: Mapping[str, Any], column: str, source: str) -> EvaluationPrompt:
     prompt = next((record[name] for name in (column, *COLUMNS) if name in record), None)
-    category = next((record[name] for name in CATEGORIES if record.get(name)), None) or _tiny_task(prompt, source)
+    category = next((record[name] for name in CATEGORIES if record.get(name)), None)
+    if source in PROMPTS and prompt:  # the embedded lists are text files; a caption tells its task
+        from ..tiny.world import parse_caption
+
+        category = parse_caption(prompt).task
     details = {name: record[name] for name in DETAILS if record.get(name) is not None}
     return EvaluationPrompt(check_prompt(prompt, column, source), str(category) if category else None, details)

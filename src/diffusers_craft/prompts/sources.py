@@ -61,22 +61,15 @@ def sample_prompts(
         raise UserError(
             f"--num_prompts: expected 1 to {len(prompts)} (distinct prompts in {source}), found {num_prompts}"
         )
-    return sorted(prompts, key=lambda p: derive_seed(seed, "prompt", *([p] if isinstance(p, str) else p)))[
-        :num_prompts
-    ]
+    ranked = sorted(prompts, key=lambda p: derive_seed(seed, "prompt", *([p] if isinstance(p, str) else p)))
+    return ranked[:num_prompts]
 
 
 def read_rows(source: str, columns: Sequence[str], extras: Collection[str] = ()) -> list[dict[str, Any]]:
-    """The rows of a source: the column of the prompts, and those of the `extras` that it has.
+    """The rows of a source (see `load_prompts`): the first of the prompts' `columns` that it has, and those of the `extras`.
 
-    Args:
-        source (`str`): see `load_prompts`; a `.tsv` is read without quoting, as PartiPrompts' own is written.
-        columns (`Sequence[str]`): where the prompts may stand; the first that the source has is read. Text lines and bare
-            strings have no column and get the first name.
-        extras (`Collection[str]`, *optional*): further columns.
-
-    Raises:
-        UserError: if the source is missing, cannot be read or has none of the columns.
+    Text lines and bare strings have no column and get the first name. A `.tsv` is read without quoting, as PartiPrompts'
+    own is written.
     """
     from ..tiny import prompt_file
 
@@ -134,7 +127,7 @@ def _read_text(path: Path, columns: Sequence[str], extras: Collection[str]) -> l
     elif suffix == ".txt":
         records = text.split("\n")
     else:
-        records = _parse_json_lines(text, path) if suffix == ".jsonl" else _parse_json(text, path)
+        records = (_parse_json_lines if suffix == ".jsonl" else _parse_json)(text, path)
     if all(isinstance(record, str) for record in records):
         return [{columns[0]: record} for record in records]
     if not all(isinstance(record, dict) for record in records):

@@ -114,19 +114,12 @@ def load_refiner(name: str, **options: Any) -> PromptRefiner:
 def refine_prompts(
     prompts: Sequence[str], refiner: PromptRefiner, num_refinements: int, num_seeds: int, seed: int, stage: Stage
 ) -> pa.Table:
-    """Writes the texts of all candidates to a stage, one row per candidate.
+    """Writes the texts of all candidates to a stage, one row per candidate, and returns all rows (`REFINED_SCHEMA`).
 
-    Args:
-        prompts (`Sequence[str]`): the original prompts; prompt i is group i.
-        refiner (`PromptRefiner`): its failures (the prompt itself) are marked `refined=False`.
-        num_refinements (`int`): R, refinements of a prompt.
-        num_seeds (`int`): S, candidates of a refinement; variant j belongs to refinement (j - 1) // S.
-        seed (`int`): the run's seed.
-        stage (`Stage`): of `len(prompts) * (1 + R * S)` rows; shards that are done are kept. Its shards should hold
-            whole groups: a group on two shards is refined for each of them.
-
-    Returns:
-        `pa.Table`: all rows, see `REFINED_SCHEMA`.
+    Prompt i is group i; of its `num_refinements` R, each with `num_seeds` S candidates, variant j is of refinement
+    (j - 1) // S. A refiner's failures (the prompt itself) are marked `refined=False`. The stage has
+    `len(prompts) * (1 + R * S)` rows, and shards that are done are kept. Its shards should hold whole groups: a group on
+    two shards is refined for each of them.
     """
     size = 1 + num_refinements * num_seeds
     if num_refinements < 1 or num_seeds < 1:

@@ -72,10 +72,7 @@ class Reward(ABC):
 
     @property
     def checkpoint(self) -> dict[str, Any]:
-        """Where the weights come from and which version they are: `{"checkpoint": ..., "revision": ...}`.
-
-        For a reward without files the place of its class.
-        """
+        """`{"checkpoint": ..., "revision": ...}` of the weights; for a reward without files the place of its class."""
         return {"checkpoint": f"{type(self).__module__}:{type(self).__qualname__}"}
 
     @property
@@ -145,12 +142,7 @@ class Reward(ABC):
 
 
 class CheckpointReward(Reward):
-    """A reward whose weights are one file or folder: the official one of the Hub, or the user's own.
-
-    Args:
-        checkpoint (`str`, *optional*): a path, or another Hub id.
-        options: see `Reward`.
-    """
+    """A reward whose weights are one file or folder: the official one of the Hub, or the user's own `checkpoint`."""
 
     hub_id: str
     revision: str | None = None  # commit of `hub_id`; the newest by default

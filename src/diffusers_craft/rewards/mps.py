@@ -49,13 +49,7 @@ class EncodedPrompt(NamedTuple):
 def convert_mps_checkpoint(pickle_path: str | Path, output_path: str | Path) -> None:
     """Writes the tensors of the official checkpoint, a pickled module, as safetensors; nothing in the pickle runs.
 
-    Args:
-        pickle_path (`str` or `Path`): `MPS_overall_checkpoint.pth`.
-        output_path (`str` or `Path`): the `.safetensors` file, for `--reward_checkpoint mps=...`; names and precision are
-            those of the module.
-
-    Raises:
-        UserError: if the file holds no MPS model.
+    Names and precision in the `.safetensors`, which is for `--reward_checkpoint mps=...`, are those of the module.
     """
     output_path = Path(output_path)
     if output_path.suffix != ".safetensors":

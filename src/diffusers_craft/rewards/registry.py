@@ -116,7 +116,14 @@ def load_reward(
     """
     if ":" in name:
         name = register_spec(name)
-    factory = _factory(name, backend)
+    if backend is None:
+        check_reward_name(name)
+        factory = _FACTORIES[name] if name in _FACTORIES else _entry_points()[name]
+    elif backend == "package" and name in _PACKAGE_FACTORIES:
+        factory = _PACKAGE_FACTORIES[name]
+    else:
+        known = ", ".join(f"{known}=package" for known in _PACKAGE_FACTORIES)
+        raise UserError(f"--reward_backend: expected one of {known}, found {name}={backend}")
     try:
         factory = import_object(factory) if isinstance(factory, str) else factory
     except ModuleNotFoundError as error:
@@ -126,17 +133,6 @@ def load_reward(
         extra = "'diffusers-craft[rewards]'" if package in _EXTRA_PACKAGES else package
         raise UserError(f"reward {name}: needs the package {package}; install it with: pip install {extra}") from None
     return _make(name, factory, checkpoint=checkpoint, device=device, dtype=dtype, batch_size=batch_size)
-
-
-def _factory(name: str, backend: str | None) -> "str | Callable[..., Reward]":
-    """The factory behind a name; registered names go before entry points."""
-    if backend is not None:
-        if backend != "package" or name not in _PACKAGE_FACTORIES:
-            known = ", ".join(f"{known}=package" for known in _PACKAGE_FACTORIES)
-            raise UserError(f"--reward_backend: expected one of {known}, found {name}={backend}")
-        return _PACKAGE_FACTORIES[name]
-    check_reward_name(name)
-    return _FACTORIES[name] if name in _FACTORIES else _entry_points()[name]
 
 
 def _entry_points() -> dict[str, str]:

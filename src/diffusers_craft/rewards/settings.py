@@ -85,12 +85,9 @@ class RewardSettings:
 def add_reward_arguments(
     parser: argparse.ArgumentParser | argparse._ArgumentGroup, rewards: Sequence[str], embedded: str = ""
 ) -> None:
-    """Adds `--rewards` and a flag for every field of `RewardSettings`, with its default.
+    """Adds `--rewards`, with the default `rewards`, and a flag for every field of `RewardSettings`.
 
-    Args:
-        parser (`argparse.ArgumentParser`): or a group of one.
-        rewards (`Sequence[str]`): the default of `--rewards`.
-        embedded (`str`, *optional*): a further sentence on `--reward_checkpoint`.
+    `embedded` is a further sentence on `--reward_checkpoint`.
     """
     text = "Reward models by name, or MODULE:CLASS for one of your own; =WEIGHT counts in a composite reward."
     parser.add_argument("--rewards", nargs="+", default=list(rewards), metavar="NAME=WEIGHT", help=text)
@@ -110,17 +107,10 @@ def add_reward_arguments(
 
 
 def parse_reward_weights(values: Sequence[str]) -> dict[str, float]:
-    """Reads the values of `--rewards`.
+    """The weights by name that `--rewards` gives, in the given order.
 
-    Args:
-        values (`Sequence[str]`): each `name=weight`; a bare `name` has weight 1. `module:Class` in place of a name is
-            imported and registered under the class's `name`, or `Class`.
-
-    Returns:
-        `dict[str, float]`: weights by name, in the given order.
-
-    Raises:
-        UserError: for an unknown or repeated name, or a weight that is not a number, is negative, or if all are zero.
+    Each value is `name=weight`; a bare `name` has weight 1. `module:Class` in place of a name is imported and registered
+    under the class's `name`, or `Class`.
     """
     weights: dict[str, float] = {}
     for value in values:
@@ -155,17 +145,8 @@ def load_rewards(
 ) -> dict[str, Any]:
     """The reward models by name. Finds all checkpoints now; those of this package read their weights on first use.
 
-    Rewards on one CLIP (`aesthetic`, `clip_score`) share its image half.
-
-    Args:
-        names (`Sequence[str]`): what `load_reward` takes.
-        settings (`RewardSettings`): how to load them.
-        device (`torch.device` or `str`, *optional*): defaults to a GPU if there is one.
-        base (`str`, *optional*): the model whose images are scored; an embedded one brings embedded rewards.
-        models (`Mapping[str, Any]`, *optional*): rewards that exist already.
-
-    Raises:
-        UserError: if a checkpoint or package is missing.
+    Rewards on one CLIP (`aesthetic`, `clip_score`) share its image half. `base` is the model whose images are scored: an
+    embedded one brings embedded rewards. `models` are rewards that exist already.
     """
     rewards = dict(models or {})
     checkpoints = {}

@@ -28,20 +28,12 @@ ATTRIBUTES = ("color", "shape", "texture")  # categories judged by BLIP-VQA
 CATEGORIES = (*ATTRIBUTES, "spatial", "non_spatial", "complex")
 MAX_CHUNKS = 8  # noun phrases per prompt
 # The three_in_one label of a complex prompt -> the evaluators whose mean is its score; no label means all three.
-THREE_IN_ONE = {
-    "spatial": ("blip", "unidet"),
-    "action": ("blip", "clip"),
-    "spatialaction": ("blip", "unidet", "clip"),
-}
+THREE_IN_ONE = {"spatial": ("blip", "unidet"), "action": ("blip", "clip"), "spatialaction": ("blip", "unidet", "clip")}
 Parse = Callable[[str], tuple[list[str], str]]  # prompt -> noun phrases, prompt without adjectives
 
 
 def evaluators(category: str, three_in_one: str | None = None) -> tuple[str, ...]:
-    """Which of `blip`, `clip` and `unidet` a prompt's score is the mean of.
-
-    Raises:
-        UserError: for an unknown category or label.
-    """
+    """Which of `blip`, `clip` and `unidet` a prompt's score is the mean of."""
     if category == "complex":
         label = three_in_one or "spatialaction"
         if label not in THREE_IN_ONE:
@@ -63,11 +55,7 @@ def attribute_score(yes: Sequence[float], no: Sequence[float]) -> float:
 
 
 def load_parser() -> Parse:
-    """spaCy's small English model, the official one, as a function of a prompt.
-
-    Raises:
-        UserError: if spaCy or its model is not installed.
-    """
+    """spaCy's small English model, the official one, as a function of a prompt."""
     try:
         import spacy
 

@@ -69,10 +69,8 @@ def find_failures(
 ) -> list[str]:
     """Why an image does not show its prompt; empty if it does.
 
-    Args:
-        objects (`Mapping[str, Sequence[Detection]]`): what `keep_detections` returns.
-        requirements (`Mapping[str, Any]`): GenEval's metadata with `include` and maybe `exclude`.
-        color_of (`Callable`, *optional*): objects of one class to their colours; needed where a colour is asked for.
+    `objects` are what `keep_detections` returns, `requirements` GenEval's metadata with `include` and maybe `exclude`, and
+    `color_of` is needed where a colour is asked for.
     """
     failures: list[str] = []
     groups: list[Sequence[Detection] | None] = []  # of each requirement: its objects, None where it failed

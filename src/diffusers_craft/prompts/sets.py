@@ -11,7 +11,6 @@ from ..tiny import PROMPTS
 from .sources import check_prompt, read_dataset, read_rows, sample_prompts
 
 
-PICKAPIC = "yuvalkirstain/pickapic_v1_no_images"
 HPD_STYLES = ("anime", "concept-art", "paintings", "photo")
 # Beside prompt and category: what the rules of GenEval and T2I-CompBench read, and what tells HPDv2's repeated prompts apart.
 DETAILS = ("metadata", "tag", "include", "exclude", "three_in_one", "seen", "challenge", "index")
@@ -60,11 +59,17 @@ def _load_hpd(styles: tuple[str, ...]) -> list[dict[str, Any]]:
     return rows if len(styles) > 1 else [{**row, "category": None} for row in rows]
 
 
+def _load_dataset(name: str, split: str) -> list[dict[str, Any]]:
+    import datasets
+
+    return read_dataset(datasets.load_dataset(name, split=split), name, COLUMNS, CATEGORIES)
+
+
 # Name -> (how to load it from the Hub, or what file to bring; how many prompts it has).
 SETS: dict[str, tuple[Callable[[], list[dict[str, Any]]] | str, int]] = {
     "hpdv2": (lambda: _load_hpd(HPD_STYLES), 3200),
-    "partiprompts": (lambda: read_dataset("nateraw/parti-prompts", "train", COLUMNS, CATEGORIES), 1632),
-    "pickapic": (lambda: read_dataset(PICKAPIC, "validation_unique", COLUMNS, CATEGORIES), 500),
+    "partiprompts": (lambda: _load_dataset("nateraw/parti-prompts", "train"), 1632),
+    "pickapic": (lambda: _load_dataset("yuvalkirstain/pickapic_v1_no_images", "validation_unique"), 500),
     "drawbench": (lambda: _load_hpd(("drawbench",)), 200),
     "geneval": (GENEVAL_FILE, 553),
     "t2i_compbench": (COMPBENCH_FILE, 1800),

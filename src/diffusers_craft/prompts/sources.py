@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..core.load import load_hub_dataset
 from ..core.records import derive_seed
 from ..errors import UserError
 
@@ -79,28 +80,17 @@ def read_rows(source: str, columns: Sequence[str], extras: Collection[str] = ())
         return _read_parquet(path, columns, extras) if suffix == ".parquet" else _read_text(path, columns, extras)
     name, split = (source, "train") if path.is_dir() or ":" not in source else source.rsplit(":", 1)
     folder = Path(name).expanduser()
-    expected = f"--prompts: expected a file ({', '.join(SUFFIXES)}) or a dataset of the Hub, found"
+    expected = f"--prompts: expected a file ({', '.join(SUFFIXES)}) or a dataset of the Hub"
     if path.is_file():
-        raise UserError(f"{expected} the file {source}")
+        raise UserError(f"{expected}, found the file {source}")
     if not folder.is_dir() and (suffix in SUFFIXES or source.startswith((".", "/", "~"))):
-        raise UserError(f"{expected} no file at {source}")
+        raise UserError(f"{expected}, found no file at {source}")
     name = str(folder) if folder.is_dir() else name
-    import datasets
-
-    try:
-        return read_dataset(name, split or "train", columns, extras)
-    except UserError:
-        raise
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{expected} {name!r}: {reason}") from None
+    return read_dataset(load_hub_dataset(name, split or "train", expected=expected), name, columns, extras)
 
 
-def read_dataset(name: str, split: str, columns: Sequence[str], extras: Collection[str]) -> list[dict[str, Any]]:
-    """`read_rows` of a dataset of the Hub or a local folder of one; what `datasets` cannot load it raises as it is."""
-    import datasets
-
-    dataset = datasets.load_dataset(name, split=split)
+def read_dataset(dataset: Any, name: str, columns: Sequence[str], extras: Collection[str]) -> list[dict[str, Any]]:
+    """`read_rows` of a loaded dataset."""
     return dataset.select_columns(_choose(dataset.column_names, columns, extras, name)).to_list()
 
 

@@ -52,12 +52,9 @@ class RewardSettings:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise UserError(f"--reward_batch_size: expected at least 1, found {self.batch_size}")
-        for flag, value, known in (
-            ("--reward_precision", self.precision, PRECISIONS),
-            ("--reward_residency", self.residency, RESIDENCIES),
-        ):
-            if value not in known:
-                raise UserError(f"{flag}: expected one of {', '.join(known)}, found {value!r}")
+        for name, known in (("precision", PRECISIONS), ("residency", RESIDENCIES)):
+            if (value := getattr(self, name)) not in known:
+                raise UserError(f"--reward_{name}: expected one of {', '.join(known)}, found {value!r}")
         if self.num_workers is not None and self.num_workers < 0:
             raise UserError(f"--dataloader_num_workers: expected at least 0, found {self.num_workers}")
 

@@ -4,6 +4,7 @@
 import os
 from functools import cached_property
 from pathlib import Path
+from urllib.parse import quote
 
 import torch
 from PIL import Image
@@ -17,9 +18,7 @@ from .clip_tower import CLIP_ID, CLIP_REVISION, CLIP_SIZE, ClipImageTower
 
 
 HEAD_NAME = "sac+logos+ava1-l14-linearMSE.pth"
-HEAD_URL = "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/" + HEAD_NAME.replace(
-    "+", "%2B"
-)
+HEAD_URL = f"https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/{quote(HEAD_NAME)}"
 HEAD_SHA256 = "21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0"
 HEAD_SUFFIXES = (".pth", ".pt", ".safetensors")
 
@@ -73,13 +72,12 @@ class AestheticReward(CheckpointReward):
 
     def _find(self, checkpoint: str | None) -> Path:
         path = Path(checkpoint).expanduser() if checkpoint else None
-        if path is not None and not path.exists():
+        if path and not path.exists():
             raise UserError(f"--reward_checkpoint {self.name}: expected a file or a folder, found {checkpoint!r}")
-        folder = path if path is not None and path.is_dir() else None
-        head = path if path is not None and path.is_file() else folder and _find_head(folder)
+        head = _find_head(path) if path and path.is_dir() else path
         self._head = head or _download_head()
-        if folder is not None and (folder / "config.json").exists():
-            return folder
+        if path and (path / "config.json").exists():
+            return path
         return find_checkpoint(self.name, CLIP_ID, None, CLIP_SIZE, CLIP_REVISION)
 
     @cached_property

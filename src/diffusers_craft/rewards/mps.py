@@ -5,7 +5,6 @@ import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -38,12 +37,6 @@ _TEXT |= {"max_position_embeddings": 77, "bos_token_id": 49406, "eos_token_id": 
 _VISION = _TOWER | {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32}
 _VISION |= {"image_size": 224, "patch_size": 14}
 CLIP_H = {"projection_dim": 1024, "text_config": _TEXT, "vision_config": _VISION}
-
-
-class EncodedPrompt(NamedTuple):
-    tokens: torch.Tensor  # (T, D) embeddings of the prompt's tokens
-    embedding: torch.Tensor  # (D,) embedding of the prompt
-    keep: torch.Tensor  # (T,) bool: the tokens that the image may see
 
 
 def convert_mps_checkpoint(pickle_path: str | Path, output_path: str | Path) -> None:
@@ -160,18 +153,16 @@ class MPSReward(CheckpointReward):
             hidden, whole = (clip.text_projection(x) for x in (output.last_hidden_state, output.pooler_output))
         return hidden.float(), whole.float()
 
-    def encode_prompts(self, prompts: list[str]) -> list[EncodedPrompt]:
-        """The prompts of one batch."""
+    def encode_prompts(self, prompts: list[str]) -> list[tuple[torch.Tensor, ...]]:
+        """Of each prompt of a batch the embeddings of its tokens (T, D), its own (D,), and which tokens images see (T,)."""
         hidden, whole = self._encode_text(self.model.clip, self.model.tokenizer, prompts)
         similarity = (hidden @ self.model.condition.T).amax(-1)  # (B, T)
         keep = similarity / similarity.amax(-1, keepdim=True) > self.threshold
-        return [EncodedPrompt(*parts) for parts in zip(hidden, whole, keep)]
+        return list(zip(hidden, whole, keep))
 
-    def encode_images(self, images: list[Image.Image], prompts: list[EncodedPrompt]) -> torch.Tensor:
-        """(B, D) embeddings of one batch of images, each as its prompt has it seen."""
+    def encode_images(self, images: list[Image.Image], text: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        """(B, D) embeddings of one batch of images, each as the tokens `text` (B, T, D) of its prompt have it seen."""
         pixels = self.model.processor(images).to(self.device)
-        text = torch.stack([prompt.tokens for prompt in prompts])
-        keep = torch.stack([prompt.keep for prompt in prompts])
         with self._autocast():
             tokens = self.model.clip.vision_model(pixel_values=pixels).last_hidden_state
             return self.model.cross(self.model.clip.visual_projection(tokens), text, keep)[:, 0]
@@ -181,7 +172,7 @@ class MPSReward(CheckpointReward):
         distinct = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
         order = sorted(range(len(prompts)), key=lambda row: distinct[prompts[row]])
         scores = torch.empty(len(images))
-        encoded: dict[str, EncodedPrompt] = {}
+        encoded: dict[str, tuple[torch.Tensor, ...]] = {}
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
             wanted = dict.fromkeys(prompts[row] for row in rows)
@@ -189,7 +180,7 @@ class MPSReward(CheckpointReward):
             new = [prompt for prompt in wanted if prompt not in encoded]
             if new:
                 encoded |= dict(zip(new, self.encode_prompts(new)))
-            texts = [encoded[prompts[row]] for row in rows]
-            embeddings = self.encode_images([images[row] for row in rows], texts)
-            scores[rows] = cosines(embeddings, torch.stack([text.embedding for text in texts])).cpu()
+            tokens, whole, keep = map(torch.stack, zip(*(encoded[prompts[row]] for row in rows)))
+            embeddings = self.encode_images([images[row] for row in rows], tokens, keep)
+            scores[rows] = cosines(embeddings, whole).cpu()
         return scores * self.model.clip.logit_scale.float().exp().cpu()

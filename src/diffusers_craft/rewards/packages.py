@@ -106,9 +106,9 @@ class PackageImageReward(PackageReward, ImageRewardReward):
     package, module = "image-reward", "ImageReward.utils"
 
     def _build(self) -> Any:
-        path = self._path.parent / "med_config.json"
-        config = str(path) if path.exists() else None
-        return self._code.load(str(self._path), device=self.device, med_config=config)
+        config = self._path.parent / "med_config.json"
+        found = str(config) if config.exists() else None
+        return self._code.load(str(self._path), device=self.device, med_config=found)
 
     def _score(self, prompts: list[str], images: list[Image.Image]) -> torch.Tensor:
         pairs = zip(prompts, images)

@@ -146,12 +146,11 @@ def load_rewards(
     embedded one brings embedded rewards. `models` are rewards that exist already.
     """
     rewards = dict(models or {})
-    checkpoints = {}
-    for name, path in settings.checkpoints.items():
-        found = reward_checkpoint(name) if path == EMBEDDED else path
-        if found is None:
-            raise UserError(f"--reward_checkpoint: expected a reward that the package ships, found {name}={EMBEDDED}")
-        checkpoints[name] = found
+    checkpoints = {n: reward_checkpoint(n) if path == EMBEDDED else path for n, path in settings.checkpoints.items()}
+    if missing := [name for name, path in checkpoints.items() if path is None]:
+        raise UserError(
+            f"--reward_checkpoint: expected a reward that the package ships, found {missing[0]}={EMBEDDED}"
+        )
     open_names = [name for name in names if not any(name in m for m in (rewards, checkpoints, settings.backends))]
     checkpoints |= embedded_rewards(base, open_names)
     dtype = PRECISIONS[settings.precision]

@@ -116,8 +116,8 @@ class CompBenchReward(RewardWithClip):
         kinds = {row.prompt: (row.category, row.details.get("three_in_one")) for row in prompts.rows}
         if not all(category in CATEGORIES for category, _ in kinds.values()):
             return False
-        for category, label in kinds.values():
-            evaluators(category, label)  # refuses an unknown label
+        for kind in kinds.values():
+            evaluators(*kind)  # refuses an unknown label
         _ = self.parse  # spaCy is missing now rather than after hours
         self._kinds |= kinds
         return True

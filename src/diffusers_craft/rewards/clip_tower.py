@@ -80,9 +80,8 @@ class ClipImageTower:
 def share_image_pass(rewards: Iterable[Any], remember: int = 65536) -> None:
     """Makes rewards on one CLIP (`aesthetic`, `clip_score`) share its image half: each image is embedded once.
 
-    It does not matter whether the rewards score in turns, batch by batch, or one after another with `release` between
-    them: the second finds the embeddings of the first, `remember` of which are kept (200 MB for ViT-L/14). Rewards
-    without such a tower, or on another checkpoint, device or precision than the others, stay as they are.
+    In whatever order they score, the second finds the embeddings of the first, `remember` of which are kept (200 MB for
+    ViT-L/14). Rewards without such a tower, or on another checkpoint, device or precision, stay as they are.
     """
     groups: dict[tuple[str, str, str], list[Any]] = {}
     for reward in rewards:

@@ -54,9 +54,8 @@ def _cast_while_running(block: nn.Module) -> None:
 def rest_in_checkpoint_precision(
     model: nn.Module, blocks: list[nn.Module], embedding: nn.Embedding | None, autocast: bool
 ) -> None:
-    """Casts what is small to float32, and arranges that `blocks` compute in float32 without a second copy.
+    """Casts what is small to float32, and arranges that the transformer `blocks` compute in float32 without a second copy.
 
-    The model has the precision of the checkpoint; `blocks` are its transformer blocks, which hold nearly all weights.
     Rows of the token `embedding` are cast by the float32 positions that they are added to. Under `autocast` the towers
     cast by themselves what they need in float32.
     """

@@ -71,7 +71,7 @@ def test_threshold_decides_what_the_image_sees(folder: Path, reference, size: st
     for threshold in (0.01, 0.3, 0.9):
         reward = MPSReward(str(folder), threshold=threshold)
         np.testing.assert_allclose(reward.score([prompt], [image]), [reference(prompt, image, threshold)], atol=2e-5)
-        keep = reward.encode_prompts([prompt])[0].keep
+        keep = reward.encode_prompts([prompt])[0][2]
         torch.testing.assert_close(keep, reference.model.mask(text, condition, threshold) == 0)
         seen[threshold] = int(keep.sum())
         assert reward.source["threshold"] == f"{threshold:g}" and reward.source["condition"] == CONDITION
@@ -98,7 +98,7 @@ def test_maximum_is_taken_per_sample_here_and_per_batch_there(folder: Path, refe
     together = reward.encode_prompts(prompts)
     apart = [reward.encode_prompts([prompt])[0] for prompt in prompts]
     for one, other, mask in zip(together, apart, alone):
-        assert torch.equal(one.keep, mask) and torch.equal(other.keep, mask)
+        assert torch.equal(one[2], mask) and torch.equal(other[2], mask)
     again = load_reward("mps", str(folder))
     both = again.score(prompts, images)
     np.testing.assert_allclose(both, [again.score([p], [i])[0] for p, i in zip(prompts, images)], atol=2e-5)

@@ -25,17 +25,9 @@ def back_off(attempt: int) -> None:
 class ChatClient:
     """One model of a chat service. It never tries twice by itself: see `back_off`.
 
-    Args:
-        flag (`str`): for error texts.
-        model (`str`): the model's name there.
-        base_url (`str`, *optional*): e.g. `http://localhost:11434/v1`; defaults to OpenAI's own.
-        api_key_env (`str`, *optional*): environment variable that holds the key; defaults to `DASHSCOPE_API_KEY` for
-            DashScope and `OPENAI_API_KEY` elsewhere. The key itself is never stored.
-        response_formats (`Sequence[dict]`, *optional*): values of `response_format`, `{}` for none. One that the service
-            refuses is followed by the next, and what it takes is remembered.
-
-    Raises:
-        UserError: if the package or the key is missing.
+    `flag` is for error texts; the key comes from the environment variable `api_key_env`, by default `DASHSCOPE_API_KEY` for
+    DashScope and `OPENAI_API_KEY` elsewhere, and is never stored. `response_formats` are values of `response_format`, `{}`
+    for none: one that the service refuses is followed by the next, and what it takes is remembered.
     """
 
     def __init__(
@@ -64,14 +56,8 @@ class ChatClient:
     def ask(self, instruction: str, content: Any, seed: int, temperature: float) -> str | None:
         """One reply's text; `""` if the service refuses this content, `None` if it gives no answer.
 
-        Args:
-            instruction (`str`): the system's message.
-            content (`str` or `list[dict]`): the user's message.
-            seed (`int`): of the reply, taken modulo 2**31.
-            temperature (`float`): of the reply.
-
-        Raises:
-            UserError: if the service refuses the key or the model.
+        `instruction` is the system's message, `content` the user's (a text or a list of parts); `seed` counts modulo 2**31.
+        A key or model that the service refuses is a `UserError`.
         """
         import openai
 

@@ -61,11 +61,8 @@ class OpenAIRefiner:
     ):
         self._chat = ChatClient("--refiner openai", model, base_url, api_key_env)
         self.temperature, self.max_retries = temperature, max_retries
-        self.options = {
-            "refiner_model": model,
-            "refiner_base_url": self._chat.endpoint,
-            "refiner_temperature": temperature,
-        }
+        self.options = {"refiner_model": model, "refiner_base_url": self._chat.endpoint}
+        self.options["refiner_temperature"] = temperature
         self._is_down = False
 
     def refine(self, prompt: str, n: int, seed: int) -> list[str]:
@@ -121,10 +118,8 @@ class TransformersRefiner:
     def refine(self, prompt: str, n: int, seed: int) -> list[str]:
         import torch
 
-        inputs = self._encode(prompt)
-        device = self._model.device
-        devices = [device] if device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        inputs, device = self._encode(prompt), self._model.device
+        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             tokens = self._model.generate(
                 **inputs,

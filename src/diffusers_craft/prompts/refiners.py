@@ -7,7 +7,7 @@ Refinements only diversify the candidates: images are scored against, and traine
 import logging
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from inspect import signature
@@ -86,12 +86,7 @@ class TemplateRefiner:
         return list(texts.values())
 
 
-REFINERS = {
-    "openai": OpenAIRefiner,
-    "transformers": TransformersRefiner,
-    "template": TemplateRefiner,
-    "none": IdentityRefiner,
-}
+REFINERS = {kind.name: kind for kind in (OpenAIRefiner, TransformersRefiner, TemplateRefiner, IdentityRefiner)}
 
 
 def load_refiner(name: str, **options: Any) -> PromptRefiner:
@@ -117,26 +112,14 @@ def load_refiner(name: str, **options: Any) -> PromptRefiner:
 
 
 def refine_prompts(
-    prompts: Sequence[str],
-    refiner: PromptRefiner,
-    num_refinements: int,
-    num_seeds: int,
-    seed: int,
-    stage: Stage,
+    prompts: Sequence[str], refiner: PromptRefiner, num_refinements: int, num_seeds: int, seed: int, stage: Stage
 ) -> pa.Table:
-    """Writes the texts of all candidates to a stage, one row per candidate.
+    """Writes the texts of all candidates to a stage, one row per candidate, and returns all rows (`REFINED_SCHEMA`).
 
-    Args:
-        prompts (`Sequence[str]`): the original prompts; prompt i is group i.
-        refiner (`PromptRefiner`): its failures (the prompt itself) are marked `refined=False`.
-        num_refinements (`int`): R, refinements of a prompt.
-        num_seeds (`int`): S, candidates of a refinement; variant j belongs to refinement (j - 1) // S.
-        seed (`int`): the run's seed.
-        stage (`Stage`): of `len(prompts) * (1 + R * S)` rows; shards that are done are kept. Its shards should hold
-            whole groups: a group on two shards is refined for each of them.
-
-    Returns:
-        `pa.Table`: all rows, see `REFINED_SCHEMA`.
+    Prompt i is group i; of its `num_refinements` R, each with `num_seeds` S candidates, variant j is of refinement
+    (j - 1) // S. A refiner's failures (the prompt itself) are marked `refined=False`. The stage has
+    `len(prompts) * (1 + R * S)` rows, and shards that are done are kept. Its shards should hold whole groups: a group on
+    two shards is refined for each of them.
     """
     size = 1 + num_refinements * num_seeds
     if num_refinements < 1 or num_seeds < 1:
@@ -152,46 +135,36 @@ def refine_prompts(
             for shard in stage.missing():
                 rows = stage.rows(shard)
                 groups = range(rows.start // size, (rows.stop - 1) // size + 1)
-                texts = {}
-                refine = partial(_refine_group, prompts, refiner, num_refinements, seed)
-                for group, refined in zip(groups, pool.map(refine, groups)):
+                refine = partial(_refine_prompt, refiner, num_refinements)
+                seeds = [derive_seed(seed, "refine", group) for group in groups]
+                records = []
+                for group, texts in zip(groups, pool.map(refine, (prompts[group] for group in groups), seeds)):
                     # Variant 0 is the prompt itself, then come the S candidates of each refinement.
-                    texts[group] = [prompts[group], *(text for text in refined for _ in range(num_seeds))]
+                    prompt = prompts[group]
+                    for variant, text in enumerate([prompt, *(text for text in texts for _ in range(num_seeds))]):
+                        record = {"row": group * size + variant, "group": group, "variant": variant, "prompt": prompt}
+                        record |= {"refined_prompt": text, "refined": text != prompt, "refiner": refiner.name}
+                        records += [record] if record["row"] in rows else []
                     bar.update()
-                stage.write(shard, _refined_table(rows, size, texts, refiner.name))
+                stage.write(shard, pa.Table.from_pylist(records, schema=REFINED_SCHEMA))
         stage.mark_complete()
     table = stage.read()
-    _warn_of_failures(table, refiner)
+    if not isinstance(refiner, IdentityRefiner):
+        _warn_of_failures(table, refiner)
     return table
 
 
-def _refine_group(
-    prompts: Sequence[str], refiner: PromptRefiner, num_refinements: int, seed: int, group: int
-) -> list[str]:
+def _refine_prompt(refiner: PromptRefiner, number: int, prompt: str, seed: int) -> list[str]:
     """The R refinements of one prompt, checked."""
-    texts = refiner.refine(prompts[group], num_refinements, derive_seed(seed, "refine", group))
-    if len(texts) != num_refinements or not all(isinstance(text, str) and text.strip() for text in texts):
+    texts = refiner.refine(prompt, number, seed)
+    if len(texts) != number or not all(isinstance(text, str) and text.strip() for text in texts):
         raise UserError(
-            f"refiner {refiner.name!r}: expected {num_refinements} texts for the prompt {prompts[group]!r},"
-            f" found {texts!r:.200}"
+            f"refiner {refiner.name!r}: expected {number} texts for the prompt {prompt!r}, found {texts!r:.200}"
         )
     return texts
 
 
-def _refined_table(rows: range, size: int, texts: Mapping[int, list[str]], refiner: str) -> pa.Table:
-    """Rows of `REFINED_SCHEMA`; `texts` has the `size` texts of each group."""
-    records = []
-    for row in rows:
-        group, variant = divmod(row, size)
-        prompt, text = texts[group][0], texts[group][variant]
-        record = {"row": row, "group": group, "variant": variant, "prompt": prompt, "refined_prompt": text}
-        records.append({**record, "refined": text != prompt, "refiner": refiner})
-    return pa.Table.from_pylist(records, schema=REFINED_SCHEMA)
-
-
 def _warn_of_failures(table: pa.Table, refiner: PromptRefiner) -> None:
-    if isinstance(refiner, IdentityRefiner):
-        return
     asked = pc.greater(table["variant"], 0)
     failed = pc.sum(pc.and_not(asked, table["refined"])).as_py()
     if failed:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..tiny import PROMPTS
 from .sources import check_prompt, read_dataset, read_rows, sample_prompts
 
 
@@ -23,17 +24,11 @@ COMPBENCH_FILE = (
 
 @dataclass(frozen=True)
 class EvaluationPrompt:
-    """A prompt of a set.
-
-    Args:
-        prompt (`str`): the text.
-        category (`str`, *optional*): style, challenge or task, by which results are also reported.
-        details (`Mapping[str, Any]`): what else its benchmark says, e.g. GenEval's `include` and `exclude`.
-    """
+    """A prompt of a set."""
 
     prompt: str
-    category: str | None = None
-    details: Mapping[str, Any] = field(default_factory=dict)
+    category: str | None = None  # style, challenge or task, by which results are also reported
+    details: Mapping[str, Any] = field(default_factory=dict)  # e.g. GenEval's `include` and `exclude`
 
 
 @dataclass(frozen=True)
@@ -64,14 +59,17 @@ def _load_hpd(styles: tuple[str, ...]) -> list[dict[str, Any]]:
     return rows if len(styles) > 1 else [{**row, "category": None} for row in rows]
 
 
+def _load_dataset(name: str, split: str) -> list[dict[str, Any]]:
+    import datasets
+
+    return read_dataset(datasets.load_dataset(name, split=split), name, COLUMNS, CATEGORIES)
+
+
 # Name -> (how to load it from the Hub, or what file to bring; how many prompts it has).
 SETS: dict[str, tuple[Callable[[], list[dict[str, Any]]] | str, int]] = {
     "hpdv2": (lambda: _load_hpd(HPD_STYLES), 3200),
-    "partiprompts": (lambda: read_dataset("nateraw/parti-prompts", "train", COLUMNS, CATEGORIES), 1632),
-    "pickapic": (
-        lambda: read_dataset("yuvalkirstain/pickapic_v1_no_images", "validation_unique", COLUMNS, CATEGORIES),
-        500,
-    ),
+    "partiprompts": (lambda: _load_dataset("nateraw/parti-prompts", "train"), 1632),
+    "pickapic": (lambda: _load_dataset("yuvalkirstain/pickapic_v1_no_images", "validation_unique"), 500),
     "drawbench": (lambda: _load_hpd(("drawbench",)), 200),
     "geneval": (GENEVAL_FILE, 553),
     "t2i_compbench": (COMPBENCH_FILE, 1800),
@@ -144,19 +142,12 @@ def _load_known(name: str) -> list[dict[str, Any]]:
     return records
 
 
-def _tiny_task(prompt: Any, source: str) -> str | None:
-    """The task of a caption of the embedded lists; they are text files without categories."""
-    from ..tiny import PROMPTS
-
-    if source not in PROMPTS or not prompt:
-        return None
-    from ..tiny.world import parse_caption
-
-    return parse_caption(prompt).task
-
-
 def _row(record: Mapping[str, Any], column: str, source: str) -> EvaluationPrompt:
     prompt = next((record[name] for name in (column, *COLUMNS) if name in record), None)
-    category = next((record[name] for name in CATEGORIES if record.get(name)), None) or _tiny_task(prompt, source)
+    category = next((record[name] for name in CATEGORIES if record.get(name)), None)
+    if source in PROMPTS and prompt:  # the embedded lists are text files; a caption tells its task
+        from ..tiny.world import parse_caption
+
+        category = parse_caption(prompt).task
     details = {name: record[name] for name in DETAILS if record.get(name) is not None}
     return EvaluationPrompt(check_prompt(prompt, column, source), str(category) if category else None, details)

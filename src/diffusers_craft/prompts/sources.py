@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..core.load import load_hub_dataset
 from ..core.records import derive_seed
 from ..errors import UserError
 
@@ -61,22 +62,15 @@ def sample_prompts(
         raise UserError(
             f"--num_prompts: expected 1 to {len(prompts)} (distinct prompts in {source}), found {num_prompts}"
         )
-    return sorted(prompts, key=lambda p: derive_seed(seed, "prompt", *([p] if isinstance(p, str) else p)))[
-        :num_prompts
-    ]
+    ranked = sorted(prompts, key=lambda p: derive_seed(seed, "prompt", *([p] if isinstance(p, str) else p)))
+    return ranked[:num_prompts]
 
 
 def read_rows(source: str, columns: Sequence[str], extras: Collection[str] = ()) -> list[dict[str, Any]]:
-    """The rows of a source: the column of the prompts, and those of the `extras` that it has.
+    """The rows of a source (see `load_prompts`): the first of the prompts' `columns` that it has, and those of the `extras`.
 
-    Args:
-        source (`str`): see `load_prompts`; a `.tsv` is read without quoting, as PartiPrompts' own is written.
-        columns (`Sequence[str]`): where the prompts may stand; the first that the source has is read. Text lines and bare
-            strings have no column and get the first name.
-        extras (`Collection[str]`, *optional*): further columns.
-
-    Raises:
-        UserError: if the source is missing, cannot be read or has none of the columns.
+    Text lines and bare strings have no column and get the first name. A `.tsv` is read without quoting, as PartiPrompts'
+    own is written.
     """
     from ..tiny import prompt_file
 
@@ -86,28 +80,17 @@ def read_rows(source: str, columns: Sequence[str], extras: Collection[str] = ())
         return _read_parquet(path, columns, extras) if suffix == ".parquet" else _read_text(path, columns, extras)
     name, split = (source, "train") if path.is_dir() or ":" not in source else source.rsplit(":", 1)
     folder = Path(name).expanduser()
-    expected = f"--prompts: expected a file ({', '.join(SUFFIXES)}) or a dataset of the Hub, found"
+    expected = f"--prompts: expected a file ({', '.join(SUFFIXES)}) or a dataset of the Hub"
     if path.is_file():
-        raise UserError(f"{expected} the file {source}")
+        raise UserError(f"{expected}, found the file {source}")
     if not folder.is_dir() and (suffix in SUFFIXES or source.startswith((".", "/", "~"))):
-        raise UserError(f"{expected} no file at {source}")
+        raise UserError(f"{expected}, found no file at {source}")
     name = str(folder) if folder.is_dir() else name
-    import datasets
-
-    try:
-        return read_dataset(name, split or "train", columns, extras)
-    except UserError:
-        raise
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{expected} {name!r}: {reason}") from None
+    return read_dataset(load_hub_dataset(name, split or "train", expected=expected), name, columns, extras)
 
 
-def read_dataset(name: str, split: str, columns: Sequence[str], extras: Collection[str]) -> list[dict[str, Any]]:
-    """`read_rows` of a dataset of the Hub or a local folder of one; what `datasets` cannot load it raises as it is."""
-    import datasets
-
-    dataset = datasets.load_dataset(name, split=split)
+def read_dataset(dataset: Any, name: str, columns: Sequence[str], extras: Collection[str]) -> list[dict[str, Any]]:
+    """`read_rows` of a loaded dataset."""
     return dataset.select_columns(_choose(dataset.column_names, columns, extras, name)).to_list()
 
 
@@ -134,7 +117,7 @@ def _read_text(path: Path, columns: Sequence[str], extras: Collection[str]) -> l
     elif suffix == ".txt":
         records = text.split("\n")
     else:
-        records = _parse_json_lines(text, path) if suffix == ".jsonl" else _parse_json(text, path)
+        records = (_parse_json_lines if suffix == ".jsonl" else _parse_json)(text, path)
     if all(isinstance(record, str) for record in records):
         return [{columns[0]: record} for record in records]
     if not all(isinstance(record, dict) for record in records):

@@ -4,6 +4,7 @@
 import os
 from functools import cached_property
 from pathlib import Path
+from urllib.parse import quote
 
 import torch
 from PIL import Image
@@ -11,21 +12,20 @@ from torch import nn
 from transformers import CLIPVisionConfig
 
 from ..errors import UserError
-from .base import Reward, l2_normalize
-from .checkpoints import build_linear_head, describe_checkpoint, file_hash, find_checkpoint, load_tensors
+from .base import CheckpointReward, l2_normalize
+from .checkpoints import build_linear_head, file_hash, find_checkpoint, load_tensors
 from .clip_tower import CLIP_ID, CLIP_REVISION, CLIP_SIZE, ClipImageTower
 
 
-HEAD_URL = (
-    "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/sac%2Blogos%2Bava1-l14-linearMSE.pth"
-)
+HEAD_NAME = "sac+logos+ava1-l14-linearMSE.pth"
+HEAD_URL = f"https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/{quote(HEAD_NAME)}"
 HEAD_SHA256 = "21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0"
 HEAD_SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
 def _download_head() -> Path:
     """The official head in torch's cache, verified against its known hash."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / "sac+logos+ava1-l14-linearMSE.pth"
+    path = Path(torch.hub.get_dir()) / "checkpoints" / HEAD_NAME
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def load_head(path: Path) -> nn.Sequential:
     return build_linear_head("aesthetic", load_tensors("aesthetic", path), path)
 
 
-class AestheticReward(Reward):
+class AestheticReward(CheckpointReward):
     """LAION's aesthetic score, 1 to 10; prompts play no part.
 
     `rewards.clip_tower.share_image_pass` lets it share the image pass of `clip_score`.
@@ -64,28 +64,29 @@ class AestheticReward(Reward):
 
     name = "aesthetic"
     unit = "LAION aesthetic score, about 1 to 10"
+    hub_id = f"{CLIP_ID} + {HEAD_NAME}"
 
     def __init__(self, checkpoint: str | None = None, **options):
-        super().__init__(**options)
-        self._asked = checkpoint or f"{CLIP_ID} + {HEAD_URL.rsplit('/', 1)[-1].replace('%2B', '+')}"
+        super().__init__(checkpoint, **options)
+        self.tower = ClipImageTower(self._path, self.device, self.dtype)
+
+    def _find(self, checkpoint: str | None) -> Path:
         path = Path(checkpoint).expanduser() if checkpoint else None
-        if path is not None and not path.exists():
+        if path and not path.exists():
             raise UserError(f"--reward_checkpoint {self.name}: expected a file or a folder, found {checkpoint!r}")
-        folder = path if path is not None and path.is_dir() else None
-        head = path if path is not None and path.is_file() else folder and _find_head(folder)
+        head = _find_head(path) if path and path.is_dir() else path
         self._head = head or _download_head()
-        own_clip = folder is not None and (folder / "config.json").exists()
-        self._clip = folder if own_clip else find_checkpoint(self.name, CLIP_ID, None, CLIP_SIZE, CLIP_REVISION)
-        self.tower = ClipImageTower(self._clip, self.device, self.dtype)
+        if path and (path / "config.json").exists():
+            return path
+        return find_checkpoint(self.name, CLIP_ID, None, CLIP_SIZE, CLIP_REVISION)
 
     @cached_property
     def checkpoint(self) -> dict[str, str]:
-        record = describe_checkpoint(self._asked, self._clip)
-        return {**record, "head": f"sha256:{file_hash(self._head)[:16]}"}
+        return {**super().checkpoint, "head": f"sha256:{file_hash(self._head)[:16]}"}
 
     def _load(self) -> nn.Sequential:
         head = load_head(self._head).to(self.device)
-        width = CLIPVisionConfig.from_pretrained(self._clip).projection_dim
+        width = CLIPVisionConfig.from_pretrained(self._path).projection_dim
         if head[0].in_features != width:
             raise UserError(
                 f"--reward_checkpoint {self.name}: expected a head for {width} features, "
@@ -98,8 +99,4 @@ class AestheticReward(Reward):
         super().release()
 
     def _score(self, prompts: list[str], images: list[Image.Image]) -> torch.Tensor:
-        scores = []
-        for start in range(0, len(images), self.batch_size):
-            embeddings = self.tower(images[start : start + self.batch_size])
-            scores.append(self.model(l2_normalize(embeddings))[:, 0])
-        return torch.cat(scores)
+        return self._batched(lambda batch: self.model(l2_normalize(self.tower(batch)))[:, 0], images)

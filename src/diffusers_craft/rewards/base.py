@@ -2,9 +2,10 @@
 """What every reward model is: prompts and images in, one raw score per pair out; batching, checks and precision."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from ..errors import UserError
-from .checkpoints import describe_checkpoint, find_checkpoint
+from .checkpoints import checkpoint_revision, find_checkpoint
 from .precision import tower_precision
 
 
@@ -71,10 +72,7 @@ class Reward(ABC):
 
     @property
     def checkpoint(self) -> dict[str, Any]:
-        """Where the weights come from and which version they are: `{"checkpoint": ..., "revision": ...}`.
-
-        For a reward without files the place of its class.
-        """
+        """`{"checkpoint": ..., "revision": ...}` of the weights; for a reward without files the place of its class."""
         return {"checkpoint": f"{type(self).__module__}:{type(self).__qualname__}"}
 
     @property
@@ -100,6 +98,11 @@ class Reward(ABC):
         self.__dict__.pop("model", None)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _batched(self, function: Callable[..., torch.Tensor], *columns: list) -> torch.Tensor:
+        """What `function` gives for at most `batch_size` rows of the columns at a time, concatenated."""
+        batches = [slice(i, i + self.batch_size) for i in range(0, len(columns[0]), self.batch_size)]
+        return torch.cat([function(*(column[rows] for column in columns)) for rows in batches])
 
     def _autocast(self) -> AbstractContextManager[None]:
         """The precision of the towers."""
@@ -139,12 +142,7 @@ class Reward(ABC):
 
 
 class CheckpointReward(Reward):
-    """A reward whose weights are one file or folder: the official one of the Hub, or the user's own.
-
-    Args:
-        checkpoint (`str`, *optional*): a path, or another Hub id.
-        options: see `Reward`.
-    """
+    """A reward whose weights are one file or folder: the official one of the Hub, or the user's own `checkpoint`."""
 
     hub_id: str
     revision: str | None = None  # commit of `hub_id`; the newest by default
@@ -155,16 +153,23 @@ class CheckpointReward(Reward):
     def __init__(self, checkpoint: str | None = None, **options: Any):
         super().__init__(**options)
         self._asked = checkpoint or self.hub_id
+        self._path = self._find(checkpoint)
+
+    def _find(self, checkpoint: str | None) -> Path:
+        """The file or folder of the weights; downloads it if need be."""
         revision = None if checkpoint else self.revision
-        self._path = find_checkpoint(self.name, self._asked, self.filename, self.size, revision)
-        if self.filename is None and not (config := self._path / "config.json").exists():
+        path = find_checkpoint(self.name, checkpoint or self.hub_id, self.filename, self.size, revision)
+        if self.filename is None and not (config := path / "config.json").exists():
             raise UserError(
                 f"--reward_checkpoint {self.name}: expected a {self.architecture} folder, found no {config}"
             )
+        return path
 
     @cached_property
     def checkpoint(self) -> dict[str, Any]:
-        return describe_checkpoint(self._asked, self._path)
+        # Of a local path only the name is kept: the hash tells versions apart, and a folder may move.
+        named = self._path.name if Path(self._asked).expanduser().exists() else self._asked
+        return {"checkpoint": named, "revision": checkpoint_revision(self._path)}
 
 
 class PromptImageReward(CheckpointReward):
@@ -184,11 +189,8 @@ class PromptImageReward(CheckpointReward):
 
     def _score(self, prompts: list[str], images: list[Image.Image]) -> torch.Tensor:
         distinct = list(dict.fromkeys(prompts))
+        text = self._batched(self.encode_prompts, distinct)
         index = {prompt: i for i, prompt in enumerate(distinct)}
-        size = self.batch_size
-        text = torch.cat([self.encode_prompts(distinct[i : i + size]) for i in range(0, len(distinct), size)])
-        scores = []
-        for start in range(0, len(images), size):
-            rows = [index[prompt] for prompt in prompts[start : start + size]]
-            scores.append(cosines(self.encode_images(images[start : start + size]), text[rows]))
-        return torch.cat(scores) * self._scale()
+        rows = [index[prompt] for prompt in prompts]
+        scores = self._batched(lambda batch, of: cosines(self.encode_images(batch), text[of]), images, rows)
+        return scores * self._scale()

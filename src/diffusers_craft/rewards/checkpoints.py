@@ -26,9 +26,6 @@ def find_checkpoint(
 
     Of a folder or repository the file `filename` is needed, or all of it. `reward` and `size` (of the download) are for
     error texts, `revision` is the commit of the Hub repository, the newest by default.
-
-    Raises:
-        UserError: if there is no such path, or the download is not possible; one line that names what is missing.
     """
     path = Path(checkpoint).expanduser()
     if path.exists():
@@ -67,16 +64,7 @@ def check_hash(reward: str, path: Path, expected: str) -> None:
         raise UserError(f"reward {reward}: expected sha256 {expected} of {path}, found {found}; delete it to retry")
 
 
-def describe_checkpoint(asked: str, path: Path) -> dict[str, str]:
-    """The `Reward.checkpoint` record of what was asked for and lies at `path`.
-
-    Of a local path only the name is kept: the hash tells versions apart, and a folder may move.
-    """
-    named = path.name if Path(asked).expanduser().exists() else asked
-    return {"checkpoint": named, "revision": _revision(path)}
-
-
-def _revision(path: Path) -> str:
+def checkpoint_revision(path: Path) -> str:
     """The Hub commit that a cached file belongs to, or the start of the SHA-256 of a user's own weights."""
     parts = path.parts
     if "snapshots" in parts:
@@ -112,11 +100,7 @@ def fitting_state(reward: str, expected: str, path: Path, found: str = "another"
 
 
 def fill_model(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Gives a model that was built on the meta device the tensors of `state` themselves, without a copy.
-
-    Raises:
-        RuntimeError: if names or shapes differ.
-    """
+    """Gives a model on the meta device the tensors of `state` themselves, uncopied; `RuntimeError` if they do not fit."""
     model.load_state_dict(state, assign=True)
     for module in model.modules():
         for name, buffer in module._buffers.items():

@@ -1,31 +1,22 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """CLIP score (arXiv 2104.08718) on OpenAI's ViT-L/14: one hundred times the cosine of prompt and image."""
 
-from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import torch
-from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from transformers import CLIPTextModelWithProjection
 
 from ..errors import UserError
-from .base import PromptImageReward
+from .base import CheckpointReward, PromptImageReward
 from .clip_tower import CLIP_ID, CLIP_REVISION, CLIP_SIZE, ClipImageTower
-
-
-VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
+from .hps import VOCABULARY, load_tokenizer
 
 
 class TextHalf(CLIPTextModelWithProjection):
     """CLIP's text half, which takes a checkpoint of the whole without a word about the rest."""
 
     _keys_to_ignore_on_load_unexpected = [r"^vision_", r"^visual_", r"^logit_scale$", r"position_ids$"]
-
-
-class LoadedClipText(NamedTuple):
-    text: CLIPTextModelWithProjection
-    tokenizer: SimpleTokenizer
 
 
 class ClipScoreReward(PromptImageReward):
@@ -46,16 +37,15 @@ class ClipScoreReward(PromptImageReward):
         super().__init__(checkpoint, **options)
         self.tower = ClipImageTower(self._path, self.device, self.dtype)
 
-    def _load(self) -> LoadedClipText:
+    def _load(self) -> SimpleNamespace:
         text = TextHalf.from_pretrained(self._path).float().eval().to(self.device)
-        vocabulary = {"bpe_path": str(path)} if (path := Path(self._path / VOCABULARY)).exists() else {}
-        tokenizer = SimpleTokenizer(context_length=text.config.max_position_embeddings, **vocabulary)
+        tokenizer = load_tokenizer(self._path, text.config.max_position_embeddings)
         if tokenizer.vocab_size != text.config.vocab_size:
             raise UserError(
                 f"--reward_checkpoint {self.name}: expected a model of {tokenizer.vocab_size} tokens, "
                 f"found {text.config.vocab_size} in {self._path}/config.json; its {VOCABULARY} belongs beside it"
             )
-        return LoadedClipText(text, tokenizer)
+        return SimpleNamespace(text=text, tokenizer=tokenizer)
 
     def release(self) -> None:
         self.tower.release()
@@ -70,3 +60,20 @@ class ClipScoreReward(PromptImageReward):
     def encode_prompts(self, prompts: list[str]) -> torch.Tensor:
         with self._autocast():
             return self.model.text(input_ids=self.model.tokenizer(prompts).to(self.device)).text_embeds
+
+
+class RewardWithClip(CheckpointReward):
+    """A benchmark's metric of a model of its own and a CLIP: `checkpoint` is `MODEL` or `MODEL,CLIP`."""
+
+    clip_id: str | None = None  # another than that of `clip_score`
+
+    def __init__(self, checkpoint: str | None = None, **options):
+        own, _, clip = (checkpoint or "").partition(",")
+        super().__init__(own or None, **options)
+        # By the metric's name, whose files are missing where CLIP's are.
+        kind = type("MetricClip", (ClipScoreReward,), {"name": self.name})
+        self._clip = kind(clip or self.clip_id, **options)
+
+    def release(self) -> None:
+        self._clip.release()
+        super().release()

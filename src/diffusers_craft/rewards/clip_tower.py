@@ -29,12 +29,8 @@ class ImageHalf(CLIPVisionModelWithProjection):
 class ClipImageTower:
     """Images to embeddings; the weights are read by the first image that is not remembered.
 
-    Args:
-        folder (`Path`): a `CLIPModel` or `CLIPVisionModelWithProjection` with its preprocessing.
-        device (`torch.device`): where it runs.
-        dtype (`torch.dtype`): of the tower, under autocast; float32 runs without.
-        remember (`int`, defaults to 0): how many embeddings are kept (3 KB each for ViT-L/14), so that another reward, or
-            another pass over the same images, needs neither the tower nor its weights.
+    `folder` holds a `CLIPModel` or `CLIPVisionModelWithProjection` with its preprocessing. Of `remember` embeddings (3 KB
+    each for ViT-L/14) another reward, or another pass over the same images, needs neither the tower nor its weights.
     """
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, remember: int = 0):
@@ -44,7 +40,7 @@ class ClipImageTower:
     @property
     def key(self) -> tuple[str, str, str]:
         """Towers of one key give the same embeddings."""
-        return str(Path(self.folder).resolve()), str(self.device), str(self.dtype)
+        return str(self.folder.resolve()), str(self.device), str(self.dtype)
 
     @cached_property
     def processor(self) -> ClipProcessor:
@@ -84,9 +80,8 @@ class ClipImageTower:
 def share_image_pass(rewards: Iterable[Any], remember: int = 65536) -> None:
     """Makes rewards on one CLIP (`aesthetic`, `clip_score`) share its image half: each image is embedded once.
 
-    It does not matter whether the rewards score in turns, batch by batch, or one after another with `release` between
-    them: the second finds the embeddings of the first, `remember` of which are kept (200 MB for ViT-L/14). Rewards
-    without such a tower, or on another checkpoint, device or precision than the others, stay as they are.
+    In whatever order they score, the second finds the embeddings of the first, `remember` of which are kept (200 MB for
+    ViT-L/14). Rewards without such a tower, or on another checkpoint, device or precision, stay as they are.
     """
     groups: dict[tuple[str, str, str], list[Any]] = {}
     for reward in rewards:

@@ -3,7 +3,7 @@
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import torch
 from open_clip import get_model_config
@@ -21,10 +21,10 @@ SHA256 = "c57a38fb4a2f7e7c15bf00da2ea377cdf165448b4dd1052a484c215a998c9837"
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 
 
-class LoadedHPS(NamedTuple):
-    clip: CLIP
-    tokenizer: SimpleTokenizer
-    image_size: int  # pixels
+def load_tokenizer(folder: Path, length: int) -> SimpleTokenizer:
+    """OpenAI's tokenizer with the vocabulary in a checkpoint's folder, or its own."""
+    vocabulary = {"bpe_path": str(path)} if (path := folder / VOCABULARY).exists() else {}
+    return SimpleTokenizer(context_length=length, **vocabulary)
 
 
 class HPSReward(PromptImageReward):
@@ -40,18 +40,16 @@ class HPSReward(PromptImageReward):
     hub_id, revision = "xswu/HPSv2", "697403c78157020a1ae59d23f111aa58ced35b0a"
     filename, size = "HPS_v2.1_compressed.pt", "1.97 GB"
 
-    def _config(self) -> dict:
-        config = self._path.parent / "open_clip_config.json"
-        return json.loads(config.read_text())["model_cfg"] if config.exists() else get_model_config("ViT-H-14")
-
-    def _load(self) -> LoadedHPS:
+    def _load(self) -> SimpleNamespace:
         if self._asked == self.hub_id:
             check_hash(self.name, self._path, SHA256)
-        config = self._config()
-        clip = self._load_clip(config).eval().to(self.device)
-        vocabulary = {"bpe_path": str(path)} if (path := Path(self._path.parent / VOCABULARY)).exists() else {}
-        tokenizer = SimpleTokenizer(context_length=config["text_cfg"]["context_length"], **vocabulary)
-        return LoadedHPS(clip, tokenizer, config["vision_cfg"]["image_size"])
+        path = self._path.parent / "open_clip_config.json"
+        config = json.loads(path.read_text())["model_cfg"] if path.exists() else get_model_config("ViT-H-14")
+        return SimpleNamespace(
+            clip=self._load_clip(config).eval().to(self.device),
+            tokenizer=load_tokenizer(self._path.parent, config["text_cfg"]["context_length"]),
+            image_size=config["vision_cfg"]["image_size"],  # pixels
+        )
 
     def _load_clip(self, config: dict) -> CLIP:
         """The model around the tensors of the file: they are never copied, and stay as they are (float16)."""

@@ -4,11 +4,10 @@
 import json
 import math
 import re
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import torch
 from PIL import Image
-from torch import nn
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from ..errors import UserError
@@ -38,14 +37,6 @@ VISION_NAMES = (
 )
 # In the file, and no part of the score: BLIP's contrastive projections and the numbers 0, 1, 2, ...
 UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.position_ids")
-
-
-class LoadedImageReward(NamedTuple):
-    vision: BlipVisionModel
-    text: BlipTextModel
-    head: nn.Sequential
-    tokenizer: BertTokenizer
-    processor: ClipProcessor
 
 
 def _split(state: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
@@ -122,7 +113,7 @@ class ImageRewardReward(CheckpointReward):
             )
         return tokenizer
 
-    def _load(self) -> LoadedImageReward:
+    def _load(self) -> SimpleNamespace:
         state = load_tensors(self.name, self._path)
         with fitting_state(self.name, "ImageReward's state dict", self._path):
             parts = _split(state)
@@ -134,22 +125,23 @@ class ImageRewardReward(CheckpointReward):
             fill_model(text, parts["text"])
         head = build_linear_head(self.name, parts["head"], self._path)
         vision, text, head = (part.eval().to(self.device) for part in (vision, text, head))
-        processor = ClipProcessor(config.image_size, config.image_size, half_even=True)
-        return LoadedImageReward(vision, text, head, self._tokenizer(text.config.vocab_size), processor)
+        return SimpleNamespace(
+            vision=vision,
+            text=text,
+            head=head,
+            tokenizer=self._tokenizer(text.config.vocab_size),
+            processor=ClipProcessor(config.image_size, config.image_size, half_even=True),
+        )
 
     def _score(self, prompts: list[str], images: list[Image.Image]) -> torch.Tensor:
-        scores = []
-        for start in range(0, len(images), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            pixels = self.model.processor(images[rows]).to(self.device)
-            tokens = self.model.tokenizer(
-                prompts[rows], padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
-            ).to(self.device)
-            with self._autocast():
-                first = self.model.text(
-                    input_ids=tokens.input_ids,
-                    attention_mask=tokens.attention_mask,
-                    encoder_hidden_states=self.model.vision(pixel_values=pixels).last_hidden_state,
-                ).last_hidden_state[:, 0]
-            scores.append((self.model.head(first.float())[:, 0] - MEAN) / STD)
-        return torch.cat(scores)
+        return self._batched(self._score_batch, prompts, images)
+
+    def _score_batch(self, prompts: list[str], images: list[Image.Image]) -> torch.Tensor:
+        model, options = self.model, {"padding": "max_length", "truncation": True, "max_length": TOKENS}
+        pixels = model.processor(images).to(self.device)
+        tokens = model.tokenizer(prompts, **options, return_tensors="pt").to(self.device)
+        asked = {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
+        with self._autocast():
+            seen = model.vision(pixel_values=pixels).last_hidden_state
+            first = model.text(**asked, encoder_hidden_states=seen).last_hidden_state[:, 0]
+        return (model.head(first.float())[:, 0] - MEAN) / STD

@@ -57,22 +57,18 @@ NUM_WORKERS = 8  # images in flight
 
 
 def parse_grades(text: str | None) -> dict[str, float] | None:
-    """The five grades of a reply, or `None` if it is not exactly a JSON object with five numbers from 0 to 10.
-
-    Markdown's fences around the object are forgiven, nothing else is.
-    """
+    """The five grades of a reply that is one JSON object with five numbers from 0 to 10 (fences forgiven), else `None`."""
     text = (text or "").strip()
     if text.startswith("```") and text.endswith("```"):
         text = text.removeprefix("```json").removeprefix("```").removesuffix("```")
     try:
         found = json.loads(text)
     except ValueError:
-        return None
+        found = None
     if not isinstance(found, dict) or set(found) != set(ASPECTS):
         return None
-    if not all(type(grade) in (int, float) and 0 <= grade <= HIGHEST for grade in found.values()):
-        return None
-    return {name: float(found[name]) for name in ASPECTS}
+    valid = all(type(grade) in (int, float) and 0 <= grade <= HIGHEST for grade in found.values())
+    return {name: float(found[name]) for name in ASPECTS} if valid else None
 
 
 def _data_uri(image: Image.Image) -> str:
@@ -110,11 +106,7 @@ class MLLMReward:
         return {"checkpoint": chat.model, "endpoint": chat.endpoint, "instruction": INSTRUCTION, "unit": unit}
 
     def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
-        """Mean grades: (B,) float32, NaN for images without a usable answer, with one warning that counts them.
-
-        Raises:
-            UserError: if the service refuses the key or model, or cannot be reached.
-        """
+        """Mean grades: (B,) float32, NaN for images without a usable answer, with one warning that counts them."""
         with ThreadPoolExecutor(NUM_WORKERS) as pool:
             grades = list(pool.map(self.grade, prompts, images))
         missing = sum(grade is None for grade in grades)

@@ -3,9 +3,8 @@
 
 import os
 import re
-from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import torch
 from PIL import Image
@@ -13,8 +12,8 @@ from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 
 from ..errors import UserError
-from .base import Reward, cosines
-from .checkpoints import describe_checkpoint, fill_model, fitting_state, load_tensors
+from .base import CheckpointReward, cosines
+from .checkpoints import fill_model, fitting_state, load_tensors
 from .mps_model import CrossModel
 from .pickscore import load_clip_h_tokenizer
 from .precision import rest_in_checkpoint_precision
@@ -33,47 +32,17 @@ THRESHOLD = 0.3  # of their evaluation script; their README has 0.01
 
 # config.json of CLIP-H, for checkpoints without one beside them.
 _TOWER = {"num_attention_heads": 16, "hidden_act": "gelu", "projection_dim": 1024}
-_TOKENS = {"vocab_size": 49408, "max_position_embeddings": 77}
-_TOKENS |= {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
-_TEXT = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
-_VISION = {
-    "hidden_size": 1280,
-    "intermediate_size": 5120,
-    "num_hidden_layers": 32,
-    "image_size": 224,
-    "patch_size": 14,
-}
-CLIP_H = {
-    "projection_dim": 1024,
-    "text_config": {**_TOWER, **_TEXT, **_TOKENS},
-    "vision_config": {**_TOWER, **_VISION},
-}
-
-
-class LoadedMPS(NamedTuple):
-    clip: CLIPModel
-    cross: CrossModel
-    tokenizer: PreTrainedTokenizerBase
-    processor: ClipProcessor
-    condition: torch.Tensor  # (T, D) float32 token embeddings
-
-
-class EncodedPrompt(NamedTuple):
-    tokens: torch.Tensor  # (T, D) embeddings of the prompt's tokens
-    embedding: torch.Tensor  # (D,) embedding of the prompt
-    keep: torch.Tensor  # (T,) bool: the tokens that the image may see
+_TEXT = _TOWER | {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "vocab_size": 49408}
+_TEXT |= {"max_position_embeddings": 77, "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
+_VISION = _TOWER | {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32}
+_VISION |= {"image_size": 224, "patch_size": 14}
+CLIP_H = {"projection_dim": 1024, "text_config": _TEXT, "vision_config": _VISION}
 
 
 def convert_mps_checkpoint(pickle_path: str | Path, output_path: str | Path) -> None:
     """Writes the tensors of the official checkpoint, a pickled module, as safetensors; nothing in the pickle runs.
 
-    Args:
-        pickle_path (`str` or `Path`): `MPS_overall_checkpoint.pth`.
-        output_path (`str` or `Path`): the `.safetensors` file, for `--reward_checkpoint mps=...`; names and precision are
-            those of the module.
-
-    Raises:
-        UserError: if the file holds no MPS model.
+    Names and precision in the `.safetensors`, which is for `--reward_checkpoint mps=...`, are those of the module.
     """
     output_path = Path(output_path)
     if output_path.suffix != ".safetensors":
@@ -103,21 +72,7 @@ def _split(state: dict[str, torch.Tensor], path: Path) -> tuple[dict[str, torch.
     return clip, cross
 
 
-def _find_file(checkpoint: str | None) -> Path:
-    """The official file or its conversion, in a folder or by itself."""
-    if checkpoint is None:
-        raise UserError(
-            f"reward mps: needs {FILENAME} (about 2.2 GB) from {URL}, which only a browser can download; "
-            "name a local copy: --reward_checkpoint mps=PATH"
-        )
-    path = Path(checkpoint).expanduser()
-    found = sorted(path.glob("*.safetensors")) + sorted(path.glob("*.pth")) if path.is_dir() else [path]
-    if not found or not found[0].exists():
-        raise UserError(f"--reward_checkpoint mps: expected {FILENAME} or its .safetensors, found {checkpoint!r}")
-    return found[0]
-
-
-class MPSReward(Reward):
+class MPSReward(CheckpointReward):
     """MPS's official score of overall preference.
 
     A token of the prompt is kept if its highest similarity to the condition's tokens is more than `threshold` of the
@@ -134,24 +89,32 @@ class MPSReward(Reward):
 
     name = "mps"
     unit = "logit_scale.exp() * cosine"
+    hub_id = URL
 
     def __init__(
         self, checkpoint: str | None = None, condition: str = CONDITION, threshold: float = THRESHOLD, **options
     ):
-        super().__init__(**options)
-        self._asked = checkpoint
-        self._path = _find_file(checkpoint)
+        super().__init__(checkpoint, **options)
         self.condition, self.threshold = condition, threshold
 
-    @cached_property
-    def checkpoint(self) -> dict[str, str]:
-        return describe_checkpoint(str(self._path), self._path)
+    def _find(self, checkpoint: str | None) -> Path:
+        """The official file or its conversion, in a folder or by itself."""
+        if checkpoint is None:
+            raise UserError(
+                f"reward mps: needs {FILENAME} (about 2.2 GB) from {URL}, which only a browser can download; "
+                "name a local copy: --reward_checkpoint mps=PATH"
+            )
+        path = Path(checkpoint).expanduser()
+        found = sorted(path.glob("*.safetensors")) + sorted(path.glob("*.pth")) if path.is_dir() else [path]
+        if not found or not found[0].exists():
+            raise UserError(f"--reward_checkpoint mps: expected {FILENAME} or its .safetensors, found {checkpoint!r}")
+        return found[0]
 
     @property
     def source(self) -> dict[str, str]:
         return {**super().source, "condition": self.condition, "threshold": f"{self.threshold:g}"}
 
-    def _load(self) -> LoadedMPS:
+    def _load(self) -> SimpleNamespace:
         folder = self._path.parent
         tokenizer = load_clip_h_tokenizer(self.name, folder)
         if self._path.suffix == ".safetensors":
@@ -172,8 +135,9 @@ class MPSReward(Reward):
         cross_blocks = [block for layer in cross.layers for block in layer.values()]
         rest_in_checkpoint_precision(cross, cross_blocks, None, autocast)
         clip, cross = clip.eval().to(self.device), cross.eval().to(self.device)
-        condition, _ = self._encode_text(clip, tokenizer, [self.condition])
-        return LoadedMPS(clip, cross, tokenizer, ClipProcessor.from_folder(folder), condition[0])
+        condition = self._encode_text(clip, tokenizer, [self.condition])[0][0]  # (T, D) float32, of its tokens
+        parts = {"clip": clip, "cross": cross, "tokenizer": tokenizer, "condition": condition}
+        return SimpleNamespace(**parts, processor=ClipProcessor.from_folder(folder))
 
     def _encode_text(
         self, clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]
@@ -189,18 +153,16 @@ class MPSReward(Reward):
             hidden, whole = (clip.text_projection(x) for x in (output.last_hidden_state, output.pooler_output))
         return hidden.float(), whole.float()
 
-    def encode_prompts(self, prompts: list[str]) -> list[EncodedPrompt]:
-        """The prompts of one batch."""
+    def encode_prompts(self, prompts: list[str]) -> list[tuple[torch.Tensor, ...]]:
+        """Of each prompt of a batch the embeddings of its tokens (T, D), its own (D,), and which tokens images see (T,)."""
         hidden, whole = self._encode_text(self.model.clip, self.model.tokenizer, prompts)
         similarity = (hidden @ self.model.condition.T).amax(-1)  # (B, T)
         keep = similarity / similarity.amax(-1, keepdim=True) > self.threshold
-        return [EncodedPrompt(*parts) for parts in zip(hidden, whole, keep)]
+        return list(zip(hidden, whole, keep))
 
-    def encode_images(self, images: list[Image.Image], prompts: list[EncodedPrompt]) -> torch.Tensor:
-        """(B, D) embeddings of one batch of images, each as its prompt has it seen."""
+    def encode_images(self, images: list[Image.Image], text: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        """(B, D) embeddings of one batch of images, each as the tokens `text` (B, T, D) of its prompt have it seen."""
         pixels = self.model.processor(images).to(self.device)
-        text = torch.stack([prompt.tokens for prompt in prompts])
-        keep = torch.stack([prompt.keep for prompt in prompts])
         with self._autocast():
             tokens = self.model.clip.vision_model(pixel_values=pixels).last_hidden_state
             return self.model.cross(self.model.clip.visual_projection(tokens), text, keep)[:, 0]
@@ -210,7 +172,7 @@ class MPSReward(Reward):
         distinct = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
         order = sorted(range(len(prompts)), key=lambda row: distinct[prompts[row]])
         scores = torch.empty(len(images))
-        encoded: dict[str, EncodedPrompt] = {}
+        encoded: dict[str, tuple[torch.Tensor, ...]] = {}
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
             wanted = dict.fromkeys(prompts[row] for row in rows)
@@ -218,7 +180,7 @@ class MPSReward(Reward):
             new = [prompt for prompt in wanted if prompt not in encoded]
             if new:
                 encoded |= dict(zip(new, self.encode_prompts(new)))
-            texts = [encoded[prompts[row]] for row in rows]
-            embeddings = self.encode_images([images[row] for row in rows], texts)
-            scores[rows] = cosines(embeddings, torch.stack([text.embedding for text in texts])).cpu()
+            tokens, whole, keep = map(torch.stack, zip(*(encoded[prompts[row]] for row in rows)))
+            embeddings = self.encode_images([images[row] for row in rows], tokens, keep)
+            scores[rows] = cosines(embeddings, whole).cpu()
         return scores * self.model.clip.logit_scale.float().exp().cpu()

@@ -73,11 +73,7 @@ class SelfBlock(nn.Module):
 
 
 class CrossModel(nn.Module):
-    """The layers one after another.
-
-    Args:
-        layers, width, heads, head_width, hidden (`int`): 4, 1024, 16, 64 and 4096 in the published model.
-    """
+    """The layers one after another; sizes are 4, 1024, 16, 64 and 4096 in the published model."""
 
     def __init__(self, layers: int, width: int, heads: int, head_width: int, hidden: int):
         super().__init__()
@@ -90,13 +86,9 @@ class CrossModel(nn.Module):
         """The arguments that fit a state dict."""
         inner, width = state["layers.0.cross.to_q.weight"].shape
         head_width = state["layers.0.cross.to_kv.weight"].shape[0] // 2
-        return {
-            "layers": len([name for name in state if name.endswith("to_q.weight")]),
-            "width": width,
-            "heads": inner // head_width,
-            "head_width": head_width,
-            "hidden": state["layers.0.cross.ff.2.weight"].shape[1],
-        }
+        heads, hidden = inner // head_width, state["layers.0.cross.ff.2.weight"].shape[1]
+        layers = len([name for name in state if name.endswith("to_q.weight")])
+        return {"layers": layers, "width": width, "heads": heads, "head_width": head_width, "hidden": hidden}
 
     def forward(self, image: torch.Tensor, text: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         """Image tokens (B, N, width) and text tokens (B, T, width), of which `keep` (B, T) bool are seen: (B, N, width)."""

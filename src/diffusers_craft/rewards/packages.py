@@ -6,6 +6,7 @@ built-in backends, whose classes they extend.
 """
 
 import importlib
+from abc import abstractmethod
 from functools import cached_property
 from importlib import metadata
 from typing import Any
@@ -26,18 +27,13 @@ def _one_line(error: Exception) -> str:
 
 
 def import_package(reward: str, package: str, module: str) -> Any:
-    """A module of an official package.
-
-    Raises:
-        UserError: if it is not installed, or its import fails; one line that says why and what works instead.
-    """
+    """A module of an official package; one line for the user says why it cannot be had, and what works instead."""
     try:
         return importlib.import_module(module)
     except Exception as error:  # the packages fail in many ways: missing files, names and libraries
-        if isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]:
-            found = f"it is not installed (pip install --no-deps {package})"
-        else:
-            found = f"its import failed ({_one_line(error)})"
+        missing = isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]
+        install = f"it is not installed (pip install --no-deps {package})"
+        found = install if missing else f"its import failed ({_one_line(error)})"
         raise UserError(
             f"reward {reward}: backend 'package' needs the package {package}, and {found}; "
             "the built-in backend needs no package"
@@ -66,9 +62,9 @@ class PackageReward(CheckpointReward):
     def source(self) -> dict[str, str]:
         return {**super().source, "dtype": "package"}
 
+    @abstractmethod
     def _build(self) -> Any:
         """The package's own model."""
-        raise NotImplementedError
 
     def _load(self) -> Any:
         try:
@@ -110,9 +106,9 @@ class PackageImageReward(PackageReward, ImageRewardReward):
     package, module = "image-reward", "ImageReward.utils"
 
     def _build(self) -> Any:
-        path = self._path.parent / "med_config.json"
-        config = str(path) if path.exists() else None
-        return self._code.load(str(self._path), device=self.device, med_config=config)
+        config = self._path.parent / "med_config.json"
+        found = str(config) if config.exists() else None
+        return self._code.load(str(self._path), device=self.device, med_config=found)
 
     def _score(self, prompts: list[str], images: list[Image.Image]) -> torch.Tensor:
         pairs = zip(prompts, images)

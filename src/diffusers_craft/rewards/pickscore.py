@@ -2,7 +2,7 @@
 """PickScore (arXiv 2305.01569): transformers' CLIP-H fine-tuned on Pick-a-Pic; the score is the scaled cosine."""
 
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import torch
 from PIL import Image
@@ -15,12 +15,6 @@ from .preprocessing import ClipProcessor
 
 PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # whose tokenizer and preprocessing PickScore and MPS use
 PROCESSOR_REVISION = "1c2b8495b28150b8a4922ee1c8edee224c284c0c"
-
-
-class LoadedPickScore(NamedTuple):
-    clip: CLIPModel
-    tokenizer: PreTrainedTokenizerBase
-    processor: ClipProcessor
 
 
 def load_clip_h_tokenizer(reward: str, folder: Path) -> PreTrainedTokenizerBase:
@@ -49,10 +43,10 @@ class PickScoreReward(PromptImageReward):
     hub_id, revision = "yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800"
     size = "3.94 GB"
 
-    def _load(self) -> LoadedPickScore:
+    def _load(self) -> SimpleNamespace:
         tokenizer = load_clip_h_tokenizer(self.name, self._path)
         clip = CLIPModel.from_pretrained(self._path).float().eval().to(self.device)
-        return LoadedPickScore(clip, tokenizer, ClipProcessor.from_folder(self._path))
+        return SimpleNamespace(clip=clip, tokenizer=tokenizer, processor=ClipProcessor.from_folder(self._path))
 
     def _scale(self) -> torch.Tensor:
         return self.model.clip.logit_scale.float().exp()
@@ -64,8 +58,6 @@ class PickScoreReward(PromptImageReward):
     def encode_prompts(self, prompts: list[str]) -> torch.Tensor:
         length = self.model.clip.config.text_config.max_position_embeddings
         tokens = self.model.tokenizer(prompts, padding=True, truncation=True, max_length=length, return_tensors="pt")
-        tokens = tokens.to(self.device)
+        ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
         with self._autocast():
-            return feature_tensor(
-                self.model.clip.get_text_features(tokens.input_ids, attention_mask=tokens.attention_mask)
-            )
+            return feature_tensor(self.model.clip.get_text_features(ids, attention_mask=mask))

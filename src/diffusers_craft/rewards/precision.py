@@ -21,17 +21,17 @@ def tower_precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
             yield
         return
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    if hasattr(cudnn, "conv"):  # PyTorch 2.9 and newer; the old names must not be mixed with these
-        switches = [(cudnn.conv, "fp32_precision", "ieee"), (matmul, "fp32_precision", "ieee")]
-    else:
-        switches = [(cudnn, "allow_tf32", False), (matmul, "allow_tf32", False)]
-    before = [getattr(owner, name) for owner, name, _ in switches]
+    # PyTorch 2.9 and newer have `conv`; the old names must not be mixed with the new ones.
+    new = hasattr(cudnn, "conv")
+    owners = (cudnn.conv if new else cudnn, matmul)
+    name, exact = ("fp32_precision", "ieee") if new else ("allow_tf32", False)
+    before = [getattr(owner, name) for owner in owners]
     try:
-        for owner, name, value in switches:
-            setattr(owner, name, value)
+        for owner in owners:
+            setattr(owner, name, exact)
         yield
     finally:
-        for (owner, name, _), value in zip(switches, before):
+        for owner, value in zip(owners, before):
             setattr(owner, name, value)
 
 
@@ -39,19 +39,14 @@ def _cast_while_running(block: nn.Module) -> None:
     forward: Callable = block.forward
 
     def forward_in_float32(*args, **kwargs):
-        resting = [
-            (module, name, weight)
-            for module in block.modules()
-            for name, weight in module._parameters.items()
-            if weight is not None and weight.is_floating_point() and weight.dtype != torch.float32
-        ]
+        resting = [(module._parameters, dict(module._parameters)) for module in block.modules()]
         try:
-            for module, name, weight in resting:
-                module._parameters[name] = weight.float()
+            for parameters, weights in resting:
+                parameters |= {name: weight.float() for name, weight in weights.items() if weight is not None}
             return forward(*args, **kwargs)
         finally:
-            for module, name, weight in resting:
-                module._parameters[name] = weight
+            for parameters, weights in resting:
+                parameters |= weights
 
     block.forward = forward_in_float32
 
@@ -59,9 +54,8 @@ def _cast_while_running(block: nn.Module) -> None:
 def rest_in_checkpoint_precision(
     model: nn.Module, blocks: list[nn.Module], embedding: nn.Embedding | None, autocast: bool
 ) -> None:
-    """Casts what is small to float32, and arranges that `blocks` compute in float32 without a second copy.
+    """Casts what is small to float32, and arranges that the transformer `blocks` compute in float32 without a second copy.
 
-    The model has the precision of the checkpoint; `blocks` are its transformer blocks, which hold nearly all weights.
     Rows of the token `embedding` are cast by the float32 positions that they are added to. Under `autocast` the towers
     cast by themselves what they need in float32.
     """

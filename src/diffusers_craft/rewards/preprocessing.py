@@ -43,13 +43,10 @@ def normalize_pixels(
 
 
 def fit_and_pad(image: Image.Image, size: int) -> torch.Tensor:
-    """HPS's geometry: the longest side to `size` (bicubic with antialiasing, on the float tensor), padded with black.
+    """HPS's geometry: the longest side to `size` (bicubic on the float tensor), padded with black: (3, size, size).
 
     hpsv2's `ResizeMaxSize`. Antialiasing is pinned, because torchvision's default for tensors changed over versions;
-    a non-square image whose longest side is `size` already is padded too (hpsv2 forgets it).
-
-    Returns:
-        `torch.Tensor`: (3, size, size), about [0, 1] (bicubic overshoots).
+    a non-square image whose longest side is `size` already is padded too (hpsv2 forgets it). Bicubic overshoots [0, 1].
     """
     pixels = to_tensor(to_rgb(image))
     height, width = pixels.shape[1:]
@@ -65,10 +62,7 @@ def crop_center(image: Image.Image, size: int, crop: int, half_even: bool = Fals
     """CLIP's geometry: the short side to `size` (bicubic on 8-bit pixels), then the central `crop` x `crop` pixels.
 
     An odd margin cannot be halved: transformers' processors round its half down, torchvision's rounds it to even
-    (`half_even`), which is a crop one pixel off for half of them.
-
-    Returns:
-        `torch.Tensor`: (3, crop, crop) in [0, 1].
+    (`half_even`), which is a crop one pixel off for half of them. Gives (3, crop, crop) in [0, 1].
     """
     image = to_rgb(image)
     width, height = image.size

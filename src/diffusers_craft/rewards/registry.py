@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from .base import Reward
 
-ENTRY_POINT_GROUP = "diffusers_craft.rewards"
-
 # Name -> factory, or "module:factory" so that a name costs no import until it is used.
 _FACTORIES: "dict[str, str | Callable[..., Reward]]" = {
     "hps_v2.1": "diffusers_craft.rewards.hps:HPSReward",
@@ -53,11 +51,7 @@ def reward_names() -> tuple[str, ...]:
 
 
 def check_reward_name(name: str) -> None:
-    """Refuses a name that `load_reward` does not take.
-
-    Raises:
-        UserError: names those it takes.
-    """
+    """Refuses a name that `load_reward` does not take, and names those it takes."""
     if name not in _FACTORIES and name not in (names := reward_names()):
         raise UserError(f"--rewards: expected one of {', '.join(names)} or MODULE:CLASS, found {name!r}")
 
@@ -83,13 +77,7 @@ def register_reward(name: str, factory: "str | Callable[..., Reward | Any]") -> 
 
 
 def register_spec(spec: str) -> str:
-    """Registers a reward given as `module:Class` and returns the name under which its scores are kept.
-
-    The name is the class's own `name` if it has one, else `Class`. The module may lie in the current directory.
-
-    Raises:
-        UserError: if it cannot be imported, or another reward has its name.
-    """
+    """Registers a reward given as `module:Class` and returns the name of its scores: the class's own `name`, else `Class`."""
     factory = import_object(spec, flag="--rewards")
     own = getattr(factory, "name", None)
     name = own if isinstance(own, str) else spec.partition(":")[2].rpartition(".")[2]
@@ -128,7 +116,14 @@ def load_reward(
     """
     if ":" in name:
         name = register_spec(name)
-    factory = _factory(name, backend)
+    if backend is None:
+        check_reward_name(name)
+        factory = _FACTORIES[name] if name in _FACTORIES else _entry_points()[name]
+    elif backend == "package" and name in _PACKAGE_FACTORIES:
+        factory = _PACKAGE_FACTORIES[name]
+    else:
+        known = ", ".join(f"{known}=package" for known in _PACKAGE_FACTORIES)
+        raise UserError(f"--reward_backend: expected one of {known}, found {name}={backend}")
     try:
         factory = import_object(factory) if isinstance(factory, str) else factory
     except ModuleNotFoundError as error:
@@ -140,20 +135,9 @@ def load_reward(
     return _make(name, factory, checkpoint=checkpoint, device=device, dtype=dtype, batch_size=batch_size)
 
 
-def _factory(name: str, backend: str | None) -> "str | Callable[..., Reward]":
-    """The factory behind a name; registered names go before entry points."""
-    if backend is not None:
-        if backend != "package" or name not in _PACKAGE_FACTORIES:
-            known = ", ".join(f"{known}=package" for known in _PACKAGE_FACTORIES)
-            raise UserError(f"--reward_backend: expected one of {known}, found {name}={backend}")
-        return _PACKAGE_FACTORIES[name]
-    check_reward_name(name)
-    return _FACTORIES[name] if name in _FACTORIES else _entry_points()[name]
-
-
 def _entry_points() -> dict[str, str]:
     """Name to "module:Class" of the rewards that installed packages offer."""
-    points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+    points = importlib.metadata.entry_points(group="diffusers_craft.rewards")
     return {p.name: p.value for p in points if _SAFE_NAME.fullmatch(p.name) and p.name not in _RESERVED}
 
 

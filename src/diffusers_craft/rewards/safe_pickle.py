@@ -116,9 +116,6 @@ def read_pickled_module(flag: str, path: str | Path) -> dict[str, torch.Tensor]:
     """The state dict of a module that was saved whole with `torch.save(module, path)`; no code in the file runs.
 
     Tensors have the precision of the file, a zip archive of torch 1.6 or later; there are none if it holds no module.
-
-    Raises:
-        UserError: if the file is no such archive, or damaged; one line that starts with `flag`.
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -52,12 +52,9 @@ class RewardSettings:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise UserError(f"--reward_batch_size: expected at least 1, found {self.batch_size}")
-        for flag, value, known in (
-            ("--reward_precision", self.precision, PRECISIONS),
-            ("--reward_residency", self.residency, RESIDENCIES),
-        ):
-            if value not in known:
-                raise UserError(f"{flag}: expected one of {', '.join(known)}, found {value!r}")
+        for name, known in (("precision", PRECISIONS), ("residency", RESIDENCIES)):
+            if (value := getattr(self, name)) not in known:
+                raise UserError(f"--reward_{name}: expected one of {', '.join(known)}, found {value!r}")
         if self.num_workers is not None and self.num_workers < 0:
             raise UserError(f"--dataloader_num_workers: expected at least 0, found {self.num_workers}")
 
@@ -85,12 +82,9 @@ class RewardSettings:
 def add_reward_arguments(
     parser: argparse.ArgumentParser | argparse._ArgumentGroup, rewards: Sequence[str], embedded: str = ""
 ) -> None:
-    """Adds `--rewards` and a flag for every field of `RewardSettings`, with its default.
+    """Adds `--rewards`, with the default `rewards`, and a flag for every field of `RewardSettings`.
 
-    Args:
-        parser (`argparse.ArgumentParser`): or a group of one.
-        rewards (`Sequence[str]`): the default of `--rewards`.
-        embedded (`str`, *optional*): a further sentence on `--reward_checkpoint`.
+    `embedded` is a further sentence on `--reward_checkpoint`.
     """
     text = "Reward models by name, or MODULE:CLASS for one of your own; =WEIGHT counts in a composite reward."
     parser.add_argument("--rewards", nargs="+", default=list(rewards), metavar="NAME=WEIGHT", help=text)
@@ -110,17 +104,10 @@ def add_reward_arguments(
 
 
 def parse_reward_weights(values: Sequence[str]) -> dict[str, float]:
-    """Reads the values of `--rewards`.
+    """The weights by name that `--rewards` gives, in the given order.
 
-    Args:
-        values (`Sequence[str]`): each `name=weight`; a bare `name` has weight 1. `module:Class` in place of a name is
-            imported and registered under the class's `name`, or `Class`.
-
-    Returns:
-        `dict[str, float]`: weights by name, in the given order.
-
-    Raises:
-        UserError: for an unknown or repeated name, or a weight that is not a number, is negative, or if all are zero.
+    Each value is `name=weight`; a bare `name` has weight 1. `module:Class` in place of a name is imported and registered
+    under the class's `name`, or `Class`.
     """
     weights: dict[str, float] = {}
     for value in values:
@@ -155,20 +142,15 @@ def load_rewards(
 ) -> dict[str, Any]:
     """The reward models by name. Finds all checkpoints now; those of this package read their weights on first use.
 
-    Rewards on one CLIP (`aesthetic`, `clip_score`) share its image half.
-
-    Args:
-        names (`Sequence[str]`): what `load_reward` takes.
-        settings (`RewardSettings`): how to load them.
-        device (`torch.device` or `str`, *optional*): defaults to a GPU if there is one.
-        base (`str`, *optional*): the model whose images are scored; an embedded one brings embedded rewards.
-        models (`Mapping[str, Any]`, *optional*): rewards that exist already.
-
-    Raises:
-        UserError: if a checkpoint or package is missing.
+    Rewards on one CLIP (`aesthetic`, `clip_score`) share its image half. `base` is the model whose images are scored: an
+    embedded one brings embedded rewards. `models` are rewards that exist already.
     """
     rewards = dict(models or {})
-    checkpoints = {name: _checkpoint(name, path) for name, path in settings.checkpoints.items()}
+    checkpoints = {n: reward_checkpoint(n) if path == EMBEDDED else path for n, path in settings.checkpoints.items()}
+    if missing := [name for name, path in checkpoints.items() if path is None]:
+        raise UserError(
+            f"--reward_checkpoint: expected a reward that the package ships, found {missing[0]}={EMBEDDED}"
+        )
     open_names = [name for name in names if not any(name in m for m in (rewards, checkpoints, settings.backends))]
     checkpoints |= embedded_rewards(base, open_names)
     dtype = PRECISIONS[settings.precision]
@@ -182,16 +164,6 @@ def load_rewards(
 
         share_image_pass(rewards.values())
     return rewards
-
-
-def _checkpoint(name: str, path: str) -> str:
-    """The path of a checkpoint, `tiny` resolved."""
-    if path != EMBEDDED:
-        return path
-    found = reward_checkpoint(name)
-    if found is None:
-        raise UserError(f"--reward_checkpoint: expected a reward that the package ships, found {name}={EMBEDDED}")
-    return found
 
 
 def reward_source(reward: Any) -> dict[str, Any]:

@@ -7,7 +7,8 @@ score (NaN) and are named in the notes of an evaluation.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,8 @@ from PIL import Image
 from transformers import BertTokenizerFast, BlipForQuestionAnswering
 
 from ...errors import UserError
-from ..base import CheckpointReward, cosines
-from ..clip_score import ClipScoreReward
+from ..base import cosines
+from ..clip_score import RewardWithClip
 from ..preprocessing import normalize_pixels, to_rgb, to_tensor
 
 
@@ -27,20 +28,12 @@ ATTRIBUTES = ("color", "shape", "texture")  # categories judged by BLIP-VQA
 CATEGORIES = (*ATTRIBUTES, "spatial", "non_spatial", "complex")
 MAX_CHUNKS = 8  # noun phrases per prompt
 # The three_in_one label of a complex prompt -> the evaluators whose mean is its score; no label means all three.
-THREE_IN_ONE = {
-    "spatial": ("blip", "unidet"),
-    "action": ("blip", "clip"),
-    "spatialaction": ("blip", "unidet", "clip"),
-}
+THREE_IN_ONE = {"spatial": ("blip", "unidet"), "action": ("blip", "clip"), "spatialaction": ("blip", "unidet", "clip")}
 Parse = Callable[[str], tuple[list[str], str]]  # prompt -> noun phrases, prompt without adjectives
 
 
 def evaluators(category: str, three_in_one: str | None = None) -> tuple[str, ...]:
-    """Which of `blip`, `clip` and `unidet` a prompt's score is the mean of.
-
-    Raises:
-        UserError: for an unknown category or label.
-    """
+    """Which of `blip`, `clip` and `unidet` a prompt's score is the mean of."""
     if category == "complex":
         label = three_in_one or "spatialaction"
         if label not in THREE_IN_ONE:
@@ -62,11 +55,7 @@ def attribute_score(yes: Sequence[float], no: Sequence[float]) -> float:
 
 
 def load_parser() -> Parse:
-    """spaCy's small English model, the official one, as a function of a prompt.
-
-    Raises:
-        UserError: if spaCy or its model is not installed.
-    """
+    """spaCy's small English model, the official one, as a function of a prompt."""
     try:
         import spacy
 
@@ -85,18 +74,7 @@ def load_parser() -> Parse:
     return parse
 
 
-class _Clip(ClipScoreReward):
-    """The CLIP half, whose missing files are those of this metric."""
-
-    name = "t2i_compbench"
-
-
-class LoadedBlip(NamedTuple):
-    blip: BlipForQuestionAnswering
-    tokenizer: BertTokenizerFast
-
-
-class CompBenchReward(CheckpointReward):
+class CompBenchReward(RewardWithClip):
     """T2I-CompBench's score in [0, 1] of its own prompts, see `bind`; NaN for those that need UniDet.
 
     Args:
@@ -107,7 +85,8 @@ class CompBenchReward(CheckpointReward):
     """
 
     name = "t2i_compbench"
-    hub_id, size, architecture = BLIP_ID, "1.54 GB", "BlipForQuestionAnswering"
+    hub_id, clip_id = BLIP_ID, CLIP_ID
+    size, architecture = "1.54 GB", "BlipForQuestionAnswering"
     unit = "probability, product over noun phrases; cosine for non-spatial prompts; their mean for complex ones"
     abstains = True
     note = (
@@ -118,10 +97,8 @@ class CompBenchReward(CheckpointReward):
     def __init__(
         self, checkpoint: str | None = None, image_size: int = IMAGE_SIZE, parse: Parse | None = None, **options
     ):
-        blip, _, clip = (checkpoint or "").partition(",")
-        super().__init__(blip or None, **options)
+        super().__init__(checkpoint, **options)
         self.image_size = image_size
-        self._clip = _Clip(clip or CLIP_ID, **options)
         if parse is not None:
             self.parse = parse
         self._kinds: dict[str, tuple[str, str | None]] = {}  # prompt -> category, three_in_one
@@ -139,31 +116,26 @@ class CompBenchReward(CheckpointReward):
         kinds = {row.prompt: (row.category, row.details.get("three_in_one")) for row in prompts.rows}
         if not all(category in CATEGORIES for category, _ in kinds.values()):
             return False
-        for category, label in kinds.values():
-            evaluators(category, label)  # refuses an unknown label
+        for kind in kinds.values():
+            evaluators(*kind)  # refuses an unknown label
         _ = self.parse  # spaCy is missing now rather than after hours
         self._kinds |= kinds
         return True
 
-    def _load(self) -> LoadedBlip:
+    def _load(self) -> SimpleNamespace:
         blip = BlipForQuestionAnswering.from_pretrained(self._path).float().eval().to(self.device)
         tokenizer = BertTokenizerFast.from_pretrained(self._path)
         if tokenizer.unk_token_id in tokenizer.convert_tokens_to_ids(["yes", "no"]):
             raise UserError(
                 f"--reward_checkpoint t2i_compbench: expected the words yes and no in the vocabulary of {self._path}"
             )
-        return LoadedBlip(blip, tokenizer)
-
-    def release(self) -> None:
-        self._clip.release()
-        super().release()
+        return SimpleNamespace(blip=blip, tokenizer=tokenizer)
 
     def yes_and_no(self, image: Image.Image, questions: Sequence[str]) -> tuple[list[float], list[float]]:
         """Probabilities of the answers yes and no to each question about an image: the first token's."""
-        blip, tokenizer = self.model
-        size = (self.image_size, self.image_size)
-        pixels = to_tensor(to_rgb(image).resize(size, Image.Resampling.BICUBIC))[None]
-        pixels = normalize_pixels(pixels).to(self.device)
+        blip, tokenizer = self.model.blip, self.model.tokenizer
+        picture = to_rgb(image).resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
+        pixels = normalize_pixels(to_tensor(picture)[None]).to(self.device)
         start = blip.config.text_config.bos_token_id
         answers = []
         with self._autocast():

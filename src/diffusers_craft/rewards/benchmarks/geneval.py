@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from transformers import Mask2FormerForUniversalSegmentation
 
 from ...errors import UserError
-from ..base import CheckpointReward, l2_normalize
-from ..clip_score import ClipScoreReward
+from ..base import l2_normalize
+from ..clip_score import RewardWithClip
 from ..preprocessing import normalize_pixels, to_rgb, to_tensor
 from .geneval_rules import COLORS, MIN_SCORE, Detection, find_failures, keep_detections
 
@@ -37,27 +37,13 @@ CLASSES = tuple(
 )
 
 
-class _Clip(ClipScoreReward):
-    """The CLIP half, whose missing files are those of this metric."""
-
-    name = "geneval"
-
-
 def find_instances(
-    class_logits: torch.Tensor,
-    mask_logits: torch.Tensor,
-    inside: tuple[int, int],
-    size: tuple[int, int],
-    scale: int = 4,
+    class_logits: torch.Tensor, mask_logits: torch.Tensor, inside: Sequence[int], size: Sequence[int], scale: int = 4
 ) -> list[Detection]:
     """Mask2Former's output as objects, scored as its authors do: class probability times the mean probability of the mask.
 
-    Args:
-        class_logits (`torch.Tensor`): (Q, 81), the last class is none.
-        mask_logits (`torch.Tensor`): (Q, h, w) over the padded input.
-        inside (`tuple[int, int]`): height and width of the input without padding, pixels.
-        size (`tuple[int, int]`): height and width of the image, pixels.
-        scale (`int`, *optional*, defaults to 4): pixels of the input a mask's pixel.
+    Class logits are (Q, 81), the last class is none; mask logits (Q, h, w) over the padded input, with `scale` pixels of the
+    input per pixel. `inside` and `size` are height and width of the input without padding and of the image, pixels.
     """
     probabilities = class_logits.softmax(-1)[:, :-1].flatten()
     best = probabilities.topk(len(class_logits)).indices
@@ -84,7 +70,7 @@ def crop_object(image: Image.Image, detection: Detection) -> Image.Image:
     return image.crop(tuple(map(round, detection.box)))
 
 
-class GenEvalReward(CheckpointReward):
+class GenEvalReward(RewardWithClip):
     """1.0 where an image shows its prompt by GenEval's rules, else 0.0; for GenEval's own prompts, see `bind`.
 
     Args:
@@ -100,10 +86,8 @@ class GenEvalReward(CheckpointReward):
     )
 
     def __init__(self, checkpoint: str | None = None, short_side: int = SHORT_SIDE, **options):
-        detector, _, clip = (checkpoint or "").partition(",")
-        super().__init__(detector or None, **options)
+        super().__init__(checkpoint, **options)
         self.short_side = short_side
-        self._clip = _Clip(clip or None, **options)
         self._requirements: dict[str, Mapping[str, Any]] = {}
         self._classifiers: dict[str, torch.Tensor] = {}  # class -> (10, D) text embeddings of its colours
 
@@ -133,7 +117,6 @@ class GenEvalReward(CheckpointReward):
         return detector
 
     def release(self) -> None:
-        self._clip.release()
         self._classifiers.clear()
         super().release()
 
@@ -146,11 +129,9 @@ class GenEvalReward(CheckpointReward):
         pixels = normalize_pixels(pixels, IMAGENET_MEAN, IMAGENET_STD)
         pixels = F.pad(pixels, (0, -width % MULTIPLE, 0, -height % MULTIPLE)).to(self.device)
         output = self.model(pixel_values=pixels)  # float32: its thresholds are part of the rules
-        masks = output.masks_queries_logits[0].float()
-        scale_up = pixels.shape[-1] // masks.shape[-1]
-        return find_instances(
-            output.class_queries_logits[0].float(), masks, (height, width), image.size[::-1], scale_up
-        )
+        classes, masks = output.class_queries_logits[0].float(), output.masks_queries_logits[0].float()
+        scale = pixels.shape[-1] // masks.shape[-1]
+        return find_instances(classes, masks, (height, width), image.size[::-1], scale)
 
     def find_colors(self, image: Image.Image, objects: Sequence[Detection]) -> list[str]:
         """The colour of each of several objects of one class, among GenEval's ten."""

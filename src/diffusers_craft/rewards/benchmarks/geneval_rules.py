@@ -6,6 +6,7 @@ Pure functions of detections. A prompt's requirements are GenEval's own: `includ
 as often as `count`. Objects of a class are looked at in the order of their scores.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,38 +26,25 @@ MIN_DIRECTION = 0.5  # of the offset's length, along an axis
 
 @dataclass(frozen=True)
 class Detection:
-    """An object that a detector found.
+    """An object that a detector found."""
 
-    Args:
-        label (`str`): its class, by COCO's name.
-        score (`float`): the detector's confidence in [0, 1].
-        box (`tuple[float, float, float, float]`): left, top, right, bottom, pixels.
-        mask (`np.ndarray`, *optional*): (H, W) bool, its pixels.
-    """
-
-    label: str
-    score: float
-    box: tuple[float, float, float, float]
-    mask: np.ndarray | None = None
+    label: str  # its class, by COCO's name
+    score: float  # the detector's confidence in [0, 1]
+    box: tuple[float, float, float, float]  # left, top, right, bottom, pixels
+    mask: np.ndarray | None = None  # (H, W) bool, its pixels
 
 
 ColorOf = Callable[[Sequence[Detection]], Sequence[str]]  # objects of one class -> their colours
 
 
 def keep_detections(detections: Sequence[Detection], counting: bool) -> dict[str, list[Detection]]:
-    """Class to its objects, the surest first: above the threshold, at most 16, overlapping ones too.
-
-    Args:
-        detections (`Sequence[Detection]`): all that the detector found.
-        counting (`bool`): whether the task is counting, which asks for a score above 0.9 instead of 0.3.
-    """
+    """Class to its objects, the surest first: at most 16, overlapping ones too, with a score above 0.3 (`counting`: 0.9)."""
     threshold = MIN_SCORE_COUNTING if counting else MIN_SCORE
     kept: dict[str, list[Detection]] = {}
     for detection in sorted(detections, key=lambda d: -d.score):
-        of_class = kept.setdefault(detection.label, []) if detection.score > threshold else []
-        if detection.score > threshold and len(of_class) < MAX_OBJECTS:
-            of_class.append(detection)
-    return kept
+        if detection.score > threshold:
+            kept.setdefault(detection.label, []).append(detection)
+    return {label: of_class[:MAX_OBJECTS] for label, of_class in kept.items()}
 
 
 def relative_position(box: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> set[str]:
@@ -81,23 +69,20 @@ def find_failures(
 ) -> list[str]:
     """Why an image does not show its prompt; empty if it does.
 
-    Args:
-        objects (`Mapping[str, Sequence[Detection]]`): what `keep_detections` returns.
-        requirements (`Mapping[str, Any]`): GenEval's metadata with `include` and maybe `exclude`.
-        color_of (`Callable`, *optional*): objects of one class to their colours; needed where a colour is asked for.
+    `objects` are what `keep_detections` returns, `requirements` GenEval's metadata with `include` and maybe `exclude`, and
+    `color_of` is needed where a colour is asked for.
     """
     failures: list[str] = []
     groups: list[Sequence[Detection] | None] = []  # of each requirement: its objects, None where it failed
     for wanted in requirements.get("include", ()):
-        name, count = wanted["class"], wanted["count"]
-        found = list(objects.get(name, ()))[:count]
+        found = list(objects.get(wanted["class"], ()))[: wanted["count"]]
         problem = None
-        if len(found) < count:
-            problem = f"expected {count} {name}, found {len(found)}"
+        if len(found) < wanted["count"]:
+            problem = f"expected {wanted['count']} {wanted['class']}, found {len(found)}"
         elif "color" in wanted:
-            problem = _wrong_color(found, wanted["color"], name, count, color_of)
+            problem = _wrong_color(found, wanted, color_of)
         if problem is None and "position" in wanted:
-            problem = _wrong_position(found, wanted["position"], name, groups)
+            problem = _wrong_position(found, wanted, groups)
         failures += [problem] if problem else []
         groups.append(None if problem else found)
     for unwanted in requirements.get("exclude", ()):
@@ -107,32 +92,24 @@ def find_failures(
     return failures
 
 
-def _wrong_color(
-    found: Sequence[Detection], color: str, name: str, count: int, color_of: ColorOf | None
-) -> str | None:
+def _wrong_color(found: list[Detection], wanted: Mapping[str, Any], color_of: ColorOf | None) -> str | None:
+    what = f"{wanted['color']} {wanted['class']}"
     if color_of is None:
-        raise UserError(f"geneval: expected a colour classifier for {color} {name}, found none")
+        raise UserError(f"geneval: expected a colour classifier for {what}, found none")
     colors = list(color_of(found))
-    if colors.count(color) >= count:
+    if colors.count(wanted["color"]) >= wanted["count"]:
         return None
-    return f"expected {count} {color} {name}, found {', '.join(colors)}"
+    return f"expected {wanted['count']} {what}, found {', '.join(colors)}"
 
 
-def _wrong_position(
-    found: Sequence[Detection],
-    position: Sequence[Any],
-    name: str,
-    groups: Sequence[Sequence[Detection] | None],
-) -> str | None:
+def _wrong_position(found: list[Detection], wanted: Mapping[str, Any], groups: list) -> str | None:
     """Every object must stand so to every object of the earlier requirement."""
-    relation, target = position
+    relation, target = wanted["position"]
+    expected = f"expected {wanted['class']} {relation}"
     if groups[target] is None:
-        return f"expected {name} {relation} an object that is not there"
-    for one in found:
-        for other in groups[target]:
-            relations = relative_position(one.box, other.box)
-            if relation not in relations:
-                return (
-                    f"expected {name} {relation} {other.label}, found {' and '.join(sorted(relations)) or 'neither'}"
-                )
+        return f"{expected} an object that is not there"
+    for one, other in itertools.product(found, groups[target]):
+        relations = relative_position(one.box, other.box)
+        if relation not in relations:
+            return f"{expected} {other.label}, found {' and '.join(sorted(relations)) or 'neither'}"
     return None

@@ -82,7 +82,7 @@ def test_numbers_of_the_card_are_those_of_the_files(results):
     for row in (
         "| device | 4 x NVIDIA H100 |",
         "| device hours | 6 |",
-        "| images a second, over all devices | 12.3 |",
+        "| images per second, over all devices | 12.3 |",
         "| peak memory of a process, GB | 41.3 |",
         "| images | 97 |",
         "| optimizer steps | 120 |",

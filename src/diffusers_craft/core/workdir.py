@@ -98,7 +98,7 @@ class WorkDir:
         """
         if num_rows < 1 or rows_per_shard < 1:
             raise UserError(
-                f"stage {name!r}: expected at least 1 row and 1 row a shard, found {num_rows} and {rows_per_shard}"
+                f"stage {name!r}: expected at least 1 row and 1 row per shard, found {num_rows} and {rows_per_shard}"
             )
         folder = self.path / name
         options_file = folder / OPTIONS_FILE

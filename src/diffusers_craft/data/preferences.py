@@ -67,7 +67,7 @@ def random_rows(num_rows: int, count: int | None, seed: int) -> np.ndarray:
 
 
 def load_preferences(name_or_folder: str | Path, settings: DataSettings, split: str = "train") -> Preferences:
-    """Pairs of a build's folder, or of a dataset with two images a row.
+    """Pairs of a build's folder, or of a dataset with two images per row.
 
     Args:
         name_or_folder (`str` or `Path`): folder that build_craft_dataset.py wrote, or a dataset (Hub id or folder) with

@@ -204,7 +204,7 @@ def _cost_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "device", f"{record['num_processes']} x {record['device']}"
     for label, key in (
         ("device hours", "device_hours"),
-        ("images a second, over all devices", "images_per_second"),
+        ("images per second, over all devices", "images_per_second"),
         ("peak memory of a process, GB", "peak_gb"),
         ("TFLOP of a forward pass, an image", "forward_tflop"),
         ("share of the device's peak FLOP/s", "mfu"),

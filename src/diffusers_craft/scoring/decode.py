@@ -1,8 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Decodes images in threads, so that a GPU does not wait for PNG and JPEG decompression.
 
-Pillow lets go of the interpreter while it decompresses. On two cores two threads decode 1.9 times as many PNG files as
-one, and 1.3 times (JPEG: 3 times) as many as two processes, which have to send the pixels back.
+Pillow lets go of the interpreter while it decompresses, so threads suffice; processes would have to send the pixels back.
 """
 
 import io

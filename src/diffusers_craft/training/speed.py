@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""What a run cost: peak memory, images a second, and the share of the device's arithmetic that they amount to."""
+"""What a run cost: peak memory, images per second, and the share of the device's arithmetic that they amount to."""
 
 import contextlib
 import logging

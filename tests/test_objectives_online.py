@@ -107,8 +107,7 @@ def test_a_state_past_zero_needs_no_judgement(net):
     paths = follow(
         batch.latents[:, None].expand_as(noises),
         noises,
-        batch.times,
-        batch.conditioning,
+        batch,
         context,
         num_states=2,
         stride=20,

@@ -40,8 +40,7 @@ def test_trajectories_are_ddim_paths_cut_at_zero(net):
     paths = follow(
         batch.latents[:, None].expand_as(noises),
         noises,
-        batch.times,
-        batch.conditioning,
+        batch,
         context,
         num_states=3,
         stride=20,
@@ -67,7 +66,7 @@ def test_sharpening_picks_the_noise_whose_path_scores_best(net):
     objective = SFTSharpening(num_noises=3, num_states=2)
     noised = objective.prepare(batch, context)
     noises = torch.cat([batch.noise[:, None], context.normal("noises", 2, *SHAPE)], dim=1)
-    paths = follow(batch.latents[:, None].expand_as(noises), noises, batch.times, batch.conditioning, context, 2, 20)
+    paths = follow(batch.latents[:, None].expand_as(noises), noises, batch, context, 2, 20)
     best = paths.rewards.argmax(1)
     assert len(set(best.tolist())) > 1  # not always the first
     for row, unit in enumerate(noised.extras["unit"].tolist()):

@@ -7,7 +7,6 @@ worst one. Trajectories are chosen without gradient and their states evaluated a
 gradients through the moves.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -47,69 +46,57 @@ class Trajectories(NamedTuple):
 
 @torch.no_grad()
 def follow(
-    latents: torch.Tensor,
-    noises: torch.Tensor,
-    starts: torch.Tensor,
-    conditioning: dict[str, torch.Tensor],
-    context: Context,
-    num_states: int,
-    stride: int,
+    latents: torch.Tensor, noises: torch.Tensor, batch: Batch, context: Context, num_states: int, stride: int
 ) -> Trajectories:
-    """Noises clean latents in n ways and follows each for m states, `stride` timesteps apart.
+    """Noises clean latents in n ways at the batch's times and follows each for m states, `stride` timesteps apart.
 
     Args:
         latents, noises (`torch.Tensor`): (B, n, C, h, w) clean latents, as a rule n times the same, and standard normal
             noise.
-        starts (`torch.Tensor`): (B,) int64 time of the first state.
-        conditioning (`dict`): name -> (B, ...).
+        batch (`Batch`): of B rows, for their times and conditioning.
         context (`Context`): predicts, and scores clean estimates.
         num_states (`int`): m.
         stride (`int`): timesteps of a move.
     """
     count, ways = noises.shape[:2]
-    owner = torch.arange(count, device=latents.device).repeat_interleave(ways)
-    wide = {name: value[owner] for name, value in conditioning.items()}
-    offsets = stride * torch.arange(num_states, device=starts.device)[:, None]
-    times = starts - offsets
+    path, device = context.path, latents.device
+    owner = torch.arange(count, device=device).repeat_interleave(ways)
+    wide = {name: value[owner] for name, value in batch.conditioning.items()}
+    times = batch.times - stride * torch.arange(num_states, device=batch.times.device)[:, None]
     valid, times = times >= 0, times.clamp(min=0)
-    levels = context.path.levels[times]  # (m, B)
-    current = context.path.mix(latents.flatten(0, 1), noises.flatten(0, 1), levels[0][owner])
-    states, total = [], torch.zeros(count, ways, device=latents.device)
-    needs_rewards = ways > 1
+    levels = path.levels[times]  # (m, B)
+    current = path.mix(latents.flatten(0, 1), noises.flatten(0, 1), levels[0][owner])
+    states, total = [], torch.zeros(count, ways, device=device)
     for step in range(num_states):
         states.append(current)
         is_last = step == num_states - 1
-        if is_last and not needs_rewards:
+        if is_last and ways == 1:  # nothing to choose from, nor to move on to
             break
         output = context.predict(current, times[step][owner], wide)
-        if needs_rewards:
-            estimate = context.path.clean(current, output, levels[step][owner])
-            scores = context.score(estimate, owner).reshape(count, ways)
+        if ways > 1:
+            scores = context.score(path.clean(current, output, levels[step][owner]), owner).reshape(count, ways)
             total += scores.masked_fill(~valid[step][:, None], 0.0)  # a product would keep the NaN of states left out
         if not is_last:
-            current = context.path.move(current, output, levels[step][owner], levels[step + 1][owner])
-    shape = (num_states, *noises.shape)
+            current = path.move(current, output, levels[step][owner], levels[step + 1][owner])
     rewards = total / valid.sum(0)[:, None]
-    return Trajectories(torch.stack(states).reshape(shape), times, valid, latents, noises, rewards)
+    return Trajectories(torch.stack(states).unflatten(1, (count, ways)), times, valid, latents, noises, rewards)
 
 
-def chosen_states(
-    paths: Trajectories, choices: Sequence[torch.Tensor], judged: torch.Tensor, batch: Batch, path: Any
-) -> Batch:
-    """The valid states of one trajectory per latent and choice: S rows of the first choice, then S of the next.
+def chosen_states(paths: Trajectories, with_worst: bool, batch: Batch, path: Any) -> Batch:
+    """The S valid states of the best trajectories, and with `with_worst` then S of the worst ones.
 
-    Args:
-        paths (`Trajectories`): of B latents.
-        choices (`Sequence[torch.Tensor]`): (B,) int64 in [0, n) each.
-        judged (`torch.Tensor`): (B,) bool whether a latent counts. `weights` are 1 / (number of the latent's states), and
-            0 where it does not.
-        batch (`Batch`): of B rows, for their conditioning.
-        path (`NoisePath`): of the base.
+    A row's weight is 1 / (number of its latent's states), negative for the worst ones, and 0 where the reward could not
+    compare. `path` (`NoisePath`) is the base's, `batch` has the B latents' conditioning.
     """
+    best, worst, gaps, judged = best_and_worst(paths.rewards)
+    if paths.rewards.shape[1] == 1:
+        judged = torch.ones_like(judged)
     step, unit = paths.valid.nonzero(as_tuple=True)  # (S,) each, first states first
-    extras = {"unit": unit, "step": step, "num_units": paths.valid.shape[1], "judged": judged}
-    way = torch.cat([choice[unit] for choice in choices])
-    step, unit = step.repeat(len(choices)), unit.repeat(len(choices))
+    extras = {"unit": unit, "step": step, "num_units": len(judged), "judged": judged, "gaps": gaps}
+    weights, way = judged[unit] / paths.valid.sum(0)[unit].float(), best[unit]
+    if with_worst:
+        weights, way = torch.cat([weights, -weights]), torch.cat([way, worst[unit]])
+        step, unit = step.repeat(2), unit.repeat(2)
     times, states, noises = paths.times[step, unit], paths.states[step, unit, way], paths.noises[unit, way]
     levels = path.levels[times]
     # Later states have left the line of latents and noise. What a model says there in whose eyes the noise is still this
@@ -122,15 +109,10 @@ def chosen_states(
         timesteps=path.labels[times],
         conditioning={name: value[unit] for name, value in batch.conditioning.items()},
         target=path.target(clean, noises, levels),
-        weights=judged[unit] / paths.valid.sum(0)[unit].float(),
+        weights=weights,
         error_scale=path.noise_error_scale(levels),
         extras=extras,
     )
-
-
-def mean_over_states(values: torch.Tensor, unit: torch.Tensor, weights: torch.Tensor, num_units: int) -> torch.Tensor:
-    """(B,) weighted sums of (S,) values by the unit they belong to."""
-    return torch.zeros(num_units, device=values.device, dtype=values.dtype).index_add(0, unit, weights * values)
 
 
 @dataclass
@@ -169,14 +151,10 @@ class SFTSharpening(Objective):
             check_range(name, getattr(self, name), 1)
 
     def prepare(self, batch: Batch, context: Context) -> Batch:
-        fresh = context.normal("noises", self.num_noises - 1, *batch.noise.shape[1:])
-        noises = torch.cat([batch.noise[:, None], fresh.to(batch.noise)], dim=1)
-        paths = self._follow(batch.latents[:, None].expand_as(noises), noises, batch, context)
-        best, _, gaps, judged = best_and_worst(paths.rewards)
-        if self.num_noises == 1:
-            judged = torch.ones_like(judged)
-        chosen = chosen_states(paths, [best], judged, batch, context.path)
-        return chosen._replace(extras=chosen.extras | {"gaps": gaps})
+        latents, noises = self._starts(batch, context)
+        check_range("grid_steps", self.grid_steps, 1, len(context.path))
+        paths = follow(latents, noises, batch, context, self.num_states, len(context.path) // self.grid_steps)
+        return chosen_states(paths, self.uses_reference, batch, context.path)
 
     def loss(self, batch: Batch, prediction: torch.Tensor, reference: torch.Tensor | None = None) -> LossOutput:
         errors = noise_errors(batch, prediction)
@@ -187,11 +165,11 @@ class SFTSharpening(Objective):
         """What the reward told apart: the mean gap of best and worst, and the share of latents that count."""
         return {"reward_gap": extras["gaps"].mean(), "units_used": extras["judged"].double().mean()}
 
-    def _follow(self, latents: torch.Tensor, noises: torch.Tensor, batch: Batch, context: Context) -> Trajectories:
-        num_timesteps = len(context.path)
-        check_range("grid_steps", self.grid_steps, 1, num_timesteps)
-        stride = num_timesteps // self.grid_steps
-        return follow(latents, noises, batch.times, batch.conditioning, context, self.num_states, stride)
+    def _starts(self, batch: Batch, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clean latents, and the noises to put on them: (B, n, C, h, w) each."""
+        fresh = context.normal("noises", self.num_noises - 1, *batch.noise.shape[1:])
+        noises = torch.cat([batch.noise[:, None], fresh.to(batch.noise)], dim=1)
+        return batch.latents[:, None].expand_as(noises), noises
 
 
 def sharpening_preference_loss(
@@ -271,51 +249,37 @@ class RLHFSharpening(SFTSharpening):
         if not self.fresh_noise and self.image_sharing == "one":
             raise UserError("--no-fresh_noise: expected --image_sharing n, found one image for all noises")
 
-    def prepare(self, batch: Batch, context: Context) -> Batch:
-        latents, noises = self._starts(batch, context)
-        paths = self._follow(latents, noises, batch, context)
-        best, worst, gaps, judged = best_and_worst(paths.rewards)
-        chosen = chosen_states(paths, [best, worst], judged, batch, context.path)
-        liked, disliked = chosen.weights.chunk(2)
-        return chosen._replace(weights=torch.cat([liked, -disliked]), extras=chosen.extras | {"gaps": gaps})
-
     def loss(self, batch: Batch, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
-        extras = batch.extras
-        errors = noise_errors(batch, prediction)
-        reference_errors = noise_errors(batch, reference)
-        changes = []
-        for ours, theirs in zip(errors.chunk(2), reference_errors.chunk(2), strict=True):
-            weights = batch.weights.chunk(2)[0]
-            mean = mean_over_states(ours, extras["unit"], weights, extras["num_units"])
-            if self.form == "code":
-                weights = (extras["step"] == 0).to(weights)
-            changes.append(mean - mean_over_states(theirs, extras["unit"], weights, extras["num_units"]))
-        changes = torch.cat(changes)
+        extras, ours = batch.extras, batch.weights.abs()
+        theirs = (extras["step"] == 0).to(ours).repeat(2) if self.form == "code" else ours
+        trajectory = torch.cat(
+            [extras["unit"], extras["num_units"] + extras["unit"]]
+        )  # B best ones, then B worst ones
+
+        def sums(values: torch.Tensor) -> torch.Tensor:
+            """(2B,) of (2S,) values by the trajectory that they belong to."""
+            return values.new_zeros(2 * extras["num_units"]).index_add(0, trajectory, values)
+
+        changes = sums(ours * noise_errors(batch, prediction)) - sums(theirs * noise_errors(batch, reference))
         options = (self.beta, self.eta, self.form, extras["judged"])
         loss = sharpening_preference_loss(changes, extras["gaps"], *options)
         return LossOutput(loss, pair_metrics(changes) | self._metrics(extras))
 
     def _starts(self, batch: Batch, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
-        """Clean latents, and the noises to put on them: (B, n, C, h, w) each."""
-        shape = batch.latents.shape[1:]
+        shape, path = batch.latents.shape[1:], context.path
         fresh = context.normal("noises", self.num_noises, *shape).to(batch.latents)
-        check_range("generation_steps", self.generation_steps, 0, len(context.path))
+        check_range("generation_steps", self.generation_steps, 0, len(path))
         if not self.generation_steps:
             return batch.latents[:, None].expand_as(fresh), fresh
         images = self.num_noises if self.image_sharing == "n" else 1
         noise = context.normal("generation", images, *shape).to(batch.latents)
-        latents = self._generate(noise, batch.conditioning, context)
-        return latents.expand_as(fresh), (fresh if self.fresh_noise else noise)
-
-    def _generate(self, noise: torch.Tensor, conditioning: dict[str, torch.Tensor], context: Context) -> torch.Tensor:
-        """Clean latents (B, n, C, h, w) from noise of that shape."""
-        wide = {name: value.repeat_interleave(noise.shape[1], dim=0) for name, value in conditioning.items()}
+        wide = {name: value.repeat_interleave(images, dim=0) for name, value in batch.conditioning.items()}
         empty = context.empty_conditioning(wide)
-        times = inversion_times(len(context.path), self.generation_steps)[::-1]
+        times = inversion_times(len(path), self.generation_steps)[::-1]
 
         def predict(latents: torch.Tensor, step: int) -> torch.Tensor:
             told = torch.full((len(latents),), times[step], device=latents.device)
             return guided(context.predict, latents, told, wide, empty, self.guidance_scale)
 
-        made = sample(noise.flatten(0, 1), context.path.levels[times].tolist(), context.path, predict)
-        return made.reshape(noise.shape)
+        made = sample(noise.flatten(0, 1), path.levels[times].tolist(), path, predict).reshape(noise.shape)
+        return made.expand_as(fresh), (fresh if self.fresh_noise else noise)

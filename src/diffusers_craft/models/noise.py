@@ -24,7 +24,6 @@ from ..objectives.base import Batch, per_row
 
 
 KINDS = ("epsilon", "v_prediction", "sample", "flow")
-DENSITIES = ("uniform", "logit_normal")
 _BETAS = ("beta_start", "beta_end", "beta_schedule")
 _SCHEDULE = (*_BETAS, "trained_betas", "num_train_timesteps", "rescale_betas_zero_snr")
 _USUAL = {"snr_shift_scale": 1.0, "timestep_type": "discrete"}  # what else says how noisy a timestep is
@@ -40,7 +39,7 @@ class NoisePath:
         kind (`str`): what the model predicts, one of `KINDS`.
         levels (`torch.Tensor`): (T,) float64 level of every time: abar in [0, 1), or sigma in (0, 1].
         labels (`torch.Tensor`): (T,) what the model is told at every time: int64 timesteps, or 1000 sigma.
-        density (`str`, *optional*, defaults to `"uniform"`): of the training times, one of `DENSITIES`.
+        density (`str`, *optional*, defaults to `"uniform"`): of the training times, or `"logit_normal"`.
     """
 
     kind: str

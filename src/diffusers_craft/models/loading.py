@@ -11,7 +11,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline
 from diffusers.utils import deprecation_utils
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
@@ -148,16 +148,6 @@ def denoiser_name(pipeline: DiffusionPipeline) -> str:
 def denoiser_folder(folder: Path) -> str:
     """The part of `DENOISERS` that a pipeline's folder holds; the first where it holds none."""
     return next((name for name in DENOISERS if (folder / name / "config.json").is_file()), DENOISERS[0])
-
-
-def load_vae(name_or_path: str, cache_dir: str | None = None) -> AutoencoderKL:
-    """The VAE of `--pretrained_vae_model_name_or_path`, in float32.
-
-    Raises:
-        UserError: if there is none.
-    """
-    with library_errors("--pretrained_vae_model_name_or_path", "expected a Hub id or folder of a VAE"):
-        return AutoencoderKL.from_pretrained(name_or_path, cache_dir=cache_dir, **dtype_argument(torch.float32))
 
 
 def pipeline_class_name(name: str, revision: str | None = None, cache_dir: str | None = None) -> str:

@@ -19,10 +19,6 @@ import torch
 from ..errors import UserError
 
 
-_PLAIN = (bool, int, float, str, type(None))
-Predict = Callable[[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]], torch.Tensor]
-
-
 class Batch(NamedTuple):
     """What one forward and backward pass sees: B rows of this process."""
 
@@ -109,8 +105,10 @@ class Objective:
 
     def record(self) -> dict[str, Any]:
         """Its name and options, for a run's record and for what a resumed run is compared with."""
-        plain = {name: value for name, value in vars(self).items() if isinstance(value, _PLAIN)}
-        return {"objective": self.name} | plain
+        options = {
+            name: value for name, value in vars(self).items() if isinstance(value, bool | int | float | str | None)
+        }
+        return {"objective": self.name} | options
 
     @classmethod
     def family_defaults(cls, family: str) -> dict[str, Any]:
@@ -145,15 +143,7 @@ def per_row(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def denoising_errors(model_pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of each row, in float32.
-
-    Args:
-        model_pred (`torch.Tensor`): (B, C, H, W) prediction of the model.
-        target (`torch.Tensor`): (B, C, H, W) what it should have predicted.
-
-    Returns:
-        `torch.Tensor`: (B,) mean over C, H and W; dimensionless.
-    """
+    """(B,) mean squared errors over C, H and W of predictions and targets (B, C, H, W), in float32."""
     return (model_pred.float() - target.float()).square().flatten(1).mean(dim=1)
 
 
@@ -190,14 +180,9 @@ def order_accuracy(winners: torch.Tensor, losers: torch.Tensor) -> torch.Tensor:
 
 
 def best_and_worst(rewards: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The places of each row's highest and lowest reward; rewards may abstain.
+    """(B,) places of the highest and of the lowest of (B, n) rewards, their gap, and whether two or more are finite.
 
-    Args:
-        rewards (`torch.Tensor`): (B, n); NaN and infinity are no judgement.
-
-    Returns:
-        (B,) place of the best, (B,) of the worst, (B,) their gap, and (B,) whether two rewards or more are finite; where
-        they are not, the gap is 0 and the places mean nothing.
+    Rewards abstain by NaN or infinity; where not two are finite, the gap is 0 and the places mean nothing.
     """
     finite = rewards.isfinite()
     best = rewards.masked_fill(~finite, -math.inf).argmax(1)
@@ -224,14 +209,12 @@ def check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
 
 
 def guided(
-    predict: Predict,
-    latents: torch.Tensor,
-    times: torch.Tensor,
-    conditioning: dict[str, torch.Tensor],
-    empty: dict[str, torch.Tensor],
-    scale: float,
+    predict: Callable, latents: torch.Tensor, times: torch.Tensor, conditioning: dict, empty: dict, scale: float
 ) -> torch.Tensor:
-    """Output (B, C, h, w) with classifier-free guidance (arXiv 2207.12598); a scale of 1 is without."""
+    """Output (B, C, h, w) of `predict(latents, times, conditioning)` with classifier-free guidance (arXiv 2207.12598).
+
+    A scale of 1 is without.
+    """
     if scale == 1.0:
         return predict(latents, times, conditioning)
     both = {name: torch.cat([value, empty[name]]) for name, value in conditioning.items()}

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError
+from .base import check_choice
 
 
 RENOISE = ("none", "final", "every")
@@ -49,8 +49,7 @@ def invert(
     Returns:
         `torch.Tensor`: (B, C, h, w) latents at each row's time.
     """
-    if renoise not in RENOISE:
-        raise UserError(f"--renoise: expected one of {', '.join(RENOISE)}, found {renoise!r}")
+    check_choice("renoise", renoise, RENOISE)
     result = latents.clone()
     first = torch.as_tensor(path.clean_level if start_level is None else start_level).to(path.levels)
     for step in range(int(num_steps.max())):
@@ -73,10 +72,7 @@ def invert(
 
 
 def sample(
-    noise: torch.Tensor,
-    levels: Sequence[float],
-    path: Any,
-    predict: Callable[[torch.Tensor, int], torch.Tensor],
+    noise: torch.Tensor, levels: Sequence[float], path: Any, predict: Callable[[torch.Tensor, int], torch.Tensor]
 ) -> torch.Tensor:
     """Clean latents (B, C, h, w) from noise by deterministic moves: from each level to the next, and to the clean one.
 

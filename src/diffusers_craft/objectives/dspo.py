@@ -36,7 +36,7 @@ def dspo_loss(
         `torch.Tensor`: scalar.
     """
     gate = torch.sigmoid(0.5 * gate_beta * pair_margins(changes))  # 1 - sigmoid(u)
-    gate = (gate.detach() if detach_gate else gate).reshape(-1, *[1] * (prediction.ndim - 1))
+    gate = per_row(gate.detach() if detach_gate else gate, prediction)
     winners = prediction.chunk(2)[0]
     residual = (winners - target.chunk(2)[0]) - beta * gate * (winners - reference.chunk(2)[0])
     return residual.square().mean()

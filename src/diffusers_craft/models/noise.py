@@ -51,9 +51,7 @@ class NoisePath:
     def from_scheduler(cls, scheduler: Any, prediction_type: str | None = None) -> "NoisePath":
         """The path that a pipeline's scheduler was made for, whatever sampler it is.
 
-        Args:
-            scheduler: of diffusers.
-            prediction_type (`str`, *optional*): instead of the scheduler's own.
+        `prediction_type` overrules the scheduler's own.
 
         Raises:
             UserError: for a scheduler that is not understood, as of EDM: guessing would ruin the model.
@@ -203,13 +201,7 @@ class NoisePath:
 
         With d = the error of x_0, the error of the noise is SNR d and that of the velocity (SNR + 1) d. Without signal,
         as at the last time of a zero-terminal-SNR schedule, the weight is its limit (1 for noise, 0 else), not 0 / 0.
-
-        Args:
-            times (`torch.Tensor`): (B,) int64, in [0, T).
-            gamma (`float`): above 0; the paper's value is 5.
-
-        Returns:
-            `torch.Tensor`: (B,) dimensionless weights, float32.
+        (B,) float32 of (B,) int64 times in [0, T); gamma is above 0, 5 in the paper.
         """
         signal, noise = self.squares(self.levels[times].float())
         if self.kind == "epsilon":

@@ -11,7 +11,7 @@ l_P] along the batch: row i and row P + i are one pair, with the same timestep a
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -143,7 +143,15 @@ def per_row(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def denoising_errors(model_pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """(B,) mean squared errors over C, H and W of predictions and targets (B, C, H, W), in float32."""
+    """Mean squared error of each row, in float32.
+
+    Args:
+        model_pred (`torch.Tensor`): (B, C, H, W) prediction of the model.
+        target (`torch.Tensor`): (B, C, H, W) what it should have predicted.
+
+    Returns:
+        `torch.Tensor`: (B,) mean over C, H and W; dimensionless.
+    """
     return (model_pred.float() - target.float()).square().flatten(1).mean(dim=1)
 
 
@@ -206,22 +214,3 @@ def check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
     """Raises a `UserError` unless `value` is one of `choices`."""
     if value not in choices:
         raise UserError(f"--{flag}: expected one of {', '.join(choices)}, found {value!r}")
-
-
-def guided(
-    predict: Callable, latents: torch.Tensor, times: torch.Tensor, conditioning: dict, empty: dict, scale: float
-) -> torch.Tensor:
-    """Output (B, C, h, w) of `predict(latents, times, conditioning)` with classifier-free guidance (arXiv 2207.12598).
-
-    A scale of 1 is without.
-    """
-    if scale == 1.0:
-        return predict(latents, times, conditioning)
-    both = {name: torch.cat([value, empty[name]]) for name, value in conditioning.items()}
-    return guide(predict(latents.repeat(2, 1, 1, 1), times.repeat(2), both), scale)
-
-
-def guide(prediction: torch.Tensor, scale: float) -> torch.Tensor:
-    """(B, C, h, w) out of (2B, C, h, w) predictions for [captions, empty captions]: empty + scale (caption - empty)."""
-    conditional, empty = prediction.chunk(2)
-    return empty + scale * (conditional - empty)

@@ -22,11 +22,10 @@ from .base import (
     best_and_worst,
     check_choice,
     check_range,
-    guided,
     noise_errors,
     pair_metrics,
 )
-from .chains import inversion_times, sample
+from .chains import guided, inversion_times, sample
 
 
 FORMS = ("margin", "code")
@@ -50,13 +49,7 @@ def follow(
 ) -> Trajectories:
     """Noises clean latents in n ways at the batch's times and follows each for m states, `stride` timesteps apart.
 
-    Args:
-        latents, noises (`torch.Tensor`): (B, n, C, h, w) clean latents, as a rule n times the same, and standard normal
-            noise.
-        batch (`Batch`): of B rows, for their times and conditioning.
-        context (`Context`): predicts, and scores clean estimates.
-        num_states (`int`): m.
-        stride (`int`): timesteps of a move.
+    Latents, as a rule n times the same, and standard normal noises are (B, n, C, h, w).
     """
     count, ways = noises.shape[:2]
     path, device = context.path, latents.device

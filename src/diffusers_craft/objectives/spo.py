@@ -37,17 +37,9 @@ def spo_loss(
 ) -> torch.Tensor:
     """mean_N softplus(-beta (log rho_w - log rho_l)), rho being likelihood ratios clamped to [1 - clip, 1 + clip].
 
-    Outside the clamp a side has no gradient. Rows that the mask leaves out count as 0 in the mean, so that it does not
-    depend on how a batch is cut.
-
-    Args:
-        winner_log_ratios, loser_log_ratios (`torch.Tensor`): (N,) from `spo_log_ratios`.
-        beta (`float`, *optional*, defaults to 10): the paper's.
-        clip (`float`, *optional*, defaults to 0.1): the code's; infinity clamps nothing.
-        mask (`torch.Tensor`, *optional*): (N,) bool rows that count; the default is all.
-
-    Returns:
-        `torch.Tensor`: scalar; ln 2 at the reference times the share of rows that count.
+    Outside the clamp a side has no gradient; infinity clamps nothing. beta is the paper's, clip the code's. Ratios are
+    (N,) `spo_log_ratios`. Rows that the (N,) bool mask leaves out count as 0 in the mean, so that it does not depend
+    on how a batch is cut.
     """
     if clip != math.inf:  # the logarithm is clamped: the ratio itself would overflow, with NaN for its gradient
         bounds = math.log(max(1e-30, 1 - clip)), math.log1p(clip)

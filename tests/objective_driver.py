@@ -48,6 +48,9 @@ class Context:
         self.scored.append((latents, rows))
         return self.reward(latents, rows)
 
+    def mean(self, value):
+        return value
+
     def empty_conditioning(self, conditioning):
         return {"c": torch.zeros_like(conditioning["c"])}
 

@@ -153,7 +153,12 @@ def pipeline_class_name(name: str, revision: str | None = None, cache_dir: str |
     """The diffusers class of a pipeline, without loading any weights; the arguments are those of `load_pipeline`."""
     path = tiny.model_path(name)
     if path.endswith(_SINGLE_FILE):
-        return _single_file_class_name(path)
+        names = _single_file_names(path)
+        for prefix, class_name in _TEXT_ENCODERS.items():
+            if any(name.startswith(prefix) for name in names):
+                return class_name
+        wanted = "expected a whole Stable Diffusion 1.5 or SDXL checkpoint in the original layout"
+        raise UserError(f"model {path!r}: {wanted}, found weights like {names[0]!r} and no text encoder")
     wanted = "expected a diffusers pipeline folder, a reachable Hub id, a .safetensors file or one of "
     with library_errors(f"model {name!r}", wanted + ", ".join(tiny.MODELS)):
         config = DiffusionPipeline.load_config(path, revision=revision, cache_dir=cache_dir)
@@ -220,15 +225,6 @@ def _single_file_names(path: str) -> list[str]:
     with library_errors(f"model {path!r}", "expected a .safetensors file"):
         with safe_open(path, framework="pt") as file:
             return list(file.keys())
-
-
-def _single_file_class_name(path: str) -> str:
-    names = _single_file_names(path)
-    for prefix, class_name in _TEXT_ENCODERS.items():
-        if any(name.startswith(prefix) for name in names):
-            return class_name
-    wanted = "expected a whole Stable Diffusion 1.5 or SDXL checkpoint in the original layout"
-    raise UserError(f"model {path!r}: {wanted}, found weights like {names[0]!r} and no text encoder")
 
 
 def _load_single_file(

@@ -39,7 +39,7 @@ class NoisePath:
         kind (`str`): what the model predicts, one of `KINDS`.
         levels (`torch.Tensor`): (T,) float64 level of every time: abar in [0, 1), or sigma in (0, 1].
         labels (`torch.Tensor`): (T,) what the model is told at every time: int64 timesteps, or 1000 sigma.
-        density (`str`, *optional*, defaults to `"uniform"`): of the training times; or `"logit_normal"`.
+        density (`str`, *optional*, defaults to `"uniform"`): of the training times, or `"logit_normal"`.
     """
 
     kind: str

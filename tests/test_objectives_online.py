@@ -21,7 +21,8 @@ from objective_driver import (
     small_net,
 )
 
-from diffusers_craft.objectives.base import best_and_worst, guided
+from diffusers_craft.objectives.base import best_and_worst
+from diffusers_craft.objectives.chains import guided
 from diffusers_craft.objectives.inpo import InPO
 from diffusers_craft.objectives.sharpening import RLHFSharpening, SFTSharpening, follow
 from diffusers_craft.objectives.smpo import SmPO

@@ -15,8 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from diffusers_craft import SD15, SDXL
 from diffusers_craft.models.loading import load_pipeline
 from diffusers_craft.models.noise import NoisePath
-from diffusers_craft.objectives.base import guided
-from diffusers_craft.objectives.chains import sample
+from diffusers_craft.objectives.chains import guided, sample
 from diffusers_craft.scripts import ModelSource
 
 

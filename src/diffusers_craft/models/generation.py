@@ -124,27 +124,20 @@ def generate_images(
     with _silent(pipeline):
         for start in range(0, len(prompts), settings.batch_size):
             rows = slice(start, start + settings.batch_size)
-            batch = _sample_latents(pipeline, list(prompts[rows]), list(seeds[rows]), settings)
+            batch = pipeline(
+                prompt=list(prompts[rows]),
+                height=settings.resolution,
+                width=settings.resolution,
+                num_inference_steps=settings.num_inference_steps,
+                guidance_scale=settings.guidance_scale,
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds[rows]],
+                output_type="latent",
+            ).images
             pictures, finite = decode_latents(pipeline, batch)
             images += pictures
             problems += [find_problem(image) if ok else "not finite" for image, ok in zip(pictures, finite)]
             latents.append(batch.float().cpu().numpy())
     return GeneratedBatch(images, np.concatenate(latents) if latents else np.zeros((0, 0, 0, 0)), problems)
-
-
-def _sample_latents(
-    pipeline: DiffusionPipeline, prompts: list[str], seeds: list[int], settings: GenerationSettings
-) -> torch.Tensor:
-    """(B, C, h, w) final latents in the denoiser's scale, on the pipeline's device."""
-    return pipeline(
-        prompt=prompts,
-        height=settings.resolution,
-        width=settings.resolution,
-        num_inference_steps=settings.num_inference_steps,
-        guidance_scale=settings.guidance_scale,
-        generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-        output_type="latent",
-    ).images
 
 
 def find_problem(image: Image.Image) -> str | None:

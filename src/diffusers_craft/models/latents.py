@@ -30,11 +30,7 @@ def latent_factor(vae: torch.nn.Module) -> int:
 
 
 def latent_shape(vae: torch.nn.Module, resolution: int) -> tuple[int, int, int]:
-    """(C, h, w) of a square image's latent.
-
-    Raises:
-        UserError: unless the resolution, in pixels, is a multiple of the VAE's factor.
-    """
+    """(C, h, w) of a square image's latent; a `UserError` unless the pixels are a multiple of the VAE's factor."""
     factor = latent_factor(vae)
     if resolution % factor:
         raise UserError(f"--resolution: expected a multiple of {factor} for this VAE, found {resolution}")
@@ -93,15 +89,7 @@ def decode(vae: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
 
 
 def decode_latents(pipeline: DiffusionPipeline, latents: torch.Tensor) -> tuple[list[Image.Image], list[bool]]:
-    """Images of final latents.
-
-    Args:
-        pipeline (`DiffusionPipeline`): holds the VAE and the image processor.
-        latents (`torch.Tensor`): (B, C, h, w).
-
-    Returns:
-        `tuple`: B RGB images, and for each whether latent and decoded pixels were finite.
-    """
+    """B RGB images of final latents (B, C, h, w), and for each whether latent and decoded pixels were finite."""
     decoded = decode(pipeline.vae, latents)
     finite = decoded.isfinite().flatten(1).all(1) & latents.isfinite().flatten(1).all(1)
     images = pipeline.image_processor.postprocess(torch.nan_to_num(decoded), output_type="pil")

@@ -11,7 +11,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline
 from diffusers.utils import deprecation_utils
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
@@ -24,7 +24,6 @@ from ..errors import UserError
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that `load_lora_weights` looks for
 _SD15, _SDXL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
-_NO_SAFETY_CHECKER = {"safety_checker": None, "requires_safety_checker": False}
 _SINGLE_FILE = ".safetensors"  # a model argument that ends so names one file instead of a pipeline
 # What a finished run leaves, by which a result is recognised, the first that is there.
 TUNED_FILES = {"pipeline": "model_index.json", "lora": LORA_FILE, "unet": "config.json"}
@@ -83,7 +82,7 @@ def load_pipeline(
     name, path = str(name_or_path), tiny.model_path(str(name_or_path))
     class_name = pipeline_class_name(name, revision, cache_dir)
     if class_name == _SD15:
-        components = {**_NO_SAFETY_CHECKER, **components}
+        components = {"safety_checker": None, "requires_safety_checker": False, **components}
     if path.endswith(_SINGLE_FILE):
         return _load_single_file(class_name, path, config, cache_dir, dtype, components).to(device)
     components = {**_missing_parts(name, path, components), **components}
@@ -150,32 +149,22 @@ def denoiser_folder(folder: Path) -> str:
     return next((name for name in DENOISERS if (folder / name / "config.json").is_file()), DENOISERS[0])
 
 
-def load_vae(name_or_path: str, cache_dir: str | None = None) -> AutoencoderKL:
-    """The VAE of `--pretrained_vae_model_name_or_path`, in float32.
-
-    Raises:
-        UserError: if there is none.
-    """
-    with library_errors("--pretrained_vae_model_name_or_path", "expected a Hub id or folder of a VAE"):
-        return AutoencoderKL.from_pretrained(name_or_path, cache_dir=cache_dir, **dtype_argument(torch.float32))
-
-
 def pipeline_class_name(name: str, revision: str | None = None, cache_dir: str | None = None) -> str:
-    """The diffusers class of a pipeline, without loading any weights; the arguments are those of `load_pipeline`.
-
-    Raises:
-        UserError: if there is no pipeline.
-    """
+    """The diffusers class of a pipeline, without loading any weights; the arguments are those of `load_pipeline`."""
     path = tiny.model_path(name)
     if path.endswith(_SINGLE_FILE):
-        return _single_file_class_name(path)
+        names = _single_file_names(path)
+        for prefix, class_name in _TEXT_ENCODERS.items():
+            if any(name.startswith(prefix) for name in names):
+                return class_name
+        wanted = "expected a whole Stable Diffusion 1.5 or SDXL checkpoint in the original layout"
+        raise UserError(f"model {path!r}: {wanted}, found weights like {names[0]!r} and no text encoder")
     wanted = "expected a diffusers pipeline folder, a reachable Hub id, a .safetensors file or one of "
     with library_errors(f"model {name!r}", wanted + ", ".join(tiny.MODELS)):
         config = DiffusionPipeline.load_config(path, revision=revision, cache_dir=cache_dir)
     if "_class_name" not in config:
-        raise UserError(
-            f"model {name!r}: expected a diffusers pipeline, found a {DiffusionPipeline.config_name} of none"
-        )
+        found = f"a {DiffusionPipeline.config_name} of none"
+        raise UserError(f"model {name!r}: expected a diffusers pipeline, found {found}")
     return config["_class_name"]
 
 
@@ -186,12 +175,7 @@ def dtype_argument(dtype: torch.dtype) -> dict[str, torch.dtype]:
 
 @contextmanager
 def library_errors(place: str, wanted: str) -> Iterator[None]:
-    """Says in one line what a library could not load: its errors for files that are missing, broken or do not fit.
-
-    Args:
-        place (`str`): flag or model.
-        wanted (`str`): what was expected.
-    """
+    """Says in one line what a library could not load: its errors for files that are missing, broken or do not fit."""
     try:
         yield
     except (OSError, ValueError, SafetensorError) as error:
@@ -202,8 +186,7 @@ def library_errors(place: str, wanted: str) -> Iterator[None]:
 def _missing_parts(name: str, path: str, given: Container[str]) -> dict[str, None]:
     """The parts that a folder was saved without, as SD3 may be without T5: diffusers wants to be told.
 
-    Raises:
-        UserError: if another part is missing; transformers 5 makes up an empty tokenizer where there is none.
+    Another missing part is a `UserError`: transformers 5 makes up an empty tokenizer where there is none.
     """
     if not Path(path).is_dir():
         return {}
@@ -244,29 +227,17 @@ def _single_file_names(path: str) -> list[str]:
             return list(file.keys())
 
 
-def _single_file_class_name(path: str) -> str:
-    names = _single_file_names(path)
-    for prefix, class_name in _TEXT_ENCODERS.items():
-        if any(name.startswith(prefix) for name in names):
-            return class_name
-    wanted = "expected a whole Stable Diffusion 1.5 or SDXL checkpoint in the original layout"
-    raise UserError(f"model {path!r}: {wanted}, found weights like {names[0]!r} and no text encoder")
-
-
 def _load_single_file(
     class_name: str, path: str, config: str | None, cache_dir: str | None, dtype: torch.dtype, components: dict
 ) -> DiffusionPipeline:
-    if config is not None:
-        config = tiny.model_path(config)
-    pipeline_class = getattr(diffusers, class_name)
+    config = None if config is None else tiny.model_path(config)
+    options = {"config": config, "cache_dir": cache_dir, "torch_dtype": dtype}
     try:
-        options = {"config": config, "cache_dir": cache_dir, "torch_dtype": dtype}
-        pipeline = pipeline_class.from_single_file(path, **options, **components)
+        pipeline = getattr(diffusers, class_name).from_single_file(path, **options, **components)
     except OSError as error:
         wanted = "expected a pipeline folder or a reachable Hub id with the configuration of this file"
-        raise UserError(
-            f"--single_file_config: {wanted}, found {config or 'none'} ({' '.join(str(error).split())[:200]})"
-        ) from error
+        found = f"{config or 'none'} ({' '.join(str(error).split())[:200]})"
+        raise UserError(f"--single_file_config: {wanted}, found {found}") from error
     pipeline.scheduler = _marked_scheduler(pipeline.scheduler, _single_file_names(path))
     return pipeline
 

@@ -51,9 +51,7 @@ class NoisePath:
     def from_scheduler(cls, scheduler: Any, prediction_type: str | None = None) -> "NoisePath":
         """The path that a pipeline's scheduler was made for, whatever sampler it is.
 
-        Args:
-            scheduler: of diffusers.
-            prediction_type (`str`, *optional*): instead of the scheduler's own.
+        `prediction_type` overrules the scheduler's own.
 
         Raises:
             UserError: for a scheduler that is not understood, as of EDM: guessing would ruin the model.
@@ -64,14 +62,14 @@ class NoisePath:
                 raise UserError(f"--prediction_type: expected none for {name}, found {prediction_type!r}")
             fresh = type(scheduler).from_config(config)  # sampling leaves its own steps in the tables
             return cls("flow", fresh.sigmas.flip(0).double(), fresh.timesteps.flip(0), "logit_normal")
+        wanted = "--pretrained_model_name_or_path: expected a"
         missing = [] if config.get("trained_betas") is not None else [key for key in _BETAS if key not in config]
         if missing:
-            wanted = "expected a scheduler with betas or a FlowMatchEulerDiscreteScheduler"
-            raise UserError(f"--pretrained_model_name_or_path: {wanted}, found {name} without {', '.join(missing)}")
+            wanted += " scheduler with betas or a FlowMatchEulerDiscreteScheduler"
+            raise UserError(f"{wanted}, found {name} without {', '.join(missing)}")
         for key, usual in _USUAL.items():
             if config.get(key, usual) != usual:
-                wanted = f"expected a scheduler with {key} {usual}"
-                raise UserError(f"--pretrained_model_name_or_path: {wanted}, found {name} with {config[key]!r}")
+                raise UserError(f"{wanted} scheduler with {key} {usual}, found {name} with {config[key]!r}")
         kind = prediction_type or config.get("prediction_type", "epsilon")
         if kind not in KINDS or kind == "flow":
             raise UserError(f"--prediction_type: expected epsilon, v_prediction or sample for {name}, found {kind!r}")
@@ -79,9 +77,8 @@ class NoisePath:
         try:
             schedule = DDPMScheduler(**{key: config[key] for key in _SCHEDULE if key in config})
         except NotImplementedError as error:  # `exp`, which only Heun's has
-            wanted = "expected a beta_schedule that diffusers' DDPMScheduler knows"
-            found = f"found {name} with {config['beta_schedule']!r}"
-            raise UserError(f"--pretrained_model_name_or_path: {wanted}, {found}") from error
+            wanted += " beta_schedule that diffusers' DDPMScheduler knows"
+            raise UserError(f"{wanted}, found {name} with {config['beta_schedule']!r}") from error
         return cls(kind, schedule.alphas_cumprod.double(), torch.arange(len(schedule)))
 
     def __len__(self) -> int:
@@ -179,21 +176,15 @@ class NoisePath:
         return self.mix(self.clean(noisy, output, levels), self.noise(noisy, output, levels), to_levels)
 
     def random_move(
-        self,
-        noisy: torch.Tensor,
-        output: torch.Tensor,
-        levels: torch.Tensor,
-        to_levels: torch.Tensor,
-        eta: float = 1.0,
+        self, noisy: torch.Tensor, output: torch.Tensor, levels: torch.Tensor, to_levels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean (B, C, h, w) and standard deviation (B,) of a stochastic move down; `eta=0` is `move`.
+        """Mean (B, C, h, w) and standard deviation (B,) of a stochastic move down.
 
-        The spread eta s' sqrt(1 - SNR / SNR') is DDIM's (eq. 16); for a flow it keeps the mixture's coefficients.
+        The spread s' sqrt(1 - SNR / SNR') is DDIM's (eq. 16, eta 1); for a flow it keeps the mixture's coefficients.
         """
         signal, noise = self.squares(levels)
         to_signal, to_noise = self.squares(to_levels)
-        variance = to_noise * (1 - signal * to_noise / (noise * to_signal))
-        sigma = eta * variance.clamp(min=0).sqrt()
+        sigma = (to_noise * (1 - signal * to_noise / (noise * to_signal))).clamp(min=0).sqrt()
         a, _ = self.mixing(to_levels, noisy)
         direction = (per_row(to_noise, noisy) - per_row(sigma, noisy).square()).clamp(min=0).sqrt()
         return a * self.clean(noisy, output, levels) + direction * self.noise(noisy, output, levels), sigma
@@ -210,13 +201,7 @@ class NoisePath:
 
         With d = the error of x_0, the error of the noise is SNR d and that of the velocity (SNR + 1) d. Without signal,
         as at the last time of a zero-terminal-SNR schedule, the weight is its limit (1 for noise, 0 else), not 0 / 0.
-
-        Args:
-            times (`torch.Tensor`): (B,) int64, in [0, T).
-            gamma (`float`): above 0; the paper's value is 5.
-
-        Returns:
-            `torch.Tensor`: (B,) dimensionless weights, float32.
+        (B,) float32 of (B,) int64 times in [0, T); gamma is above 0, 5 in the paper.
         """
         signal, noise = self.squares(self.levels[times].float())
         if self.kind == "epsilon":
@@ -238,25 +223,13 @@ class Draw(NamedTuple):
 
 
 def diffuse(draw: Draw, path: NoisePath, snr_gamma: float | None = None) -> Batch:
-    """Adds the noise, and says what the model should make of it.
-
-    Args:
-        draw (`Draw`): clean latents, noise, times and what conditions them.
-        path (`NoisePath`): the model's own.
-        snr_gamma (`float`, *optional*): of `NoisePath.min_snr_weights`.
-    """
+    """Adds the noise, and says what a model of this path should make of it; `snr_gamma` is of `min_snr_weights`."""
     levels = path.levels[draw.times]
     return Batch(
         noisy_latents=path.mix(draw.latents, draw.noise, levels),
-        times=draw.times,
         timesteps=path.labels[draw.times],
-        conditioning=draw.conditioning,
         target=path.target(draw.latents, draw.noise, levels),
-        weights=draw.weights,
         timestep_weights=None if snr_gamma is None else path.min_snr_weights(draw.times, snr_gamma),
         error_scale=path.noise_error_scale(levels),
-        latents=draw.latents,
-        noise=draw.noise,
-        rows=draw.rows,
-        slots=draw.slots,
+        **draw._asdict(),
     )

@@ -11,16 +11,12 @@ l_P] along the batch: row i and row P + i are one pair, with the same timestep a
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 
 from ..errors import UserError
-
-
-_PLAIN = (bool, int, float, str, type(None))
-Predict = Callable[[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]], torch.Tensor]
 
 
 class Batch(NamedTuple):
@@ -109,8 +105,10 @@ class Objective:
 
     def record(self) -> dict[str, Any]:
         """Its name and options, for a run's record and for what a resumed run is compared with."""
-        plain = {name: value for name, value in vars(self).items() if isinstance(value, _PLAIN)}
-        return {"objective": self.name} | plain
+        options = {
+            name: value for name, value in vars(self).items() if isinstance(value, bool | int | float | str | None)
+        }
+        return {"objective": self.name} | options
 
     @classmethod
     def family_defaults(cls, family: str) -> dict[str, Any]:
@@ -190,14 +188,9 @@ def order_accuracy(winners: torch.Tensor, losers: torch.Tensor) -> torch.Tensor:
 
 
 def best_and_worst(rewards: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The places of each row's highest and lowest reward; rewards may abstain.
+    """(B,) places of the highest and of the lowest of (B, n) rewards, their gap, and whether two or more are finite.
 
-    Args:
-        rewards (`torch.Tensor`): (B, n); NaN and infinity are no judgement.
-
-    Returns:
-        (B,) place of the best, (B,) of the worst, (B,) their gap, and (B,) whether two rewards or more are finite; where
-        they are not, the gap is 0 and the places mean nothing.
+    Rewards abstain by NaN or infinity; where not two are finite, the gap is 0 and the places mean nothing.
     """
     finite = rewards.isfinite()
     best = rewards.masked_fill(~finite, -math.inf).argmax(1)
@@ -221,24 +214,3 @@ def check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
     """Raises a `UserError` unless `value` is one of `choices`."""
     if value not in choices:
         raise UserError(f"--{flag}: expected one of {', '.join(choices)}, found {value!r}")
-
-
-def guided(
-    predict: Predict,
-    latents: torch.Tensor,
-    times: torch.Tensor,
-    conditioning: dict[str, torch.Tensor],
-    empty: dict[str, torch.Tensor],
-    scale: float,
-) -> torch.Tensor:
-    """Output (B, C, h, w) with classifier-free guidance (arXiv 2207.12598); a scale of 1 is without."""
-    if scale == 1.0:
-        return predict(latents, times, conditioning)
-    both = {name: torch.cat([value, empty[name]]) for name, value in conditioning.items()}
-    return guide(predict(latents.repeat(2, 1, 1, 1), times.repeat(2), both), scale)
-
-
-def guide(prediction: torch.Tensor, scale: float) -> torch.Tensor:
-    """(B, C, h, w) out of (2B, C, h, w) predictions for [captions, empty captions]: empty + scale (caption - empty)."""
-    conditional, empty = prediction.chunk(2)
-    return empty + scale * (conditional - empty)

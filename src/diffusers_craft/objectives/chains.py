@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError
+from .base import check_choice
 
 
 RENOISE = ("none", "final", "every")
@@ -40,17 +40,11 @@ def invert(
         latents (`torch.Tensor`): (B, C, h, w) clean latents.
         num_steps (`torch.Tensor`): (B,) int64 steps of each row, 0 to len(times); 0 leaves a row as it is.
         times (`Sequence[int]`): ascending times that end a step.
-        path (`NoisePath`): of the base.
         predict (`Callable`): output of (latents (b, C, h, w), times (b,), rows (b,)), rows being positions in B.
-        renoise (`str`, *optional*, defaults to `"none"`): one of `RENOISE`.
         start_level (`float`, *optional*): of the clean latents, instead of the path's; diffusers takes abar_0 where a
             schedule has `set_alpha_to_one=False`.
-
-    Returns:
-        `torch.Tensor`: (B, C, h, w) latents at each row's time.
     """
-    if renoise not in RENOISE:
-        raise UserError(f"--renoise: expected one of {', '.join(RENOISE)}, found {renoise!r}")
+    check_choice("renoise", renoise, RENOISE)
     result = latents.clone()
     first = torch.as_tensor(path.clean_level if start_level is None else start_level).to(path.levels)
     for step in range(int(num_steps.max())):
@@ -73,21 +67,33 @@ def invert(
 
 
 def sample(
-    noise: torch.Tensor,
-    levels: Sequence[float],
-    path: Any,
-    predict: Callable[[torch.Tensor, int], torch.Tensor],
+    noise: torch.Tensor, levels: Sequence[float], path: Any, predict: Callable[[torch.Tensor, int], torch.Tensor]
 ) -> torch.Tensor:
     """Clean latents (B, C, h, w) from noise by deterministic moves: from each level to the next, and to the clean one.
 
-    Args:
-        noise (`torch.Tensor`): (B, C, h, w) standard normal.
-        levels (`Sequence[float]`): of the moves' starts, the noisiest first.
-        path (`NoisePath`): of the base.
-        predict (`Callable`): output (B, C, h, w) of (latents (B, C, h, w), number of the move).
+    `levels` are those of the moves' starts, the noisiest first; `predict` takes latents and the number of the move.
     """
     stops = torch.tensor([*levels, path.clean_level], dtype=path.levels.dtype, device=noise.device)
     latents = noise
     for step, (here, there) in enumerate(zip(stops[:-1], stops[1:])):
         latents = path.move(latents, predict(latents, step), here.expand(len(noise)), there.expand(len(noise)))
     return latents
+
+
+def guided(
+    predict: Callable, latents: torch.Tensor, times: torch.Tensor, conditioning: dict, empty: dict, scale: float
+) -> torch.Tensor:
+    """Output (B, C, h, w) of `predict(latents, times, conditioning)` with classifier-free guidance (arXiv 2207.12598).
+
+    A scale of 1 is without.
+    """
+    if scale == 1.0:
+        return predict(latents, times, conditioning)
+    both = {name: torch.cat([value, empty[name]]) for name, value in conditioning.items()}
+    return guide(predict(latents.repeat(2, 1, 1, 1), times.repeat(2), both), scale)
+
+
+def guide(prediction: torch.Tensor, scale: float) -> torch.Tensor:
+    """(B, C, h, w) out of (2B, C, h, w) predictions for [captions, empty captions]: empty + scale (caption - empty)."""
+    conditional, empty = prediction.chunk(2)
+    return empty + scale * (conditional - empty)

@@ -37,16 +37,9 @@ def craft_loss(
 
 
 def transform_advantages(advantages: torch.Tensor, clip_min: float | None = None) -> torch.Tensor:
-    """Guards the weights of `craft_loss`.
+    """(n,) weights for `craft_loss`: group advantages, no lower than `clip_min`; `None` is the paper's formula.
 
     With `clip_min=0` no row is unlearnt, and the paper's theorem 3.1 becomes a true inequality.
-
-    Args:
-        advantages (`torch.Tensor`): (n,) group advantages.
-        clip_min (`float`, *optional*): lower bound; `None` keeps every sign, which is the paper's formula.
-
-    Returns:
-        `torch.Tensor`: (n,) weights.
     """
     return advantages if clip_min is None else advantages.clamp(min=clip_min)
 

@@ -24,19 +24,12 @@ def dspo_loss(
 ) -> torch.Tensor:
     """mean over P, C, H, W of ((p_w - target_w) - beta (1 - sigmoid(u)) (p_w - ref_w))^2, u = -gate_beta / 2 (d_w - d_l).
 
-    Args:
-        prediction, reference, target (`torch.Tensor`): (2P, C, H, W) of [winners, losers].
-        changes (`torch.Tensor`): (2P,) m_theta - m_ref.
-        beta (`float`): weight of the preference's gradient, up to 1; 0 is fine-tuning on the winners.
-        gate_beta (`float`): inside the sigmoid. The code uses `beta` here too, 0.001, which leaves the gate at 1/2.
-        detach_gate (`bool`, *optional*, defaults to `True`): whether no gradient flows through the gate, so that
-            losers only steer the weights; the code's gate is not detached.
-
-    Returns:
-        `torch.Tensor`: scalar.
+    All are of [winners, losers]: (2P, C, H, W), and (2P,) `changes` d = m_theta - m_ref. A beta of 0 is fine-tuning on
+    the winners. The code has `gate_beta` = `beta` = 0.001, which leaves the gate at 1/2, and does not detach it;
+    detached, losers only steer the weights.
     """
     gate = torch.sigmoid(0.5 * gate_beta * pair_margins(changes))  # 1 - sigmoid(u)
-    gate = (gate.detach() if detach_gate else gate).reshape(-1, *[1] * (prediction.ndim - 1))
+    gate = per_row(gate.detach() if detach_gate else gate, prediction)
     winners = prediction.chunk(2)[0]
     residual = (winners - target.chunk(2)[0]) - beta * gate * (winners - reference.chunk(2)[0])
     return residual.square().mean()

@@ -11,9 +11,9 @@ from typing import ClassVar
 
 import torch
 
-from .base import Batch, Context, LossOutput, Objective, check_choice, check_range, error_changes, pair_metrics
+from .base import Batch, Context, check_choice, check_range
 from .chains import RENOISE, inversion_times, invert
-from .dpo import dpo_loss
+from .dpo import DPO
 
 
 GRIDS = ("consistent", "official")
@@ -21,7 +21,7 @@ INVERTERS = ("reference", "policy")
 
 
 @dataclass
-class InPO(Objective):
+class InPO(DPO):
     """InPO.
 
     Args:
@@ -42,8 +42,6 @@ class InPO(Objective):
     inverter: str = "reference"
     grid: str = "consistent"
     name: ClassVar[str] = "inpo"
-    unit: ClassVar[str] = "pair"
-    uses_reference: ClassVar[bool] = True
     follows_model: ClassVar[bool] = True
 
     @property
@@ -57,14 +55,14 @@ class InPO(Objective):
         return {"beta": 5000.0} if family == "stable-diffusion-xl" else {}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, choices in (("renoise", RENOISE), ("inverter", INVERTERS), ("grid", GRIDS)):
             check_choice(name, getattr(self, name), choices)
-        check_range("beta", self.beta, 0, above=True)
         check_range("inversion_steps", self.inversion_steps, 0)
 
     def prepare(self, batch: Batch, context: Context) -> Batch:
         if not self.inversion_steps:
-            return super().prepare(batch, context)
+            return batch
         path = context.path
         check_range("inversion_steps", self.inversion_steps, 0, len(path))
         times, num_steps, told = self._times(batch.times, len(path))
@@ -84,10 +82,6 @@ class InPO(Objective):
             target=path.target(batch.latents, noise, levels),
             error_scale=path.noise_error_scale(levels),
         )
-
-    def loss(self, batch: Batch, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
-        changes = error_changes(batch, prediction, reference)
-        return LossOutput(dpo_loss(changes, self.beta), pair_metrics(changes))
 
     def _times(self, drawn: torch.Tensor, num_timesteps: int) -> tuple[list[int], torch.Tensor, torch.Tensor]:
         """Grid, number of steps (B,) and the times (B,) that the model is told, for drawn times (B,)."""

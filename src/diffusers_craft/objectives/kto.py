@@ -30,18 +30,10 @@ def kto_loss(
 ) -> torch.Tensor:
     """mean_B lambda_y (1 - U(y beta (g - z))), with g = -d and z = max(0, mean g) held constant.
 
-    There is no 1/2 beside beta: 5000 here is a logit scale of 10000 in DPO's.
+    There is no 1/2 beside beta: the paper's 5000 is a logit scale of 10000 in DPO's.
 
-    Args:
-        changes (`torch.Tensor`): (B,) d = m_theta - m_ref.
-        labels (`torch.Tensor`): (B,) y = +1 for liked, -1 for disliked images.
-        beta (`float`): the paper's is 5000.
-        baseline (`torch.Tensor`, *optional*): scalar mean of g that z clamps; by default that of these rows.
-        utility (`str`, *optional*, defaults to `"kahneman_tversky"`): a key of `UTILITIES`.
-        liked_weight, disliked_weight (`float`, *optional*, default to 1): lambda of either label.
-
-    Returns:
-        `torch.Tensor`: scalar; 0.5 at the reference with the default utility.
+    `changes` are (B,) d = m_theta - m_ref, `labels` (B,) y = +1 for liked and -1 for disliked images, `baseline` is
+    the scalar mean of g that z clamps, by default that of these rows. Without any change the loss is 0.5 by default.
     """
     gains = -changes
     baseline = (gains.mean() if baseline is None else baseline).detach().clamp(min=0)

@@ -25,16 +25,7 @@ def mapo_loss(errors: torch.Tensor, beta: float = 8.0, form: str = "paper", scal
 
     `paper` (AAAI version): a = 1 / beta, margin = phi(m_w)^beta - phi(m_l)^beta; its best beta is 8 in general. `code`:
     a = beta, 0.1 there, margin = T (phi(s m_w) - phi(s m_l)) with T = 1000 and s = 0.5, which unlearns losers far more
-    strongly. A beta of 0 is fine-tuning on the winners.
-
-    Args:
-        errors (`torch.Tensor`): (2P,) m of [winners, losers].
-        beta (`float`, *optional*, defaults to 8): weight of the margin, see above.
-        form (`str`, *optional*, defaults to `"paper"`): one of `FORMS`.
-        scale (`float`, *optional*, defaults to 0.5): s of the code's form.
-
-    Returns:
-        `torch.Tensor`: scalar.
+    strongly. A beta of 0 is fine-tuning on the winners. `errors` are (2P,) m of [winners, losers], `scale` is s.
     """
     winners, losers = errors.chunk(2)
     if beta == 0:

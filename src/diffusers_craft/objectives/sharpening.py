@@ -22,11 +22,10 @@ from .base import (
     best_and_worst,
     check_choice,
     check_range,
-    guided,
     noise_errors,
     pair_metrics,
 )
-from .chains import inversion_times, sample
+from .chains import guided, inversion_times, sample
 
 
 FORMS = ("margin", "code")
@@ -50,13 +49,7 @@ def follow(
 ) -> Trajectories:
     """Noises clean latents in n ways at the batch's times and follows each for m states, `stride` timesteps apart.
 
-    Args:
-        latents, noises (`torch.Tensor`): (B, n, C, h, w) clean latents, as a rule n times the same, and standard normal
-            noise.
-        batch (`Batch`): of B rows, for their times and conditioning.
-        context (`Context`): predicts, and scores clean estimates.
-        num_states (`int`): m.
-        stride (`int`): timesteps of a move.
+    Latents, as a rule n times the same, and standard normal noises are (B, n, C, h, w).
     """
     count, ways = noises.shape[:2]
     path, device = context.path, latents.device
@@ -85,8 +78,8 @@ def follow(
 def chosen_states(paths: Trajectories, with_worst: bool, batch: Batch, path: Any) -> Batch:
     """The S valid states of the best trajectories, and with `with_worst` then S of the worst ones.
 
-    A row's weight is 1 / (number of its latent's states), negative for the worst ones, and 0 where the reward could not
-    compare. `path` (`NoisePath`) is the base's, `batch` has the B latents' conditioning.
+    A row's weight is 1 / (number of its latent's states), negative for the worst ones, and 0 where the reward could
+    not compare. `path` (`NoisePath`) is the base's, `batch` has the B latents' conditioning.
     """
     best, worst, gaps, judged = best_and_worst(paths.rewards)
     if paths.rewards.shape[1] == 1:
@@ -183,15 +176,11 @@ def sharpening_preference_loss(
     """DPO on trajectories with the reward gap: mean_B softplus(-(logit - eta gap)), logit = -beta (d_w - d_l).
 
     The paper's eq. 11 lacks the leading minus; the gap inside the sigmoid is a margin that the pair must reach. The
-    released code adds the gap outside (`code`: softplus(-logit) + gap), where it has no gradient: plain DPO.
+    released code adds the gap outside (`code`: softplus(-logit) + gap), where it has no gradient: plain DPO. beta is
+    without the 1/2 of DPO's: 2500 is its 5000.
 
-    Args:
-        changes (`torch.Tensor`): (2B,) m_theta - m_ref of [best, worst] trajectories, means over their states.
-        gaps (`torch.Tensor`): (B,) rewards of the best minus the worst trajectory.
-        beta (`float`): without the 1/2 of DPO's: 2500 is its 5000.
-        eta (`float`, *optional*, defaults to 1): scale of the gap.
-        form (`str`, *optional*, defaults to `"margin"`): one of `FORMS`.
-        mask (`torch.Tensor`, *optional*): (B,) bool pairs that count; the others add 0 to the mean over all.
+    `changes` are (2B,) d = m_theta - m_ref of [best, worst] trajectories, means over their states, `gaps` (B,) rewards
+    of the best minus the worst. Pairs that the (B,) bool mask leaves out add 0 to the mean over all.
     """
     winners, losers = changes.chunk(2)
     logits = -beta * (winners - losers)

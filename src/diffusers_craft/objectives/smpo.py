@@ -18,26 +18,17 @@ def smoothing_factors(
 ) -> torch.Tensor:
     """f = 2 alpha - gamma = gamma tanh((r'_w - r'_l) / 2), r' being scores scaled by the dataset's range.
 
-    With P = sigmoid(r'_w - r'_l) = alpha / gamma it is gamma (2 P - 1). Hard labels are f = 1.
-
-    Args:
-        winner_scores, loser_scores (`torch.Tensor`): (P,) rewards in one unit.
-        score_range (`float`): highest minus lowest score of the dataset, above 0.
-        gamma (`float`, *optional*, defaults to 10): the paper's.
-
-    Returns:
-        `torch.Tensor`: (P,) factors of DPO's logit in [0, gamma tanh(1/2)] where the winner scores higher.
+    With P = sigmoid(r'_w - r'_l) = alpha / gamma it is gamma (2 P - 1). Hard labels are f = 1. (P,) factors of DPO's
+    logit of (P,) rewards in one unit, in [0, gamma tanh(1/2)] where the winner scores higher; `score_range` is highest
+    minus lowest score of the dataset, above 0.
     """
     return gamma * torch.tanh((winner_scores - loser_scores) / (2 * score_range))
 
 
 def smpo_loss(changes: torch.Tensor, factors: torch.Tensor, beta: float) -> torch.Tensor:
-    """mean_P softplus(f * beta / 2 * (d_w - d_l)); equal scores (f = 0) give the constant ln 2 without a gradient.
+    """`dpo_loss` with (P,) `smoothing_factors`; equal scores (f = 0) give the constant ln 2 without a gradient.
 
-    Args:
-        changes (`torch.Tensor`): (2P,) m_theta - m_ref of [winners, losers].
-        factors (`torch.Tensor`): (P,) from `smoothing_factors`.
-        beta (`float`): 2000 for SD1.5, 5000 for SDXL in the paper.
+    The paper's beta is 2000 for SD1.5, 5000 for SDXL.
     """
     return dpo_loss(changes, beta, factors)
 

@@ -13,19 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import UserError
-from .base import (
-    Batch,
-    Context,
-    LossOutput,
-    Objective,
-    best_and_worst,
-    check_range,
-    guide,
-    guided,
-    order_accuracy,
-    per_row,
-)
-from .chains import inversion_times
+from .base import Batch, Context, LossOutput, Objective, best_and_worst, check_range, order_accuracy, per_row
+from .chains import guide, guided, inversion_times
 
 
 def spo_log_ratios(
@@ -33,10 +22,7 @@ def spo_log_ratios(
 ) -> torch.Tensor:
     """(N,) log p_theta(x') / p_ref(x') of Gaussian moves, as a mean (not a sum) over C, h, w.
 
-    Args:
-        next_states (`torch.Tensor`): (N, C, h, w) x'.
-        mean, reference_mean (`torch.Tensor`): (N, C, h, w) of either model's move.
-        sigma (`torch.Tensor`): (N,) standard deviation of both.
+    States x' and either model's means are (N, C, h, w), their common standard deviation (N,).
     """
     gain = (next_states - reference_mean).square() - (next_states - mean).square()
     return gain.flatten(1).mean(1) / (2 * sigma.square()).to(gain)
@@ -51,17 +37,9 @@ def spo_loss(
 ) -> torch.Tensor:
     """mean_N softplus(-beta (log rho_w - log rho_l)), rho being likelihood ratios clamped to [1 - clip, 1 + clip].
 
-    Outside the clamp a side has no gradient. Rows that the mask leaves out count as 0 in the mean, so that it does not
-    depend on how a batch is cut.
-
-    Args:
-        winner_log_ratios, loser_log_ratios (`torch.Tensor`): (N,) from `spo_log_ratios`.
-        beta (`float`, *optional*, defaults to 10): the paper's.
-        clip (`float`, *optional*, defaults to 0.1): the code's; infinity clamps nothing.
-        mask (`torch.Tensor`, *optional*): (N,) bool rows that count; the default is all.
-
-    Returns:
-        `torch.Tensor`: scalar; ln 2 at the reference times the share of rows that count.
+    Outside the clamp a side has no gradient; infinity clamps nothing. beta is the paper's, clip the code's. Ratios are
+    (N,) `spo_log_ratios`. Rows that the (N,) bool mask leaves out count as 0 in the mean, so that it does not depend
+    on how a batch is cut.
     """
     if clip != math.inf:  # the logarithm is clamped: the ratio itself would overflow, with NaN for its gradient
         bounds = math.log(max(1e-30, 1 - clip)), math.log1p(clip)
@@ -127,8 +105,7 @@ class SPO(Objective):
     def prepare(self, batch: Batch, context: Context) -> Batch:
         """Runs the chains; rows are [states with caption, the same states with the empty caption]."""
         shape, conditioning = batch.latents.shape[1:], batch.conditioning
-        device, count = batch.latents.device, len(batch.latents)
-        path = context.path
+        device, count, path = batch.latents.device, len(batch.latents), context.path
         check_range("chain_steps", self.chain_steps, 1, len(path) // 2)  # the last move must not start at t = 0
         grid = inversion_times(len(path), self.chain_steps)[::-1]
         empty = context.empty_conditioning(conditioning)
@@ -148,8 +125,8 @@ class SPO(Objective):
             candidates = mean[:, None] + per_row(sigma, candidates) * candidates  # (B, k, C, h, w)
             active = (chosen == step).any(1).nonzero()[:, 0]
             if len(active):
-                best, worst, gap = self._compare(candidates[active], active, following, conditioning, context)
-                parts.append((active, current[active], times[active], here[active], there[active], best, worst, gap))
+                compared = self._compare(candidates[active], active, following, conditioning, context)
+                parts.append((active, current[active], times[active], here[active], there[active], *compared))
             current = candidates[:, 0]
         unit, states, times, here, there, best, worst, gap = (torch.cat(values) for values in zip(*parts))
         wide = {name: value[unit] for name, value in conditioning.items()}
@@ -163,12 +140,12 @@ class SPO(Objective):
 
     def loss(self, batch: Batch, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
         extras = batch.extras
-        means = []
-        for output in (prediction.float(), reference.float()):
-            output = output if self.guidance_scale == 1.0 else guide(output, self.guidance_scale)
-            mean, sigma = extras["path"].random_move(extras["states"], output, extras["from"], extras["to"])
-            means.append(mean)
-        winners, losers = (spo_log_ratios(extras[name], *means, sigma) for name in ("best", "worst"))
+        outputs = prediction.float(), reference.float()
+        if self.guidance_scale != 1.0:
+            outputs = [guide(output, self.guidance_scale) for output in outputs]
+        move = extras["path"].random_move
+        (mean, sigma), (frozen, _) = (move(extras["states"], o, extras["from"], extras["to"]) for o in outputs)
+        winners, losers = (spo_log_ratios(extras[name], mean, frozen, sigma) for name in ("best", "worst"))
         mask = extras["gap"] > self.threshold
         metrics = {"accuracy": order_accuracy(-winners, -losers), "states_used": mask.double().mean()}
         return LossOutput(spo_loss(winners, losers, self.beta, self.clip, mask), metrics)
@@ -180,15 +157,12 @@ class SPO(Objective):
 
         It is 0 where not two candidates have a finite reward: then they do not differ as far as it can tell.
         """
-        owner = unit.repeat_interleave(self.num_candidates)
-        clean = candidates.flatten(0, 1)
+        owner, clean = unit.repeat_interleave(self.num_candidates), candidates.flatten(0, 1)
         if time > 0:
-            times = torch.full((len(owner),), time, device=clean.device)
             wide = {name: value[owner] for name, value in conditioning.items()}
-            output = context.predict(clean, times, wide)
+            output = context.predict(clean, torch.full_like(owner, time), wide)
             clean = context.path.clean(clean, output, context.path.levels[time].expand(len(owner)))
-        scores = context.score(clean, owner).reshape(candidates.shape[:2])
+        best, worst, gap, _ = best_and_worst(context.score(clean, owner).reshape(candidates.shape[:2]))
         place = torch.arange(len(candidates), device=clean.device)
-        best, worst, gap, _ = best_and_worst(scores)
         sure = torch.tanh(gap / 2)  # softmax([a, b])_1 - softmax([a, b])_2
         return candidates[place, best], candidates[place, worst], sure

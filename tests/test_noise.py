@@ -67,7 +67,7 @@ def test_errors_of_the_output_are_scaled_to_those_of_the_noise(kind):
     torch.testing.assert_close(of_output if scale is None else scale * of_output, of_noise, rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("kind", VARIANCE_KINDS)
 def test_moves_match_the_ddim_scheduler(kind, eta):
     scheduler = DDIMScheduler(**SCHEDULE, prediction_type=kind, timestep_spacing="leading", steps_offset=1)
@@ -76,13 +76,11 @@ def test_moves_match_the_ddim_scheduler(kind, eta):
     for time in (901, 451, 51):
         here, there = ALPHAS[time].expand(3), ALPHAS[time - 50].expand(3)
         expected = scheduler.step(output, time, noisy, eta=eta, variance_noise=fresh if eta else None).prev_sample
-        if eta:
-            mean, sigma = path.random_move(noisy, output, here, there)
-            found = mean + sigma[0] * fresh
-            assert sigma[0].item() == pytest.approx(scheduler._get_variance(time, time - 50).item() ** 0.5, rel=1e-4)
-        else:
-            found = path.move(noisy, output, here, there)
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        mean, sigma = path.random_move(noisy, output, here, there, eta)
+        torch.testing.assert_close(mean + sigma[0] * fresh, expected, rtol=1e-5, atol=1e-5)
+        assert sigma[0].item() == pytest.approx(eta * scheduler._get_variance(time, time - 50).item() ** 0.5, rel=1e-4)
+        if not eta:
+            torch.testing.assert_close(path.move(noisy, output, here, there), mean, **EXACT)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
@@ -99,13 +97,14 @@ def test_moves_of_a_flow_are_euler_steps(shift):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_random_move_keeps_the_mixtures_coefficients(kind):
-    """Of x = a x_0 + s n with the true output: mean and spread at the next time are a' x_0 and s' in all."""
+    """Of x = a x_0 + s n with the true output: mean and spread at the next time are a' x_0 and s' in all, at any eta."""
     path, levels, clean, noise, noisy, output = mixture(kind)
     levels, to_levels = levels[1:], path.levels[[200, 650, 990]]
-    mean, sigma = path.random_move(noisy[1:], output[1:], levels, to_levels)
-    a, s = path.mixing(to_levels, clean)
-    left = (mean - a * clean[1:]) / noise[1:]  # what is left of the noise
-    torch.testing.assert_close(left.square() + sigma.reshape(-1, 1, 1, 1).square(), s.square().expand_as(left))
+    for eta in (0.0, 0.5, 1.0):
+        mean, sigma = path.random_move(noisy[1:], output[1:], levels, to_levels, eta)
+        a, s = path.mixing(to_levels, clean)
+        left = (mean - a * clean[1:]) / noise[1:]  # what is left of the noise
+        torch.testing.assert_close(left.square() + sigma.reshape(-1, 1, 1, 1).square(), s.square().expand_as(left))
     signal, noise_power = path.squares(levels)
     to_signal, to_noise = path.squares(to_levels)
     ratio = (signal / noise_power) / (to_signal / to_noise)

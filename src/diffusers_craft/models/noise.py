@@ -176,15 +176,20 @@ class NoisePath:
         return self.mix(self.clean(noisy, output, levels), self.noise(noisy, output, levels), to_levels)
 
     def random_move(
-        self, noisy: torch.Tensor, output: torch.Tensor, levels: torch.Tensor, to_levels: torch.Tensor
+        self,
+        noisy: torch.Tensor,
+        output: torch.Tensor,
+        levels: torch.Tensor,
+        to_levels: torch.Tensor,
+        eta: float = 1.0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean (B, C, h, w) and standard deviation (B,) of a stochastic move down.
+        """Mean (B, C, h, w) and standard deviation (B,) of a stochastic move down; `eta=0` is `move`.
 
-        The spread s' sqrt(1 - SNR / SNR') is DDIM's (eq. 16, eta 1); for a flow it keeps the mixture's coefficients.
+        The spread eta s' sqrt(1 - SNR / SNR') is DDIM's (eq. 16); for a flow it keeps the mixture's coefficients.
         """
         signal, noise = self.squares(levels)
         to_signal, to_noise = self.squares(to_levels)
-        sigma = (to_noise * (1 - signal * to_noise / (noise * to_signal))).clamp(min=0).sqrt()
+        sigma = eta * (to_noise * (1 - signal * to_noise / (noise * to_signal))).clamp(min=0).sqrt()
         a, _ = self.mixing(to_levels, noisy)
         direction = (per_row(to_noise, noisy) - per_row(sigma, noisy).square()).clamp(min=0).sqrt()
         return a * self.clean(noisy, output, levels) + direction * self.noise(noisy, output, levels), sigma

@@ -121,6 +121,17 @@ def test_the_cache_belongs_to_the_scale(random_sdxl, make_images, tmp_path):
     torch.testing.assert_close(found[0] - found[1], torch.full_like(found[0], 0.5 * 0.18215))
 
 
+def test_the_cache_belongs_to_the_empty_prompt(random_sdxl, make_images, tmp_path):
+    """The same encoders, once with zeros for the unconditional branch."""
+    columns, found = {"image": make_images(2), "prompt": ["a", "b"]}, []
+    for zeros in (True, False):
+        folder = shutil.copytree(random_sdxl, tmp_path / str(zeros))
+        index = folder / "model_index.json"
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"force_zeros_for_empty_prompt": zeros}))
+        found.append(_prepared(folder, tmp_path, columns).prompts["encoder_hidden_states"][-1])
+    assert not found[0].any() and found[1].any()
+
+
 def test_rewards_see_what_generation_shows(model, pixels):
     folder, _, vae = model
     seen = []

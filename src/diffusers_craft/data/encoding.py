@@ -220,7 +220,11 @@ def _fingerprint(
 ) -> str:
     digest = hashlib.sha256()
     options = {"format": _CACHE_FORMAT, "backbone": family.name, "resolution": settings.resolution}
-    options |= {"tokens": components.tokens(captions), "generated": settings.use_generated_latents}
+    options |= {
+        "tokens": components.tokens(captions),
+        "zeros": components.zeroes_empty_prompt,
+        "generated": settings.use_generated_latents,
+    }
     modules = components.encoders()
     if settings.use_generated_latents:
         pictures = (np.asarray(latent, dtype=np.float32) for latent in dataset[settings.latent_column])

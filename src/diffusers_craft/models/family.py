@@ -48,6 +48,11 @@ class Components:
         found = {name: part for name, part in parts if name.startswith("tokenizer") and part is not None}
         return {name: part(list(prompts), truncation=True).input_ids for name, part in found.items()}
 
+    @property
+    def zeroes_empty_prompt(self) -> bool:
+        """Whether the pipeline takes zeros for the conditioning of the empty prompt."""
+        return bool(self.pipeline.config.get("force_zeros_for_empty_prompt", False))
+
     def free_encoders(self) -> None:
         """Drops VAE and text encoders: latents and embeddings are cached."""
         self.vae = self.pipeline = None

@@ -58,7 +58,7 @@ class StableDiffusion(Family):
     def encode_empty_prompt(self, components: Components) -> dict[str, torch.Tensor]:
         """Zeros where the pipeline says so, as SDXL's does."""
         empty = super().encode_empty_prompt(components)
-        if components.pipeline.config.get("force_zeros_for_empty_prompt", False):
+        if components.zeroes_empty_prompt:
             empty = {name: torch.zeros_like(value) for name, value in empty.items()}
         return empty
 

@@ -32,7 +32,7 @@ LOSSES = {"craft": CRAFT, "sft": SFT}  # what they make of the advantages
 def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.set_defaults(backbone="sd15")
-    add_fields(parser, TrainingSettings, without=("backbone", "preferences", "pretrained_vae_model_name_or_path"))
+    add_fields(parser, TrainingSettings, without=("backbone", "preferences"))
     parser.add_argument("--loss", choices=LOSSES, default="craft", help="sft is craft with every advantage set to 1.")
     add_fields(parser, CRAFT)
     return parser.parse_args(input_args)

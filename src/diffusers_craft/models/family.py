@@ -13,7 +13,8 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 
 from ..errors import UserError
-from .loading import dtype_argument, library_errors, load_pipeline, pipeline_class_name
+from .checks import warn_of_distilled
+from .loading import load_pipeline, load_vae, pipeline_class_name
 from .noise import NoisePath
 
 
@@ -116,6 +117,7 @@ class Family:
         encoders are gone, and perhaps not in float32.
         """
         pipeline = self.pipeline(source)
+        warn_of_distilled(pipeline)
         path = NoisePath.from_scheduler(pipeline.scheduler, prediction_type)
         components = Components(getattr(pipeline, self.component), path, pipeline.vae, pipeline)
         for module in (components.vae, *components.encoders()):
@@ -132,8 +134,6 @@ class Family:
             raise UserError(f"--pretrained_model_name_or_path: {expected}, found a {found} in {source.name!r}")
         components = {} if denoiser is None else {self.component: denoiser}
         if source.vae is not None:
-            options = {"cache_dir": source.cache_dir, **dtype_argument(torch.float32)}
-            with library_errors("--pretrained_vae_model_name_or_path", "expected a Hub id or folder of a VAE"):
-                components["vae"] = AutoencoderKL.from_pretrained(source.vae, **options)
+            components["vae"] = load_vae(source.vae, source.cache_dir)
         where = {"revision": source.revision, "variant": source.variant, "cache_dir": source.cache_dir}
         return load_pipeline(source.name, device=device, config=source.config, **where, **components)

@@ -1,0 +1,141 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""What a base model must be before hours are spent on it: parts that are known, whole, and made for each other.
+
+Where diffusers or transformers would load something else in silence (an empty tokenizer, a class out of the model's own
+folder) or fail after the data was encoded, one line says what was expected and what was found.
+"""
+
+import json
+import logging
+import pickle
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.loaders.single_file_utils import SingleFileComponentError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+from safetensors import SafetensorError
+
+from ..errors import UserError
+
+
+logger = logging.getLogger(__name__)
+
+_LIBRARIES = ("diffusers", "transformers")  # what parts of a pipeline may be made of
+# Parts that only a safety checker needs, which `load_pipeline` leaves out.
+_UNUSED = ("safety_checker", "feature_extractor")
+_NO_LENGTH = 1_000_000  # transformers gives a tokenizer without `model_max_length` a number beyond this
+_FILLED = 0.9  # of an encoder's vocabulary; T5's and Llama's have rows that no token uses
+
+
+@contextmanager
+def library_errors(place: str, wanted: str) -> Iterator[None]:
+    """Says in one line what a library could not load: its errors for files that are missing, broken or do not fit."""
+    broken = (SafetensorError, SingleFileComponentError, pickle.UnpicklingError, MemoryError)
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, *broken) as error:
+        if hub := _hub_reason(error):
+            raise UserError(f"{place}: {wanted}, found {hub}") from error
+        reason = " ".join(str(error).split())
+        reason = reason if len(reason) <= 200 else reason[:200].rsplit(" ", 1)[0] + " …"
+        raise UserError(f"{place}: {wanted} (diffusers {diffusers.__version__} says: {reason})") from error
+
+
+def _hub_reason(error: BaseException | None) -> str | None:
+    """What the Hub answered, if that is why a library failed: it hides the answer behind advice of its own."""
+    while error is not None:
+        if isinstance(error, GatedRepoError):
+            return "a gated repository: accept its terms on its page, and log in with `hf auth login` or HF_TOKEN"
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(error, HfHubHTTPError) and status is not None and (status == 429 or status >= 500):
+            limited = "too many requests, try again in some minutes" if status == 429 else "the Hub fails, try again"
+            return f"HTTP {status} of the Hub ({limited})"
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def check_index(name: str, index: dict[str, Any]) -> None:
+    """Refuses a pipeline whose classes come from elsewhere than diffusers and transformers: loading would run them."""
+    kind = index.get("_class_name")
+    if not isinstance(kind, str) or not hasattr(diffusers, kind):
+        raise UserError(f"model {name!r}: expected a pipeline class of diffusers as _class_name, found {kind!r}")
+    for part, value in index.items():
+        if not isinstance(value, (list, tuple)) or part in _UNUSED:
+            continue
+        if len(value) == 2 and value[0] is None and value[1] is None:
+            continue
+        if len(value) != 2 or not _known_library(value[0]):
+            raise UserError(f"model {name!r}: expected {part} of diffusers or transformers, found {list(value)}")
+
+
+def _known_library(name: Any) -> bool:
+    """Of parts: diffusers, transformers, or a folder of diffusers' pipelines, which keeps some models' own encoders."""
+    if not isinstance(name, str) or not name.isidentifier():
+        return False
+    return name in _LIBRARIES or find_spec(f"diffusers.pipelines.{name}") is not None
+
+
+def missing_parts(name: str, folder: Path, given: Container[str]) -> dict[str, None]:
+    """The parts that a folder was saved without, as SD3 may be without T5: diffusers wants to be told.
+
+    Another missing part is a `UserError`: transformers 5 makes up an empty tokenizer where there is none.
+    """
+    index = json.loads((folder / DiffusionPipeline.config_name).read_text(encoding="utf-8"))
+    named = {part: bool(kind[-1]) for part, kind in index.items() if isinstance(kind, list)}
+    missing = [part for part in named if named[part] and part not in given and not (folder / part).is_dir()]
+    if missing and missing[0] not in _UNUSED:
+        raise UserError(f"model {name!r}: expected a whole pipeline, found no {missing[0]}/ in it")
+    return {part: None for part in named if not named[part] or part in missing}
+
+
+def check_parts(name: str, pipeline: DiffusionPipeline) -> None:
+    """Refuses tokenizers that are not their encoders', and a UNet that takes more than latents."""
+    parts = pipeline.components
+    for part, tokenizer in parts.items():
+        encoder = parts.get(part.replace("tokenizer", "text_encoder"))
+        if part.startswith("tokenizer") and tokenizer is not None and encoder is not None:
+            _check_tokenizer(f"model {name!r}: {part}", tokenizer, encoder)
+    unet, vae = parts.get("unet"), parts.get("vae")
+    if unet is not None and vae is not None:
+        check_channels(name, unet.config.in_channels, vae.config.latent_channels)
+        if unet.config.get("time_cond_proj_dim") is not None:
+            found = "one that takes the guidance scale, as distilled LCM models do"
+            raise UserError(f"model {name!r}: expected the UNet of a base model, found {found}")
+
+
+def check_channels(name: str, channels: int, expected: int) -> None:
+    """Refuses a UNet for inpainting (9 channels) or editing (8), whatever the pipeline calls itself."""
+    if channels != expected:
+        kind = {9: " (inpainting)", 8: " (image editing or upscaling)"}.get(channels, "")
+        found = f"{channels}{kind}"
+        raise UserError(f"model {name!r}: expected a UNet of {expected} input channels as the latents, found {found}")
+
+
+def _check_tokenizer(place: str, tokenizer: Any, encoder: torch.nn.Module) -> None:
+    size, tokens = encoder.config.vocab_size, len(tokenizer)
+    if not _FILLED * size <= tokens <= size:
+        wanted = f"expected a vocabulary for the encoder's {size} tokens"
+        raise UserError(f"{place}: {wanted}, found {tokens} tokens (are files missing in its folder?)")
+    length = getattr(encoder.config, "max_position_embeddings", None)
+    if tokenizer.model_max_length > _NO_LENGTH and length is not None:
+        tokenizer.model_max_length = length  # its file does not say; longer captions have no position
+
+
+def warn_of_distilled(pipeline: DiffusionPipeline) -> None:
+    """Warns of models that draw in a few steps: a denoising loss trains that away, and 30 steps draw them badly."""
+    config, kind = pipeline.scheduler.config, type(pipeline.scheduler).__name__
+    trailing = config.get("timestep_spacing") == "trailing" and config.get("prediction_type", "epsilon") == "epsilon"
+    if kind in ("LCMScheduler", "TCDScheduler") or trailing:
+        mark = f"{kind} with timestep_spacing trailing" if trailing else kind
+        logger.warning(
+            f"the model looks like one distilled to a few steps (turbo, LCM, Lightning: {mark}); training and candidates"
+            " follow the many-step base model, and the result may no longer draw in a few steps"
+        )

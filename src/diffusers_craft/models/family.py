@@ -16,6 +16,7 @@ from ..errors import UserError
 from .checks import warn_of_distilled
 from .loading import load_pipeline, load_vae, pipeline_class_name
 from .noise import NoisePath
+from .single_file import SUFFIX
 
 
 class ModelSource(NamedTuple):
@@ -116,6 +117,9 @@ class Family:
         VAE and text encoders go to `device`. The denoiser stays on the CPU: a small card holds it only once the
         encoders are gone, and perhaps not in float32.
         """
+        if source.config is not None and not source.name.endswith(SUFFIX):
+            wanted = f"expected a single {SUFFIX} file to go with it"
+            raise UserError(f"--single_file_config: {wanted}, found the model {source.name!r}")
         pipeline = self.pipeline(source)
         warn_of_distilled(pipeline)
         path = NoisePath.from_scheduler(pipeline.scheduler, prediction_type)

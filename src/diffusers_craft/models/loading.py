@@ -75,8 +75,6 @@ def load_pipeline(
     if path.endswith(SUFFIX):
         pipeline = load_single_file(path, config, cache_dir, dtype, components)
     else:
-        if config is not None:
-            raise UserError(f"--single_file_config: expected it for a single {SUFFIX} file only, found model {name!r}")
         if Path(path).is_dir():
             components = {**missing_parts(name, Path(path), components), **components}
         options = {"revision": revision, "variant": variant, "cache_dir": cache_dir, **dtype_argument(dtype)}

@@ -20,7 +20,8 @@ from ..core.script import default_device
 from ..core.workdir import WorkDir, is_first_rank, rank_and_world
 from ..errors import UserError
 from ..models.generation import GenerationSettings, generate_candidates, generation_options
-from ..models.loading import load_pipeline, load_tuned_pipeline
+from ..models.loading import load_pipeline
+from ..models.tuned import load_tuned_pipeline
 from ..prompts.sets import PromptSet, load_prompt_set
 from ..rewards.settings import RewardSettings, load_rewards, parse_reward_weights, reward_source
 from ..scoring.run import CandidateImages, ScoringJob, score_images

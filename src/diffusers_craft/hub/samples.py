@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from ..core.files import atomic_write_json, fingerprint, read_json
 from ..core.records import derive_seed
 from ..core.run_record import recorded_option
-from ..models.loading import load_tuned_pipeline
+from ..models.tuned import load_tuned_pipeline
 
 
 logger = logging.getLogger(__name__)

@@ -1,19 +1,15 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Pipelines from wherever they are: the Hub, a folder, a single file, this package, or a training's output."""
+"""Pipelines from wherever they are: the Hub, a folder, a single file, or this package."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.utils import deprecation_utils
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 
 from .. import tiny
-from ..core.workdir import RUN_FILE
 from ..errors import UserError
 from .checks import check_index, check_parts, library_errors, missing_parts
 from .single_file import SD15, SUFFIX, load_single_file, single_file_class
@@ -22,10 +18,7 @@ from .single_file import SD15, SUFFIX, load_single_file, single_file_class
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that `load_lora_weights` looks for
 # What a finished run leaves, by which a result is recognised, the first that is there.
 TUNED_FILES = {"pipeline": "model_index.json", "lora": LORA_FILE, "unet": "config.json"}
-# Of a checkpoint the averaged weights, where it keeps them: the run would end with those.
 DENOISERS = ("unet", "transformer")  # what is trained of a pipeline, by the name of its part
-_CHECKPOINTS = [f"{part}{ema}/config.json" for ema in ("_ema", "") for part in DENOISERS]
-_LOADABLE = TUNED_FILES | {file: file for file in _CHECKPOINTS}
 
 
 def add_source_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -85,52 +78,6 @@ def load_pipeline(
     return pipeline.to(device)
 
 
-def load_tuned_pipeline(
-    name_or_path: str,
-    base: str,
-    revision: str | None = None,
-    variant: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device | None = None,
-    cache_dir: str | None = None,
-    config: str | None = None,
-    fuse: bool = True,
-) -> DiffusionPipeline:
-    """Loads what a training left: a whole pipeline, or LoRA weights, a denoiser or a checkpoint for its base.
-
-    Args:
-        name_or_path (`str`): Hub id or folder; whatever `load_pipeline` takes is a pipeline. Of a checkpoint,
-            the averaged weights are loaded if they are there.
-        base (`str`): the model that was trained, as `load_pipeline` takes it.
-        revision, variant (`str`, *optional*): of the base.
-        dtype, device, cache_dir, config: as in `load_pipeline`.
-        fuse (`bool`, *optional*, defaults to `True`): add LoRA weights to the model's own, which makes it as fast as the
-            base's and differs by rounding.
-
-    Raises:
-        UserError: if one of the two is not there.
-    """
-    kind = _tuned_kind(name_or_path, cache_dir)
-    options = {"dtype": dtype, "device": device, "cache_dir": cache_dir}
-    if kind == "pipeline":
-        return load_pipeline(name_or_path, config=config, **options)
-    pipeline = load_pipeline(base, revision, variant, config=config, **options)
-    if kind != "lora":
-        where = {"subfolder": Path(_LOADABLE[kind]).parent.name or None, "cache_dir": cache_dir}
-        component = denoiser_name(pipeline)
-        part_class, shown = type(getattr(pipeline, component)), "UNet" if component == "unet" else component
-        with library_errors(f"model {str(name_or_path)!r}", f"expected a {shown} that was trained from the base"):
-            part = part_class.from_pretrained(name_or_path, **where, **dtype_argument(pipeline.dtype))
-        setattr(pipeline, component, part.to(pipeline.device))
-        return pipeline
-    with library_errors(f"model {str(name_or_path)!r}", "expected LoRA weights that were trained on the base"):
-        pipeline.load_lora_weights(name_or_path, weight_name=LORA_FILE, cache_dir=cache_dir)
-    if fuse:
-        pipeline.fuse_lora()
-        pipeline.unload_lora_weights()
-    return pipeline
-
-
 def load_vae(name_or_path: str, cache_dir: str | None = None) -> AutoencoderKL:
     """Another VAE than a pipeline's own, in float32: that of a file without one, or SDXL's that holds in float16."""
     with library_errors("--pretrained_vae_model_name_or_path", "expected a Hub id or folder of a VAE"):
@@ -166,24 +113,3 @@ def pipeline_class_name(name: str, revision: str | None = None, cache_dir: str |
 def dtype_argument(dtype: torch.dtype) -> dict[str, torch.dtype]:
     """The keyword under which this version of diffusers' `from_pretrained` takes a dtype."""
     return {"dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype": dtype}
-
-
-def _tuned_kind(name_or_path: str, cache_dir: str | None) -> str:
-    """What the run's own record says, for a folder may hold results of several runs; without one, what is there."""
-    run = _find_file(name_or_path, RUN_FILE, cache_dir)
-    use_lora = json.loads(run.read_text(encoding="utf-8")).get("options", {}).get("use_lora") if run else None
-    kinds = [kind for kind in _LOADABLE if use_lora is None or (kind == "lora") == use_lora]
-    found = next((kind for kind in kinds if _find_file(name_or_path, _LOADABLE[kind], cache_dir)), None)
-    if found is None and use_lora:
-        raise UserError(f"model {str(name_or_path)!r}: expected {LORA_FILE} of a run with --use_lora, found none")
-    return found or "pipeline"
-
-
-def _find_file(name_or_path: str, file: str, cache_dir: str | None) -> Path | None:
-    path = Path(tiny.model_path(str(name_or_path)))
-    if path.exists():
-        return path / file if (path / file).is_file() else None
-    try:
-        return Path(hf_hub_download(str(name_or_path), file, cache_dir=cache_dir))
-    except (OSError, ValueError, EntryNotFoundError):  # no such file, repository or network, or no Hub id at all
-        return None

@@ -2,7 +2,7 @@
 """Base models that come as one `.safetensors` file in the layout of the original releases."""
 
 import inspect
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +26,27 @@ _LATENT_CHANNELS = 4  # of both families
 
 def single_file_class(path: str) -> str:
     """The diffusers class of a file's pipeline, by the names of its tensors."""
-    names = _tensors(path)
-    for prefix, class_name in _TEXT_ENCODERS.items():
-        if any(name.startswith(prefix) for name in names):
-            return class_name
+    if found := _text_encoder_class(names := tensor_shapes(path)):
+        return found
     wanted = "expected a whole Stable Diffusion 1.5 or SDXL checkpoint in the original layout"
     found = f"weights like {min(names)!r}" if names else "no weights"
     raise UserError(f"model {path!r}: {wanted}, found {found} and no text encoder")
+
+
+def has_text_encoder(path: str) -> bool:
+    """Whether a file is a whole model, and no part of one."""
+    return _text_encoder_class(tensor_shapes(path)) is not None
+
+
+def _text_encoder_class(names: Iterable[str]) -> str | None:
+    return next((_TEXT_ENCODERS[start] for start in _TEXT_ENCODERS if any(n.startswith(start) for n in names)), None)
 
 
 def load_single_file(
     path: str, config: str | None, cache_dir: str | None, dtype: torch.dtype, components: dict[str, Any]
 ) -> DiffusionPipeline:
     """The pipeline of a file; `config` is where configuration and tokenizers are, `components` replace its own."""
-    names = _tensors(path)
+    names = tensor_shapes(path)
     if _FIRST_LAYER in names:
         check_channels(path, names[_FIRST_LAYER][1], _LATENT_CHANNELS)
     if "vae" not in components and not any(name.startswith(_VAE) for name in names):
@@ -61,7 +68,7 @@ def load_single_file(
     return pipeline
 
 
-def _tensors(path: str) -> dict[str, list[int]]:
+def tensor_shapes(path: str) -> dict[str, list[int]]:
     """Names and shapes of a file's tensors."""
     if not Path(path).is_file():
         raise UserError(f"model {path!r}: expected a .safetensors file, found none")

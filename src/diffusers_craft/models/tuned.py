@@ -1,0 +1,150 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""What a training left, ours or another's, loaded onto its base: a pipeline, LoRA weights, a denoiser, a checkpoint."""
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+from huggingface_hub import hf_hub_download, list_repo_files
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from safetensors.torch import load_file
+
+from .. import tiny
+from ..core.workdir import RUN_FILE
+from ..errors import UserError
+from .checks import library_errors
+from .loading import DENOISERS, LORA_FILE, TUNED_FILES, denoiser_name, dtype_argument, load_pipeline
+from .single_file import SUFFIX, has_text_encoder, tensor_shapes
+
+
+# Of a checkpoint the averaged weights, where it keeps them: the run would end with those.
+_CHECKPOINTS = [f"{part}{ema}/config.json" for ema in ("_ema", "") for part in DENOISERS]
+_LOADABLE = TUNED_FILES | {file: file for file in _CHECKPOINTS}
+_DENOISER = "model.diffusion_model."  # in the original layout
+_WEIGHTS = "diffusion_pytorch_model"  # as diffusers names the files of a model
+
+
+def load_tuned_pipeline(
+    name_or_path: str,
+    base: str,
+    revision: str | None = None,
+    variant: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device | None = None,
+    cache_dir: str | None = None,
+    config: str | None = None,
+    fuse: bool = True,
+) -> DiffusionPipeline:
+    """Loads what a training left: a whole pipeline, or LoRA weights, a denoiser or a checkpoint for its base.
+
+    Args:
+        name_or_path (`str`): Hub id, folder or `.safetensors` file; whatever `load_pipeline` takes is a pipeline. LoRA
+            weights may be of diffusers or kohya and have any name; a single file may hold a UNet alone, in diffusers'
+            or the original layout. Of a checkpoint, the averaged weights are loaded if they are there.
+        base (`str`): the model that was trained, as `load_pipeline` takes it.
+        revision, variant (`str`, *optional*): of the base.
+        dtype, device, cache_dir, config: as in `load_pipeline`.
+        fuse (`bool`, *optional*, defaults to `True`): add LoRA weights to the model's own, which makes it as fast as the
+            base's and differs by rounding.
+
+    Raises:
+        UserError: if one of the two is not there.
+    """
+    name_or_path = str(name_or_path)
+    folder, kind = _tuned_kind(name_or_path, cache_dir)
+    options = {"dtype": dtype, "device": device, "cache_dir": cache_dir}
+    if kind == "pipeline":
+        return load_pipeline(name_or_path, config=config, **options)
+    pipeline = load_pipeline(base, revision, variant, config=config, **options)
+    if kind.endswith(SUFFIX) and not _is_lora(Path(folder) / kind):
+        _replace_weights(pipeline, Path(folder) / kind)
+    elif not kind.endswith(SUFFIX):
+        _replace_denoiser(pipeline, folder, Path(_LOADABLE[kind]).parent.name, cache_dir)
+    else:
+        with library_errors(f"model {name_or_path!r}", "expected LoRA weights that were trained on the base"):
+            pipeline.load_lora_weights(folder, weight_name=kind, cache_dir=cache_dir)
+        if fuse:
+            pipeline.fuse_lora()
+            pipeline.unload_lora_weights()
+    return pipeline
+
+
+def _replace_denoiser(pipeline: DiffusionPipeline, folder: str, subfolder: str, cache_dir: str | None) -> None:
+    """Takes the denoiser that diffusers saved in a folder or repository, in whatever variant it is there."""
+    component = denoiser_name(pipeline)
+    part_class, shown = type(getattr(pipeline, component)), "UNet" if component == "unet" else component
+    where = {
+        "subfolder": subfolder or None,
+        "cache_dir": cache_dir,
+        "variant": _only_variant(Path(folder) / subfolder),
+    }
+    with library_errors(f"model {folder!r}", f"expected a {shown} that was trained from the base"):
+        part = part_class.from_pretrained(folder, **where, **dtype_argument(pipeline.dtype))
+    setattr(pipeline, component, part.to(pipeline.device))
+
+
+def _replace_weights(pipeline: DiffusionPipeline, file: Path) -> None:
+    """Gives the base's denoiser the weights of one file, in diffusers' or the original layout."""
+    denoiser, tensors = getattr(pipeline, denoiser_name(pipeline)), load_file(file)
+    with library_errors(f"model {str(file)!r}", "expected the weights of a UNet that was trained from the base"):
+        if any(name.startswith(_DENOISER) for name in tensors):
+            tensors = convert_ldm_unet_checkpoint(tensors, dict(denoiser.config))
+        denoiser.load_state_dict(tensors)
+
+
+def _only_variant(folder: Path) -> str | None:
+    """The variant, such as `fp16`, of a folder that has no other weights."""
+    files = [file.name.split(".") for file in folder.glob(f"{_WEIGHTS}*{SUFFIX}")]
+    variants = {parts[1].split("-")[0] for parts in files if len(parts) == 3}
+    return variants.pop() if len(variants) == 1 and all(len(parts) == 3 for parts in files) else None
+
+
+def _is_lora(file: Path) -> bool:
+    return file.name == LORA_FILE or any("lora" in name for name in tensor_shapes(str(file)))
+
+
+def _tuned_kind(name_or_path: str, cache_dir: str | None) -> tuple[str, str]:
+    """Folder or repository, and a key of `_LOADABLE` or the name of a `.safetensors` file in it.
+
+    What the run's own record says, for a folder may hold results of several runs; without one, what is there.
+    """
+    path = Path(tiny.model_path(name_or_path))
+    if path.is_file() and path.suffix == SUFFIX:
+        return (name_or_path, "pipeline") if has_text_encoder(str(path)) else (str(path.parent), path.name)
+    run = _find_file(name_or_path, RUN_FILE, cache_dir)
+    use_lora = json.loads(run.read_text(encoding="utf-8")).get("options", {}).get("use_lora") if run else None
+    kinds = [kind for kind in _LOADABLE if use_lora is None or (kind == "lora") == use_lora]
+    found = next((kind for kind in kinds if _find_file(name_or_path, _LOADABLE[kind], cache_dir)), None)
+    if found is None and use_lora:
+        raise UserError(f"model {name_or_path!r}: expected {LORA_FILE} of a run with --use_lora, found none")
+    if found is None and (files := _weight_files(name_or_path)):
+        if len(files) > 1:
+            wanted = "expected one file of weights, or the file itself"
+            raise UserError(f"model {name_or_path!r}: {wanted}, found {', '.join(sorted(files)[:5])}")
+        downloaded = _find_file(name_or_path, files[0], cache_dir)
+        return _tuned_kind(str(downloaded), cache_dir)
+    return name_or_path, LORA_FILE if found == "lora" else found or "pipeline"
+
+
+def _weight_files(name_or_path: str) -> list[str]:
+    """The `.safetensors` files at the top of a folder or repository."""
+    path = Path(tiny.model_path(name_or_path))
+    if path.exists():
+        return [file.name for file in path.glob(f"*{SUFFIX}")]
+    try:
+        files = list_repo_files(name_or_path)
+    except (OSError, HfHubHTTPError, HFValidationError):  # no such repository or network: loading will say so
+        return []
+    return [file for file in files if file.endswith(SUFFIX) and "/" not in file]
+
+
+def _find_file(name_or_path: str, file: str, cache_dir: str | None) -> Path | None:
+    path = Path(tiny.model_path(name_or_path))
+    if path.exists():
+        return path / file if (path / file).is_file() else None
+    try:
+        return Path(hf_hub_download(name_or_path, file, cache_dir=cache_dir))
+    except (OSError, ValueError, EntryNotFoundError):  # no such file, repository or network, or no Hub id at all
+        return None

@@ -1,0 +1,80 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""The one prompt that a language model's reply holds, whatever it says around it."""
+
+import json
+import re
+
+from ..core.replies import without_fences, without_thoughts
+
+
+MAX_WORDS = 60  # CLIP text encoders read 77 tokens
+
+_LABEL = re.compile(
+    r"^\W*(?:(?:here(?:'s| is| are)|sure|certainly|of course|absolutely|okay|ok)\b[^:\n]*:|"
+    r"(?:(?:the|your|a|my)\s+)?(?:(?:refined|rewritten|enhanced|improved|revised|final|new|detailed|optimi[sz]ed)\s+)*"
+    r"(?:prompt|description|version|rewrite|output|answer)s?\W*:)[\s*_]*",
+    re.IGNORECASE,
+)
+_HEADING = re.compile(r"^#+\s+")
+_ITEM = re.compile(r"^(?:[-*•]|\(?\d{1,2}[.)])\s+")
+_NEXT_ITEM = re.compile(r"\s\(?2[.)]\s")
+_REMARK = re.compile(
+    r"^\W*(?:note|notes|explanation|let me know|i hope|i've|this (?:prompt|version|rewrite)|feel free)\b", re.I
+)
+_INLINE_REMARK = re.compile(r"\s*[(\[]\s*(?:note|word count|\d+ words)\b[^)\]]*[)\]]\s*$", re.IGNORECASE)
+_REFUSAL = re.compile(
+    r"^(?:i'?m (?:very )?sorry|i am (?:very )?sorry|sorry,? (?:but )?i\b|i apologi[sz]e|unfortunately,? i\b|as an ai\b|"
+    r"i (?:can(?:no|')t|can not|won't|will not|must decline)\b|i(?:'m| am) (?:unable|not able|not comfortable)\b)",
+    re.IGNORECASE,
+)
+_QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’", "«": "»", "„": "“", "「": "」", "『": "』"}
+_KEYS = ("refined_prompt", "rewritten_prompt", "improved_prompt", "prompt", "description", "text")
+
+
+def clean_reply(text: str) -> str:
+    """The prompt of a language model's reply as one line of at most `MAX_WORDS` words; `""` if there is none.
+
+    Thoughts, fences, JSON, preambles, labels, headings, remarks, list marks and enclosing quotes go; of a list the first
+    item is taken; a refusal is no prompt.
+    """
+    text = _from_json(without_fences(without_thoughts(text)))
+    lines = [line.strip() for line in text.splitlines() if line.strip(" -*_#=")]
+    while len(lines) > 1 and (lines[0].endswith(":") or _HEADING.match(lines[0]) or _is_label(lines[0])):
+        lines = lines[1:]
+    for index, line in enumerate(lines[1:], start=1):
+        if _REMARK.match(line) or (_ITEM.match(lines[0]) and _ITEM.match(line)):
+            lines = lines[:index]
+            break
+    text = " ".join(lines)
+    if _REFUSAL.match(text.replace("’", "'").lstrip("\"'*")):
+        return ""
+    if (item := _ITEM.match(text)) and item[0].strip("() .").isdigit():
+        text = _NEXT_ITEM.split(text)[0]
+    text = _INLINE_REMARK.sub("", _LABEL.sub("", _HEADING.sub("", _ITEM.sub("", text))))
+    text = " ".join(text.replace("**", "").replace("__", "").split()[:MAX_WORDS])
+    return _unquoted(text)
+
+
+def _is_label(line: str) -> bool:
+    return _LABEL.sub("", line) == ""
+
+
+def _from_json(text: str) -> str:
+    """The prompt of a reply in JSON: under a key that says so, the only text, or the first of a list."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return text
+    if isinstance(found, dict):
+        found = next((found[key] for key in _KEYS if key in found), list(found.values()))
+    while isinstance(found, list) and found:
+        found = found[0]
+    return found if isinstance(found, str) else text
+
+
+def _unquoted(text: str) -> str:
+    closing = _QUOTES.get(text[:1])
+    if closing is None or len(text) < 2 or text[-1] != closing:
+        return text
+    inner = text[1:-1]
+    return text if text[0] in inner or closing in inner else inner.strip()

@@ -1,0 +1,119 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Replies of language models as people get them, and the one prompt that each of them holds."""
+
+import pytest
+
+from diffusers_craft.prompts.replies import clean_reply
+
+
+RED = "a red circle on black, sharp"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        RED,
+        f"  {RED}\n",
+        # thoughts: whole, without their opening tag, in other tags, unfinished before and after
+        f"<think>Hmm, the user wants a circle.</think>\n\n{RED}",
+        f"Okay, the user wants a red circle.\nStyle 3?\n</think>\n\n{RED}",
+        f"<think>one</think> <think>two</think>{RED}",
+        f"<THINK>Hmm.</THINK>{RED}",
+        f"<thinking>\nHmm.\n</thinking>\n{RED}",
+        f"<reasoning>Hmm.</reasoning>{RED}",
+        f"[THINK]Hmm.[/THINK]{RED}",
+        f"◁think▷Hmm.◁/think▷{RED}",
+        f"<|channel|>analysis<|message|>Hmm.<|end|><|start|>assistant<|channel|>final<|message|>{RED}<|return|>",
+        f"{RED}<think>was that good",
+        # fences and JSON
+        f"```\n{RED}\n```",
+        f"```text\n{RED}\n```",
+        f"Here is the prompt:\n\n```\n{RED}\n```\nIt keeps the colour.",
+        f"```{RED}```",
+        f'{{"prompt": "{RED}"}}',
+        f'```json\n{{"refined_prompt": "{RED}", "style": "plain"}}\n```',
+        f'["{RED}", "another"]',
+        f'{{"prompts": ["{RED}", "another"]}}',
+        # preambles, labels, headings
+        f"Here is the rewritten prompt: {RED}",
+        f"Here's an improved version:\n\n{RED}",
+        f'Sure! Here\'s the rewritten prompt: "{RED}"',
+        f"Certainly! Here is a more detailed prompt:\n**{RED}**",
+        f"Prompt: {RED}",
+        f"**Prompt:** {RED}",
+        f"Improved prompt: {RED}",
+        f"Rewritten Prompt:\n{RED}",
+        f"## Rewritten prompt\n\n{RED}",
+        f"# {RED}",
+        # lists: the first item
+        f"1. {RED}\n2. a blue square\n3. a star",
+        f"1. {RED} 2. a blue square 3. a star",
+        f"1) {RED}",
+        f"- {RED}",
+        f"* {RED}\n* a blue square",
+        # marks and quotes
+        f"**{RED}**",
+        f'"{RED}"',
+        f"'{RED}'",
+        f"“{RED}”",
+        f"«{RED}»",
+        f"「{RED}」",
+        f"`{RED}`",
+        # remarks
+        f"{RED} (Note: the colour was kept.)",
+        f"{RED}\n\nNote: I kept the colour.",
+        f"{RED}\n\nLet me know if you want another one!",
+        f"{RED} (6 words)",
+        # characters that no file takes
+        f"{RED}\ud83d",
+        f"\ud83d{RED}\udc00",
+    ],
+)
+def test_the_prompt_is_found(reply):
+    assert clean_reply(reply) == RED
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'a sign that says "STOP" beside a wall',
+        '"hello" and "welcome", two signs',
+        "portrait, 3. street, night",
+        "a shop window with a note that says: closed",
+        "sorry sight of a wilted rose, close-up",
+        "an open book: its pages blowing in the wind",
+        "“one” and “two” written on doors",
+        "24 red balloons over a city",
+        "one of 2) boats",
+        "a cat (orange) and a dog (black)",
+        "#1 fan in a stadium",
+        "a certainly: tall tower",
+    ],
+)
+def test_a_plain_prompt_stays_as_it_is(text):
+    assert clean_reply(text) == text
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "",
+        "<think>and so on, to the last token",
+        "Hmm.</think>",
+        "I'm sorry, but I can't help with that.",
+        "I’m sorry, I can’t assist with that request.",
+        "Sorry, but I cannot rewrite this.",
+        "I cannot create this prompt.",
+        "I can't do that.",
+        "As an AI language model, I do not draw.",
+        "Unfortunately, I am unable to help.",
+        "I apologize, but this is against my rules.",
+        "```\n```",
+    ],
+)
+def test_a_refusal_or_an_unfinished_thought_is_no_prompt(reply):
+    assert clean_reply(reply) == ""
+
+
+def test_long_replies_end_at_the_encoders_window():
+    assert clean_reply("word " * 100).split() == ["word"] * 60

@@ -1,0 +1,108 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Output folders of long runs: can be written, have the space, and belong to one run at a time."""
+
+import errno
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from ..errors import UserError
+
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where two runs in one folder are not noticed
+    fcntl = None
+
+LOCK_FILE = ".lock"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def probe_folder(folder: str | Path, flag: str = "--output_dir") -> Path:
+    """Makes a folder and writes a file in it, so that what cannot be written is known before the work is done."""
+    folder = Path(folder).expanduser()
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{flag}: expected a folder that can be written, found {folder} ({error.strerror})") from error
+    return folder
+
+
+def require_space(folder: Path, needed: int, purpose: str, flag: str = "--output_dir") -> None:
+    """Refuses a folder on a disk with less than `needed` bytes free."""
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise UserError(
+            f"{flag}: expected {gigabytes(needed)} free for {purpose}, found {gigabytes(free)} in {folder}"
+        )
+
+
+def gigabytes(size: int) -> str:
+    """Bytes as text."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+@contextmanager
+def full_disk_named(folder: Path, needed: int, purpose: str) -> Iterator[None]:
+    """Says in one line that the disk is full, with the space that is needed.
+
+    torch and safetensors have errors of their own for it, so the disk itself is asked.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in _FULL
+        if not full and (not folder.is_dir() or shutil.disk_usage(folder).free >= needed):
+            raise
+        free = gigabytes(shutil.disk_usage(folder).free)
+        found = f"{free} in {folder}"
+        raise UserError(f"disk full: expected {gigabytes(needed)} free for {purpose}, found {found}") from error
+
+
+class FolderLock:
+    """Keeps a second run out of a folder until this process ends or lets it go.
+
+    The system drops the lock of a process that dies, on whatever machine, so none is ever stale. A file system without
+    locks is used without.
+    """
+
+    def __init__(self, folder: Path, flag: str = "--output_dir"):
+        self._file: IO[str] | None = None
+        if fcntl is None:
+            return
+        path = folder / LOCK_FILE
+        file = open(path, "a+", encoding="utf-8")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                raise BlockingIOError  # its owner let it go, and removed it, in between
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            owner = " ".join(file.read().split()) or "another process"
+            file.close()
+            raise UserError(
+                f"{flag}: expected a folder in which no other run works, found {folder} in use by {owner}"
+            ) from None
+        except OSError:
+            file.close()
+            return
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} of {socket.gethostname()}\n")
+        file.flush()
+        self._file = file
+
+    def release(self) -> None:
+        """Lets the folder go; its lock file goes with it."""
+        if self._file is not None:
+            Path(self._file.name).unlink(missing_ok=True)
+            self._file.close()
+            self._file = None

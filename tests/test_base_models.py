@@ -16,6 +16,7 @@ from original_layout import save_single_file
 from safetensors.torch import load_file, save_file
 
 from diffusers_craft import SD15, SDXL, UserError, load_pipeline
+from diffusers_craft.models.checks import warn_of_cut_prompts
 from diffusers_craft.scripts import ModelSource
 
 
@@ -234,3 +235,18 @@ def test_what_the_hub_refuses_is_said(status, headers, words, tmp_path):
             [sys.executable, "-c", code], env=hub.environment(tmp_path), capture_output=True, text=True, timeout=120
         )
     assert words in run.stdout and run.stdout.startswith("model 'org/base': ") and run.stdout.count("\n") == 1, run
+
+
+@FAMILIES
+def test_prompts_that_are_cut_are_counted_once(family, folder, caplog):
+    pipeline = load_pipeline(folder(family), device="cpu")  # of 16 tokens, a letter each, two of them special
+    prompts = ["a" * 14, "b" * 15, "c" * 30, "b" * 15, "", "é" * 8]
+    with caplog.at_level(logging.WARNING):
+        warn_of_cut_prompts(pipeline, prompts, "captions")
+        warn_of_cut_prompts(pipeline, prompts[:1], "captions")
+        warn_of_cut_prompts(pipeline, [], "captions")
+    found = [record.getMessage() for record in caplog.records if record.name.startswith("diffusers_craft")]
+    assert [text.split(" that ")[0] for text in found] == ["3 of 5 captions are longer than the 16 tokens"]
+    for prompt in prompts:
+        whole = pipeline.tokenizer(prompt).input_ids
+        assert (len(whole) > 16) == (prompt in ("b" * 15, "c" * 30, "é" * 8))

@@ -8,7 +8,7 @@ folder) or fail after the data was encoded, one line says what was expected and 
 import json
 import logging
 import pickle
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -139,3 +139,23 @@ def warn_of_distilled(pipeline: DiffusionPipeline) -> None:
             f"the model looks like one distilled to a few steps (turbo, LCM, Lightning: {mark}); training and candidates"
             " follow the many-step base model, and the result may no longer draw in a few steps"
         )
+
+
+def count_cut_prompts(pipeline: DiffusionPipeline, prompts: Iterable[str]) -> tuple[int, int]:
+    """How many prompts are longer than any of a pipeline's text encoders reads, and how many tokens the widest reads."""
+    tokenizers = [
+        part for name, part in pipeline.components.items() if name.startswith("tokenizer") and part is not None
+    ]
+    window = max(tokenizer.model_max_length for tokenizer in tokenizers)
+    widest = [tokenizer for tokenizer in tokenizers if tokenizer.model_max_length == window]
+    lengths = zip(*(map(len, tokenizer(list(prompts), verbose=False).input_ids) for tokenizer in widest))
+    return sum(min(length) > window for length in lengths), window
+
+
+def warn_of_cut_prompts(pipeline: DiffusionPipeline, prompts: Iterable[str], what: str) -> None:
+    """One warning with the number of prompts that are cut, where diffusers has one per batch or none."""
+    distinct = list(dict.fromkeys(prompts))
+    cut, window = count_cut_prompts(pipeline, distinct) if distinct else (0, 0)
+    if cut:
+        share = f"{cut} of {len(distinct)} {what}"
+        logger.warning(f"{share} are longer than the {window} tokens that the text encoder reads: the rest is ignored")

@@ -20,7 +20,7 @@ class TrainingData:
 
     latents: torch.Tensor  # (F, n, C, h, w) scaled posterior means; F = 2 holds the flipped images too
     latent_stds: torch.Tensor | None  # like `latents`; `None` where the latents are exact
-    prompts: dict[str, torch.Tensor]  # name -> (u + 1, ...) conditioning of the u distinct captions and the empty one
+    prompts: dict[str, torch.Tensor]  # name -> (u + 1, ...) conditioning of u distinct captions, last the empty one
     prompt_rows: torch.Tensor  # (n,) int64 row of `prompts` that belongs to each image
     sizes: dict[str, torch.Tensor]  # name -> (n, ...) conditioning on sizes, float32
     weights: torch.Tensor  # (n,) of the loss: advantages, or labels by their sign
@@ -98,11 +98,6 @@ class PairData:
 
     def __len__(self) -> int:
         return len(self.pairs)
-
-    @property
-    def captions(self) -> tuple[str, ...]:
-        """The distinct captions of the images."""
-        return self.images.captions
 
     def to(self, device: torch.device, prompt_dtype: torch.dtype) -> "PairData":
         """As `TrainingData.to`."""

@@ -99,8 +99,7 @@ def score_images(
     named: set[str] = set()
     for names in _passes(rewards, residency):
         chosen = {name: rewards[name] for name in names}
-        shares = [(job, {name: job.stages[name].share() for name in names}) for job in jobs]
-        _score_pass(shares, chosen, num_workers, named if skip_unreadable else None)
+        _score_pass(jobs, chosen, num_workers, named if skip_unreadable else None)
         for reward in chosen.values():
             getattr(reward, "release", lambda: None)()
     for job in jobs:
@@ -127,16 +126,13 @@ class _Task(NamedTuple):
 
 
 def _score_pass(
-    shares: Sequence[tuple[ScoringJob, Mapping[str, Sequence[int]]]],
-    rewards: "Mapping[str, Reward | Any]",
-    num_workers: int,
-    unreadable: set[str] | None,
+    jobs: Sequence[ScoringJob], rewards: "Mapping[str, Reward | Any]", num_workers: int, unreadable: set[str] | None
 ) -> None:
-    """Scores the given shards of each job with rewards that are in memory together.
+    """Scores this rank's shards of each job with rewards that are in memory together.
 
     `unreadable` collects the labels of images that cannot be read; without it the first one ends the run.
     """
-    tasks = [task for job, shards in shares for task in _tasks(job, shards)]
+    tasks = [task for job in jobs for task in _tasks(job, rewards)]
     total = sum(len(task.rows) * len(task.shards) for task in tasks)
     title = next(iter(rewards)) if len(rewards) == 1 else f"{len(rewards)} rewards"
     bar = tqdm(total=total, desc=f"Scoring {title}", unit="image", disable=not total or rank_and_world()[0] > 0)
@@ -153,14 +149,14 @@ def _score_pass(
                 bar.update(len(rows))
 
 
-def _tasks(job: ScoringJob, shards: Mapping[str, Sequence[int]]) -> list[_Task]:
-    """The shards of several rewards, those of the same rows as one task."""
+def _tasks(job: ScoringJob, rewards: Iterable[str]) -> list[_Task]:
+    """This rank's share of the shards of several rewards, those of the same rows as one task."""
     tasks: dict[range, dict[str, int]] = {}
-    for name, numbers in shards.items():
+    for name in rewards:
         stage = job.stages[name]
         if job.images.num_rows != stage.num_rows:
             raise UserError(f"candidates: expected {stage.num_rows} rows, found {job.images.num_rows}")
-        for shard in numbers:
+        for shard in stage.share():
             tasks.setdefault(stage.rows(shard), {})[name] = shard
     return [_Task(job, rows, tasks[rows]) for rows in sorted(tasks, key=lambda rows: rows.start)]
 

@@ -99,10 +99,7 @@ def score_table(
     score_images([ScoringJob(images, stages)], rewards, residency, num_workers, skip_unreadable=True)
     if not is_first_rank():
         return None
-    columns = {
-        "image": pa.array([images.name(row) for row in range(images.num_rows)], pa.string()),
-        "prompt": pa.array(images.prompts(), pa.string()),
-    }
+    columns = {"image": [images.name(row) for row in range(images.num_rows)], "prompt": images.prompts()}
     for name, stage in stages.items():
         scores = stage.read(["score"])["score"].to_numpy()
         columns[name] = pa.array(scores, pa.float32(), mask=np.isnan(scores))

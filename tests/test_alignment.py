@@ -353,7 +353,7 @@ def test_training_on_a_random_subset(align, method, expected, monkeypatch):
     for seed in range(3):
         align(script, str(seed), *flags, f"--max_train_samples={expected}", f"--seed={seed}")
     assert [len(data) for data in found] == [expected] * 3
-    assert len({(*data.captions, data.images.latents.sum().item()) for data in found}) > 1
+    assert len({(*data.images.captions, data.images.latents.sum().item()) for data in found}) > 1
 
 
 @pytest.mark.parametrize("objective", [SPO(), SFTSharpening()])

@@ -13,12 +13,11 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ..data.dataset import load_craft_dataset
+from ..data.dataset import is_build, load_craft_dataset
 from ..data.encoding import prepare_prompt_data, prepare_training_data, read_captions
 from ..data.preferences import (
     Preferences,
     best_pairs,
-    is_build,
     labels_of_pairs,
     load_preferences,
     prompts_of_build,

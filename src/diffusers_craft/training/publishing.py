@@ -85,6 +85,6 @@ class TrainingHub:
 
 def card_facts(family: Family, data: TrainingData, device: torch.device) -> dict[str, Any]:
     """What a card says beyond the run's options and results: `family`, a few `captions` and the `device` by its name."""
-    captions = [caption for caption in data.captions if caption][:_CAPTIONS_SHOWN]
+    captions = [caption for caption in data.images.captions if caption][:_CAPTIONS_SHOWN]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     return {"family": family.name, "captions": captions, "device": name}

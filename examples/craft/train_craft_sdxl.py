@@ -46,7 +46,8 @@ def main(args: argparse.Namespace) -> None:
     # Data: every image and caption is encoded once, then VAE and text encoders are dropped.
     components = SDXL.load(settings.source, accelerator.device, settings.prediction_type)
     with accelerator.main_process_first():
-        dataset = load_craft_dataset(settings.data_source, settings.dataset_config_name, cache_dir=settings.cache_dir)
+        where = {"cache_dir": settings.cache_dir, "flag": settings.data_flag}
+        dataset = load_craft_dataset(settings.data_source, settings.dataset_config_name, **where)
         data = prepare_training_data(dataset, SDXL, components, settings, objective)
 
     # Loop: another loss than CRAFT's goes here.

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from datasets import Array3D, Dataset, Features, Image, Value, load_dataset
+from datasets.exceptions import DatasetsError
 
 from ..core.files import atomic_write_bytes
 from ..core.records import unpack_latent
 from ..core.workdir import DATASET_FOLDER, SCORED_FILE, Stage
 from ..errors import UserError
+from .local import open_local
 
 
 ROWS_PER_FILE = 500
@@ -99,14 +101,29 @@ def is_build(folder: str | Path) -> bool:
 
 
 def load_or_refuse(
-    source: str | Path, found: str | Path, expected: str, config_name: str | None, split: str, cache_dir: str | None
+    source: str | Path,
+    found: str | Path,
+    expected: str,
+    config_name: str | None,
+    split: str,
+    cache_dir: str | None,
+    flag: str = "--dataset_name",
 ) -> Dataset:
-    """`load_dataset` of what the user named `found`, whose failures are one line that says what is `expected`."""
+    """What the user named `found`: all of a folder or file here, else a Hub dataset; failures are one line."""
+    path = Path(source).expanduser()
     try:
+        local = open_local(path, split, cache_dir) if path.exists() else None
+        if local is not None:
+            return local
         return load_dataset(str(source), config_name, split=split, cache_dir=cache_dir)
-    except (OSError, ValueError) as error:  # missing, empty, unreachable; unknown configuration or split
-        reason = " ".join(str(error).split())
-        raise UserError(f"--dataset_name: expected {expected}, found {str(found)!r} ({reason})") from error
+    except (OSError, ValueError, KeyError, UnicodeError, DatasetsError) as error:
+        # Missing, empty, unreachable; unknown configuration or split; files that do not fit each other, which
+        # `datasets` says in the cause only.
+        reason = " ".join(str(error.__cause__ or error).split())
+        name = getattr(error, "filename", None)
+        if isinstance(error, OSError) and name and not Path(name).is_relative_to(path):
+            raise UserError(f"--cache_dir: expected a folder that can be written, found {name!r}") from error
+        raise UserError(f"{flag}: expected {expected}, found {str(found)!r} ({reason:.400})") from error
 
 
 def load_craft_dataset(
@@ -114,14 +131,18 @@ def load_craft_dataset(
     config_name: str | None = None,
     split: str = "train",
     cache_dir: str | None = None,
+    flag: str = "--dataset_name",
 ) -> Dataset:
     """Loads training data: a Hub dataset, the folder that a build wrote, a folder of Parquet files or of images.
 
     Args:
-        name_or_folder (`str` or `Path`): Hub id or folder. An image folder may hold a `metadata.jsonl`.
+        name_or_folder (`str` or `Path`): Hub id, Parquet file or folder. A folder of images is read whole, at any depth,
+            with its `metadata.jsonl` or `.csv`, or with the text file beside each image (column `text`); a folder of
+            Parquet files too, unless they are named as splits are (`train-00000-of-00002.parquet`).
         config_name (`str`, *optional*): configuration of a Hub dataset.
         split (`str`, *optional*, defaults to `"train"`): split of a Hub dataset.
         cache_dir (`str`, *optional*): where `datasets` keeps its copies.
+        flag (`str`, *optional*, defaults to `"--dataset_name"`): where the user named it, for errors.
 
     Returns:
         `datasets.Dataset`: one row per image.
@@ -129,10 +150,10 @@ def load_craft_dataset(
     Raises:
         UserError: if there is no such dataset, configuration or split.
     """
-    folder = Path(name_or_folder)
+    folder = Path(name_or_folder).expanduser()
     has_dataset = (folder / DATASET_FOLDER).is_dir()
     if is_build(folder) and not has_dataset:
-        raise UserError(f"--dataset_name: expected a finished build, found {folder} without {DATASET_FOLDER}/")
+        raise UserError(f"{flag}: expected a finished build, found {folder} without {DATASET_FOLDER}/")
     source = folder / DATASET_FOLDER if has_dataset else name_or_folder
     expected = "a Hub dataset, a folder written by build_craft_dataset.py or a folder of images"
-    return load_or_refuse(source, name_or_folder, expected, config_name, split, cache_dir)
+    return load_or_refuse(source, name_or_folder, expected, config_name, split, cache_dir, flag)

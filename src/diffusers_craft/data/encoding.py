@@ -7,6 +7,7 @@ The result is cached under a name that depends on all that determines it and on 
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -21,10 +22,11 @@ from tqdm.auto import tqdm
 from ..core.files import atomic_write_bytes
 from ..core.records import derive_seed
 from ..errors import UserError
+from ..models.checks import warn_of_cut_prompts
 from ..models.family import Components, Family
 from ..models.latents import encode_images, latent_scales, latent_shape, vae_fingerprint
 from ..objectives.base import Objective
-from .pictures import as_vae_input, crop_image, read_pictures
+from .pictures import as_pictures, as_vae_input, crop_image, read_pictures
 from .rows import TrainingData
 from .settings import DataSettings
 
@@ -60,11 +62,14 @@ def prepare_training_data(
     if settings.max_train_samples is not None and settings.max_train_samples < len(dataset):
         dataset = dataset.shuffle(seed=settings.seed).select(range(settings.max_train_samples))
     if len(dataset) == 0:
-        raise UserError("--dataset_name: expected at least one row, found none")
+        raise UserError(f"{settings.data_flag}: expected at least one row, found none")
+    if settings.image_column in dataset.column_names:
+        dataset = as_pictures(dataset, settings.image_column)
     if settings.use_generated_latents:
         _check_latents(dataset, components.vae, settings)
     weights = _row_weights(dataset, settings, objective)
     captions, prompt_rows = _distinct(read_captions(dataset, settings))
+    warn_of_cut_prompts(components.pipeline, captions, "captions")
 
     name = _fingerprint(dataset, captions, family, components, settings)
     path = Path(settings.cache_dir or HF_HOME).expanduser() / "diffusers_craft" / f"{name}.safetensors"
@@ -116,6 +121,8 @@ def read_captions(dataset: Dataset, settings: DataSettings) -> list[str]:
     for row, caption in enumerate(captions):
         if not isinstance(caption, str):
             raise UserError(f"--caption_column: expected text in column {column!r}, found {caption!r} in row {row}")
+    if blank := sum(not caption.strip() for caption in captions):
+        logger.warning(f"--caption_column: {blank} of {len(captions)} captions are empty")
     return captions
 
 
@@ -132,12 +139,11 @@ def _row_weights(dataset: Dataset, settings: DataSettings, objective: Objective 
     if settings.advantage_column not in dataset.column_names:
         logger.warning("The dataset has no column %r: training as SFT.", settings.advantage_column)
         return torch.ones(len(dataset))
-    values = [float("nan") if value is None else float(value) for value in dataset[settings.advantage_column]]
+    values = list(dataset[settings.advantage_column])
+    for row, value in enumerate(values):
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise UserError(f"--advantage_column: expected finite numbers, found {value!r} in row {row}")
     advantages = torch.tensor(values, dtype=torch.float32)
-    wrong = (~advantages.isfinite()).nonzero()
-    if len(wrong):
-        row = int(wrong[0])
-        raise UserError(f"--advantage_column: expected finite numbers, found {values[row]} in row {row}")
     weights = objective.row_weights(advantages)
     if not weights.any():
         raise UserError(f"--advantage_column: expected a row that is not 0, found {len(weights)} zeros")

@@ -17,7 +17,8 @@ class DataSettings:
         backbone (`str`, *optional*, defaults to SD1.5's): Family of the model.
         dataset_name (`str`, *optional*): Hub id, or the folder that build_craft_dataset.py wrote.
         dataset_config_name (`str`, *optional*): Configuration of the dataset, if it has several.
-        train_data_dir (`str`, *optional*): Folder of images with a metadata.jsonl (datasets' imagefolder).
+        train_data_dir (`str`, *optional*): Folder of images, all of them, with a metadata.jsonl or .csv or with a .txt
+            file beside each (column text).
         image_column (`str`, *optional*, defaults to `"image"`): The images.
         caption_column (`str`, *optional*, defaults to `"prompt"`): The text that training conditions on.
         advantage_column (`str`, *optional*, defaults to `"advantage"`): Weight of a row; a dataset without it trains as
@@ -75,3 +76,8 @@ class DataSettings:
     def data_source(self) -> str | None:
         """Hub id or folder."""
         return self.dataset_name or self.train_data_dir
+
+    @property
+    def data_flag(self) -> str:
+        """The flag that named it."""
+        return "--train_data_dir" if self.dataset_name is None and self.train_data_dir else "--dataset_name"

@@ -143,5 +143,5 @@ def test_refuses_what_is_no_dataset(name: str, tmp_path: Path) -> None:
 
 def test_refuses_an_unknown_split(candidates: pa.Table, tmp_path: Path) -> None:
     save_dataset(make_dataset(candidates), tmp_path)
-    with pytest.raises(ValueError, match='no files of the split test, only of train'):
+    with pytest.raises(ValueError, match="no files of the split test, only of train"):
         load_craft_dataset(tmp_path, split="test")

@@ -216,7 +216,10 @@ def test_a_damaged_image_has_no_score_and_is_counted(script, captioned, tmp_path
     scores = pq.read_table(tmp_path / "out" / "scores.parquet")["aesthetic"].to_pylist()
     assert [i for i, score in enumerate(scores) if score is None] == [1]
     assert caplog.messages == [f"image of {names[1]} cannot be read and gets no score (no image of a known format)"]
-    assert capsys.readouterr().out.splitlines()[-1] == "1 of 7 images could not be read and have no score"
+    assert (
+        capsys.readouterr().out.splitlines()[-1]
+        == "1 of 7 images have no score: they cannot be read, or a reward gave none"
+    )
 
 
 def test_two_ranks_make_the_same_bytes(script, captioned, tmp_path, monkeypatch):

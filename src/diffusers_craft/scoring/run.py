@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from ..core.records import SCORE_SCHEMA
@@ -171,10 +171,10 @@ def _begin(
 
 
 def decode_image(data: bytes) -> Image.Image | str:
-    """The picture in an encoded image of any format, with its own mode and palette, or one line on what is wrong."""
+    """The picture in an encoded image of any format, upright, with its own mode, or one line on what is wrong."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return image.copy()
+            return ImageOps.exif_transpose(image)  # a copy, as training sees it
     except UnidentifiedImageError:
         return "no image of a known format"
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on damaged files

@@ -2,11 +2,9 @@
 """Images with captions from a folder, Parquet files or the Hub; any range of rows is read without the rest."""
 
 import argparse
-import csv
-import json
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -16,12 +14,13 @@ import pyarrow.parquet as pq
 
 from ..core.files import fingerprint
 from ..core.load import load_hub_dataset
+from ..core.tables import read_csv, read_jsonl, read_text
 from ..errors import UserError
 from .run import ImageRow
 
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-METADATA_FILES = ("metadata.jsonl", "metadata.csv")  # of an image folder as `datasets` defines it
+METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of an image folder as `datasets` defines it
 CAPTION_COLUMNS = ("prompt", "caption", "text")  # tried in this order
 EXPECTED = "expected a folder, a Parquet file or a dataset of the Hub"
 
@@ -62,7 +61,7 @@ def open_images(
         UserError: if there is no such source or column, or an image has no caption; names the first one.
     """
     path = Path(source).expanduser()
-    tables = [path] if path.suffix == ".parquet" and path.is_file() else sorted(path.glob("*.parquet"))
+    tables = [path] if path.suffix == ".parquet" and path.is_file() else _tables(path, image_column)
     if captions is not None and (prompt is not None or tables or not path.is_dir()):
         raise UserError(f"--captions: expected without --prompt and with a folder of images, found {captions!r}")
     if tables:
@@ -73,6 +72,28 @@ def open_images(
         found = f"the file {source}" if path.exists() else f"nothing at {source}"
         raise UserError(f"--images: {EXPECTED}, found {found}")
     return DatasetImages(source, image_column, caption_column, prompt)
+
+
+def _tables(folder: Path, image_column: str) -> list[Path]:
+    """The Parquet files of a folder; in one with images only those that hold images, for another may be our own."""
+    tables = sorted(path for path in folder.glob("*.parquet") if path.name not in METADATA_FILES)
+    if not any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.glob("*")):
+        return tables
+    return [path for path in tables if _holds_images(_schema(path), image_column)]
+
+
+def _holds_images(schema: pa.Schema, column: str) -> bool:
+    """Whether a column is there and holds encoded files, as bytes or as `datasets`' struct."""
+    kind = schema.field(column).type if column in schema.names else pa.null()
+    encoded = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
+    return pa.types.is_binary(encoded) or pa.types.is_large_binary(encoded)
+
+
+def _schema(path: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(path)
+    except pa.ArrowInvalid:
+        raise UserError(f"--images: expected a Parquet file, found other bytes in {path}") from None
 
 
 def _pick_caption_column(columns: Iterable[str], asked: str | None, place: str) -> str:
@@ -97,7 +118,9 @@ class FolderImages:
     """The images under a folder in the order of their names; captions as `open_images` finds them."""
 
     def __init__(self, folder: Path, caption_column: str | None, captions: str | None, prompt: str | None):
-        self.files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir())
+        hidden = ("._", ".")  # of macOS and of other programs
+        self.files = sorted(path for path in found if not path.name.startswith(hidden))
         if not self.files:
             raise UserError(f"--images: expected images ({', '.join(IMAGE_SUFFIXES)}) in {folder}, found none")
         self.names = [path.relative_to(folder).as_posix() for path in self.files]
@@ -109,7 +132,7 @@ class FolderImages:
 
     @property
     def identity(self) -> str:
-        facts = [(path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
+        facts = [(path.lstat().st_size, path.lstat().st_mtime_ns) for path in self.files]
         return f"{self.num_rows} images, hash {fingerprint([self.names, self.captions, facts])}"
 
     def name(self, row: int) -> str:
@@ -119,16 +142,23 @@ class FolderImages:
         return self.captions
 
     def read_rows(self, rows: range) -> list[ImageRow]:
-        return [ImageRow(self.names[row], self.captions[row], self.files[row].read_bytes()) for row in rows]
+        return [ImageRow(self.names[row], self.captions[row], self._data(row)) for row in rows]
+
+    def _data(self, row: int) -> bytes:
+        """A link that leads nowhere is an image that cannot be read."""
+        return self.files[row].read_bytes() if self.files[row].exists() else b""
 
     def _read(self, folder: Path, column: str | None, captions: str | None) -> list[str]:
-        metadata = Path(captions).expanduser() if captions is not None else None
-        metadata = metadata or next((folder / name for name in METADATA_FILES if (folder / name).is_file()), None)
-        if metadata is not None:
-            found, place = read_captions(metadata, column), str(metadata)
+        if captions is not None:
+            found, place = read_captions(Path(captions).expanduser(), column), captions
+        elif metadata := [path for name in METADATA_FILES for path in sorted(folder.rglob(name))]:
+            found, place = {}, str(metadata[0])
+            for path in metadata:
+                inside = path.parent.relative_to(folder)
+                found |= {(inside / name).as_posix(): text for name, text in read_captions(path, column).items()}
         else:
             texts = {name: path.with_suffix(".txt") for name, path in zip(self.names, self.files)}
-            found = {name: path.read_text(encoding="utf-8").strip() for name, path in texts.items() if path.is_file()}
+            found = {name: read_text(path, "--images").strip() for name, path in texts.items() if path.is_file()}
             place = "its text file"
         for name in self.names:
             if name not in found:
@@ -138,28 +168,24 @@ class FolderImages:
 
 
 def read_captions(path: Path, column: str | None = None) -> dict[str, str]:
-    """`file_name` to caption from a `.csv` or `.jsonl` file; refuses other files, and those that lack a column."""
-    if path.suffix not in (".csv", ".jsonl") or not path.is_file():
+    """`file_name` to caption from a `.csv`, `.jsonl` or `.parquet` file; refuses others, and rows that lack a column."""
+    if path.suffix not in _READERS or not path.is_file():
         raise UserError(f"--captions: expected a .csv or .jsonl file, found {str(path)!r}")
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        if path.suffix == ".csv":
-            records: list[Mapping[str, Any]] = list(csv.DictReader(file))
-        else:
-            records = [_parse_line(line, number, path) for number, line in enumerate(file, 1) if line.strip()]
+    records = _READERS[path.suffix](path)
     if not records or "file_name" not in records[0]:
         raise UserError(f"--captions: expected a column file_name in {path}, found none")
     column = _pick_caption_column((name for name in records[0] if name != "file_name"), column, str(path))
+    for number, record in enumerate(records, 1):
+        if not isinstance(record.get("file_name"), str):
+            raise UserError(f"--captions: expected a file_name in row {number} of {path}, found none")
     return {record["file_name"]: _caption(record.get(column), record["file_name"]) for record in records}
 
 
-def _parse_line(line: str, number: int, path: Path) -> Mapping[str, Any]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"--captions: expected JSON in line {number} of {path}, found {error.msg}") from None
-    if not isinstance(record, dict):
-        raise UserError(f"--captions: expected a JSON object in line {number} of {path}, found {line.strip():.60}")
-    return record
+_READERS = {
+    ".csv": partial(read_csv, flag="--captions"),
+    ".jsonl": partial(read_jsonl, flag="--captions"),
+    ".parquet": lambda path: pq.read_table(path).to_pylist(),
+}
 
 
 class ColumnImages:
@@ -181,7 +207,10 @@ class ColumnImages:
         return f"row {row}"
 
     def prompts(self) -> list[str]:
-        return self._captions() if self.prompt is None else [self.prompt] * self.num_rows
+        """All captions, checked: one that is missing is known before anything is scored."""
+        if self.prompt is not None:
+            return [self.prompt] * self.num_rows
+        return [_caption(text, self.name(row)) for row, text in enumerate(self._captions())]
 
     def read_rows(self, rows: range) -> list[ImageRow]:
         found = []
@@ -223,11 +252,9 @@ class ParquetImages(ColumnImages):
         if self.image_column not in columns:
             found = f"{self.image_column!r} among {', '.join(columns)}"
             raise UserError(f"--image_column: expected the column of images in {path}, found no {found}")
-        kind = schema.field(self.image_column).type
-        encoded = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
-        if not (pa.types.is_binary(encoded) or pa.types.is_large_binary(encoded)):
+        if not _holds_images(schema, self.image_column):
             wanted = f"expected encoded images in {self.image_column!r} of {path}"
-            raise UserError(f"--image_column: {wanted}, found {kind}")
+            raise UserError(f"--image_column: {wanted}, found {schema.field(self.image_column).type}")
         if self.prompt is None:
             others = [name for name in columns if name != self.image_column]
             self.caption_column = _pick_caption_column(others, self.caption_column, str(path))

@@ -1,0 +1,61 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Tables that people write by hand or with other tools: every row is whole, or a line says which is not."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+
+
+MAX_CELL = 1_000_000  # letters; csv's own limit, 131,072, is met by one quote that is never closed
+
+
+def read_text(path: Path, flag: str) -> str:
+    """A text file in UTF-8, with or without the mark that Windows writes."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        byte = f"byte 0x{error.object[error.start]:02x} at {error.start}"
+        raise UserError(f"{flag}: expected UTF-8 in {path}, found {byte}; save it as UTF-8") from None
+
+
+def read_csv(path: Path, flag: str, delimiter: str = ",") -> list[dict[str, str]]:
+    """The rows of a table with a header, which all must have as many cells as it."""
+    text = read_text(path, flag)
+    csv.field_size_limit(MAX_CELL)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    found, header, start = [], None, 1
+    try:
+        for cells in rows:
+            if header is None:
+                header = cells
+            elif cells:
+                if len(cells) != len(header):
+                    wanted = f"expected {len(header)} cell{'s' * (len(header) > 1)} as in the header"
+                    more = f"; quote texts with {delimiter!r}" if len(cells) > len(header) else ""
+                    raise UserError(f"{flag}: {wanted} in line {start} of {path}, found {len(cells)}{more}")
+                found.append(dict(zip(header, cells)))
+            start = rows.line_num + 1
+    except csv.Error as error:
+        wanted = f"expected quotes around whole cells in line {start} of {path}"
+        raise UserError(f"{flag}: {wanted}, found {error} (a quote inside a cell is written twice)") from None
+    return found
+
+
+def read_jsonl(path: Path, flag: str) -> list[dict[str, Any]]:
+    """The objects of a file with one per line."""
+    found = []
+    for number, line in enumerate(read_text(path, flag).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{flag}: expected JSON in line {number} of {path}, found {error.msg}") from None
+        if not isinstance(record, dict):
+            raise UserError(f"{flag}: expected a JSON object in line {number} of {path}, found {line.strip():.60}")
+        found.append(record)
+    return found

@@ -1,0 +1,145 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""Images and captions to score, as other programs leave them."""
+
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from diffusers_craft import UserError, open_images
+from diffusers_craft.core.tables import read_csv, read_text
+from diffusers_craft.scoring.run import decode_image
+
+
+def save(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 2)).save(folder / name)
+
+
+def captions_of(folder, **options):
+    images = open_images(str(folder), **options)
+    return dict(zip(images.names, images.prompts()))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+def test_pictures_are_scored_upright(orientation, form):
+    values = np.zeros((16, 32, 3), np.uint8)
+    values[:8, :16] = 255
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.fromarray(values).save(buffer, form, exif=exif, quality=95)
+    upright = {  # the tag says where the first row and column of the stored picture belong
+        1: values, 2: values[:, ::-1], 3: values[::-1, ::-1], 4: values[::-1],
+        5: values.transpose(1, 0, 2), 6: np.rot90(values, -1), 7: np.rot90(values, 2).transpose(1, 0, 2), 8: np.rot90(values),
+    }[orientation]  # fmt: skip
+    found = np.asarray(decode_image(buffer.getvalue()).convert("RGB")).astype(int)
+    assert found.shape == upright.shape and np.abs(found - upright).mean() < 8
+
+
+def test_files_of_other_systems_are_no_images(tmp_path):
+    save(tmp_path, "a.png", "deep/b.jpg")
+    (tmp_path / "._a.png").write_bytes(b"AppleDouble")
+    (tmp_path / "a folder.png").mkdir()
+    assert captions_of(tmp_path, prompt="x") == {"a.png": "x", "deep/b.jpg": "x"}
+
+
+def test_a_link_that_leads_nowhere_is_an_unreadable_image(tmp_path):
+    save(tmp_path, "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "gone.png")
+    rows = open_images(str(tmp_path), prompt="x").read_rows(range(2))
+    assert (
+        isinstance(decode_image(rows[0].data), Image.Image)
+        and decode_image(rows[1].data) == "no image of a known format"
+    )
+
+
+def test_the_mark_of_windows_is_no_letter(tmp_path):
+    save(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_text("a red circle\r\n", encoding="utf-8-sig")
+    assert captions_of(tmp_path) == {"a.png": "a red circle"}
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+@pytest.mark.parametrize("file", ["a.txt", "metadata.csv", "metadata.jsonl"])
+def test_another_encoding_is_named(encoding, file, tmp_path):
+    save(tmp_path, "a.png")
+    text = {"a.txt": "größe", "metadata.csv": "file_name,text\na.png,größe"}.get(
+        file
+    ) or '{"file_name": "a.png", "text": "größe"}'
+    (tmp_path / file).write_text(text, encoding=encoding)
+    with pytest.raises(UserError, match=rf"expected UTF-8 in .*{file}, found byte 0x"):
+        captions_of(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+def test_metadata_of_folders_below_and_of_every_kind(form, tmp_path):
+    save(tmp_path, "a/1.png", "b/2.png")
+    for name, folder in (("1.png", tmp_path / "a"), ("2.png", tmp_path / "b")):
+        record, file = {"file_name": name, "text": f"of {name}"}, folder / f"metadata.{form}"
+        if form == "jsonl":
+            file.write_text(json.dumps(record))
+        elif form == "csv":
+            file.write_text(f"file_name,text\n{name},of {name}\n")
+        else:
+            pq.write_table(pa.Table.from_pylist([record]), file)
+    assert captions_of(tmp_path) == {"a/1.png": "of 1.png", "b/2.png": "of 2.png"}
+
+
+def test_a_record_without_file_name_is_named(tmp_path):
+    save(tmp_path, "a.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "x"}\n{"text": "y"}')
+    with pytest.raises(UserError, match="--captions: expected a file_name in row 2 of .*metadata.jsonl, found none"):
+        captions_of(tmp_path)
+
+
+def test_an_empty_caption_of_a_table_is_known_before_scoring(tmp_path):
+    table = {"image": [b"x"] * 200, "text": ["x"] * 150 + [None] + ["x"] * 49}
+    pq.write_table(pa.table(table), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match="expected a text as the caption of row 150, found None"):
+        open_images(str(tmp_path / "x.parquet")).prompts()
+
+
+def test_our_own_table_beside_images_is_not_taken_for_them(tmp_path):
+    save(tmp_path, "a.png")
+    pq.write_table(pa.table({"image": ["a.png"], "prompt": ["x"], "pickscore": [0.1]}), tmp_path / "scores.parquet")
+    pq.write_table(pa.table({"other": [1]}), tmp_path / "stats.parquet")
+    with pytest.raises(UserError, match="expected encoded images in 'image' of .*scores.parquet, found string"):
+        open_images(str(tmp_path / "scores.parquet"))
+    assert captions_of(tmp_path, prompt="x") == {"a.png": "x"}
+
+
+def write(tmp_path, text):
+    (tmp_path / "p.csv").write_text(text)
+    return tmp_path / "p.csv"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "prompt\na red circle, on black, detailed\n",
+            r"expected 1 cell as in the header in line 2 of .* found 3; quote",
+        ),
+        ("prompt,category\nx,y\na, b, c\n", r"expected 2 cells as in the header in line 3 of .* found 3; quote"),
+        ("prompt,category\nx\n", r"expected 2 cells as in the header in line 2 of .* found 1$"),
+        ('prompt\n"hello" sign\nx\n', r"expected quotes around whole cells in line 2 of"),
+        ('prompt\nx\n"welcome\ntwo\na blue star\n', r"expected quotes around whole cells in line 3 of"),
+        ('prompt\n"welcome\n' + "two green squares\n" * 100_000, r"expected quotes around whole cells in line 2 of"),
+    ],
+)
+def test_a_csv_row_that_is_not_whole_is_named(text, words, tmp_path):
+    with pytest.raises(UserError, match=words):
+        read_csv(write(tmp_path, text), "--prompts")
+
+
+def test_what_a_spreadsheet_writes_is_read(tmp_path):
+    text = 'prompt,n\r\n"a sign that says ""STOP"", red",1\r\n"two\nlines",2\r\n\r\n007,NA\r\n'
+    found = [row["prompt"] for row in read_csv(write(tmp_path, text), "--prompts")]
+    assert found == ['a sign that says "STOP", red', "two\nlines", "007"]
+    assert read_text(write(tmp_path, "é"), "--prompts") == "é"

@@ -1,10 +1,12 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""A client of a chat service that speaks OpenAI's protocol."""
+"""A client of a chat service that speaks OpenAI's protocol, as far as each service does."""
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,6 +16,11 @@ from ..errors import UserError
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0  # wait before the second try; doubles with each further one
+MAX_WAIT = 60.0  # seconds between two tries at a service that limits requests, where it does not say how long
+MAX_LIMITED = 900.0  # seconds of limited requests without one answer after which the service counts as silent
+# Parts of a request that some services refuse (Mistral and Gemini `seed`, Gemma the system's role), by what is left out.
+_SIMPLER = ((), ("seed",), ("system",), ("seed", "system"), ("seed", "system", "temperature"))
+_REFUSALS = 3  # texts refused in every form, before the first answer, that end the run
 
 
 def back_off(attempt: int) -> None:
@@ -23,11 +30,11 @@ def back_off(attempt: int) -> None:
 
 
 class ChatClient:
-    """One model of a chat service. It never tries twice by itself: see `back_off`.
+    """One model of a chat service. It tries once, but for limits, which it waits out, and forms that are refused.
 
     `flag` is for error texts; the key comes from the environment variable `api_key_env`, by default `DASHSCOPE_API_KEY` for
     DashScope and `OPENAI_API_KEY` elsewhere, and is never stored. `response_formats` are values of `response_format`, `{}`
-    for none: one that the service refuses is followed by the next, and what it takes is remembered.
+    for none. A form of request that the service refuses is followed by a simpler one, and what it takes is remembered.
     """
 
     def __init__(
@@ -49,39 +56,109 @@ class ChatClient:
         timeout = openai.Timeout(60.0, connect=5.0)
         # Local servers want some key and ignore it.
         self._client = openai.OpenAI(base_url=base_url, api_key=key or "none", max_retries=0, timeout=timeout)
-        self._flag, self._key_name, self._formats = flag, key_name, list(response_formats)
+        self._flag, self._key_name = flag, key_name
+        self._forms = list(product(_SIMPLER, response_formats))
+        self._lock, self._answered, self._refused = threading.Lock(), False, 0
+        self._resume_at, self._limited_since = 0.0, None  # of a service that limits requests, for all threads
         self.model = model
         self.endpoint = _without_secrets(base_url) if base_url else "https://api.openai.com/v1"
+        self.problem: str | None = None  # why there was no answer, the last time
 
     def ask(self, instruction: str, content: Any, seed: int, temperature: float) -> str | None:
         """One reply's text; `""` if the service refuses this content, `None` if it gives no answer.
 
         `instruction` is the system's message, `content` the user's (a text or a list of parts); `seed` counts modulo 2**31.
-        A key or model that the service refuses is a `UserError`.
+        What no other request will change is a `UserError`: a key, model or credit that is refused, an address that serves
+        something else, or requests refused in every form.
         """
         import openai
 
-        messages = [{"role": "system", "content": instruction}, {"role": "user", "content": content}]
-        options = {"model": self.model, "messages": messages, "temperature": temperature, "seed": seed % 2**31}
-        for form in self._formats:
+        options = {"seed": seed % 2**31, "temperature": temperature}
+        refusal = None
+        for form in list(self._forms):
             try:
-                reply = self._client.chat.completions.create(**options, **({"response_format": form} if form else {}))
-                text = reply.choices[0].message.content or ""
-            except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-                raise UserError(
-                    f"{self._flag}: expected {self.endpoint} to serve {self.model!r} with the key of {self._key_name},"
-                    f" found HTTP status {error.status_code}"
-                ) from None
-            except openai.BadRequestError:
-                continue  # the form, or this very content
-            except (openai.OpenAIError, ValueError, TypeError, AttributeError, IndexError) as error:
-                # Unreachable, overloaded, or no chat reply. The text of an error may quote the key.
-                logger.debug("%s: %s", self.endpoint, type(error).__name__)
-                return None
-            if form in self._formats:  # another thread may have gone further
-                self._formats = self._formats[self._formats.index(form) :]
-            return text if isinstance(text, str) else None
+                text = self._send(form, instruction, content, options)
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                refusal = error
+                if self._answered:
+                    break  # the form is one that it takes, so it is this very content
+                continue
+            if text is not None:
+                with self._lock:
+                    self._answered = True
+                    if form in self._forms:  # another thread may have gone further
+                        self._forms = self._forms[self._forms.index(form) :]
+            return text
+        with self._lock:
+            self._refused += 1
+            self.problem = self._reason(refusal)
+            if not self._answered and self._refused >= _REFUSALS:
+                raise self._error(refusal)
         return ""
+
+    def _send(self, form: tuple, instruction: str, content: Any, options: dict[str, Any]) -> str | None:
+        """One answer, once the service's limits allow it; a refusal of the request is openai's own error."""
+        import openai
+
+        left_out, response_format = form
+        options = {name: value for name, value in options.items() if name not in left_out}
+        options |= {"response_format": response_format} if response_format else {}
+        for attempt in range(10**6):
+            time.sleep(max(0.0, self._resume_at - time.monotonic()))
+            try:
+                messages = _messages(instruction, content, "system" not in left_out)
+                reply = self._client.chat.completions.create(model=self.model, messages=messages, **options)
+                self._limited_since = None
+                text = reply.choices[0].message.content or ""
+                return text if isinstance(text, str) else None
+            except openai.RateLimitError as error:
+                if getattr(error, "code", None) == "insufficient_quota":
+                    raise self._error(error) from None
+                self.problem = self._reason(error)
+                if not self._wait_for_limit(error, attempt):
+                    return None
+            except (openai.BadRequestError, openai.UnprocessableEntityError):
+                raise
+            except openai.APIStatusError as error:
+                if error.status_code < 500 and error.status_code not in (408, 409, 425):
+                    raise self._error(error) from None
+                self.problem = self._reason(error)
+                return None
+            except (openai.OpenAIError, ValueError, TypeError, AttributeError, IndexError) as error:
+                self.problem = f"{type(error).__name__}, no chat reply"  # unreachable, or another kind of server
+                return None
+
+    def _wait_for_limit(self, error: Any, attempt: int) -> bool:
+        """Sets the time at which all threads go on, as the service asks; false once it has limited for too long."""
+        try:
+            seconds = float(error.response.headers.get("retry-after"))
+        except (TypeError, ValueError):  # none, or a date
+            seconds = min(RETRY_SECONDS * 2**attempt, MAX_WAIT)
+        now = time.monotonic()
+        with self._lock:
+            self._limited_since = self._limited_since or now
+            self._resume_at = max(self._resume_at, now + seconds)
+            return now - self._limited_since < MAX_LIMITED
+
+    def _error(self, error: Any) -> UserError:
+        expected = f"expected {self.endpoint} to serve {self.model!r} with the key of {self._key_name}"
+        return UserError(f"{self._flag}: {expected}, found {self._reason(error)}")
+
+    def _reason(self, error: Any) -> str:
+        """The service's own reason in one line, without the key, of which refused ones may quote parts."""
+        body = error.body if isinstance(error.body, dict) and error.status_code not in (401, 403) else {}
+        message = body.get("message") or body.get("detail") or body.get("error") or ""
+        text = " ".join(str(message).split()).replace(self._client.api_key, "***")
+        return f"HTTP status {error.status_code}" + (f" ({text:.200})" if text else "")
+
+
+def _messages(instruction: str, content: Any, with_system: bool) -> list[dict[str, Any]]:
+    """The two messages, or one where a service knows no system."""
+    if with_system:
+        return [{"role": "system", "content": instruction}, {"role": "user", "content": content}]
+    if isinstance(content, str):
+        return [{"role": "user", "content": f"{instruction}\n\n{content}"}]
+    return [{"role": "user", "content": [{"type": "text", "text": instruction}, *content]}]
 
 
 def _without_secrets(url: str) -> str:

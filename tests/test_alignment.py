@@ -23,8 +23,8 @@ from diffusers_craft.scoring.scorer import CompositeScorer
 from diffusers_craft.scripts import objective_from_args
 from diffusers_craft.training import data as training_data
 from diffusers_craft.training import loop
-from diffusers_craft.training.context import TrainingContext
 from diffusers_craft.training.data import check_data_settings, load_pairs, score_preferences
+from diffusers_craft.training.loop import TrainingContext
 
 
 SCRIPTS = {

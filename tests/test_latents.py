@@ -19,7 +19,7 @@ from diffusers_craft.models.latents import decode, encode_images, latent_factor,
 from diffusers_craft.models.loading import load_pipeline
 from diffusers_craft.objectives.spo import SPO
 from diffusers_craft.scripts import ModelSource
-from diffusers_craft.training.context import TrainingContext
+from diffusers_craft.training.loop import TrainingContext
 
 
 SCALES = {

@@ -77,13 +77,7 @@ def load_data(
 ) -> TrainingData | PairData:
     """Encodes what the objective's unit asks for: images, images with a label, pairs, or prompts alone.
 
-    Args:
-        settings (`TrainingSettings`): name the data.
-        objective (`Objective`): says what is needed.
-        family (`Family`): family of the model.
-        components (`Components`): VAE and text encoders, on the device that encodes.
-        accelerator (`Accelerator`): the main process encodes, the others find its cache.
-        load_scorer (`Callable`, *optional*): rewards for pairs that have no scores.
+    The main process encodes, the others find its cache. `load_scorer` gives the rewards for pairs that have no scores.
     """
     preferences, encoders = None, (family, components)
     if objective.unit in ("pair", "label"):

@@ -13,7 +13,8 @@ from build_driver import BrightnessReward
 from diffusers import DiffusionPipeline
 from training_driver import ROOT, losses, run_json, same, weights
 
-from diffusers_craft.rewards import register_reward, registry
+from diffusers_craft import register_reward
+from diffusers_craft.rewards import settings as registry
 from diffusers_craft.training.run import TrainingRun
 
 

@@ -1,16 +1,23 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Prompt sets for an evaluation: the benchmarks of the papers, from the Hub or a local file, with their categories."""
+"""Prompts of a text, JSON, CSV or Parquet file, a dataset of the Hub or the tiny world; the benchmarks of the papers."""
 
-from collections.abc import Callable, Mapping
+import csv
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .. import tiny
+from ..core.load import load_hub_dataset
+from ..core.records import derive_seed
 from ..errors import UserError
-from ..tiny import PROMPTS
-from .sources import check_prompt, read_dataset, read_rows, sample_prompts
 
 
+SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 HPD_STYLES = ("anime", "concept-art", "paintings", "photo")
 # Beside prompt and category: what the rules of GenEval and T2I-CompBench read, and what tells HPDv2's repeated prompts apart.
 DETAILS = ("metadata", "tag", "include", "exclude", "three_in_one", "seen", "challenge", "index")
@@ -54,15 +61,16 @@ def _load_hpd(styles: tuple[str, ...]) -> list[dict[str, Any]]:
 
     rows = []
     for style in styles:
-        prompts = read_rows(hf_hub_download("zhwang/HPDv2", f"benchmark/{style}.json", repo_type="dataset"), COLUMNS)
-        rows += [{**row, "category": style, "index": index} for index, row in enumerate(prompts)]
-    return rows if len(styles) > 1 else [{**row, "category": None} for row in rows]
+        prompts = _read_rows(hf_hub_download("zhwang/HPDv2", f"benchmark/{style}.json", repo_type="dataset"), COLUMNS)
+        category = style if len(styles) > 1 else None
+        rows += [{**row, "category": category, "index": index} for index, row in enumerate(prompts)]
+    return rows
 
 
 def _load_dataset(name: str, split: str) -> list[dict[str, Any]]:
     import datasets
 
-    return read_dataset(datasets.load_dataset(name, split=split), name, COLUMNS, CATEGORIES)
+    return _read_dataset(datasets.load_dataset(name, split=split), name, COLUMNS, CATEGORIES)
 
 
 # Name -> (how to load it from the Hub, or what file to bring; how many prompts it has).
@@ -75,6 +83,33 @@ SETS: dict[str, tuple[Callable[[], list[dict[str, Any]]] | str, int]] = {
     "t2i_compbench": (COMPBENCH_FILE, 1800),
 }
 PROMPT_SETS = tuple(SETS)
+
+
+def load_prompts(
+    source: str | os.PathLike, column: str = "prompt", num_prompts: int | None = None, seed: int = 0
+) -> list[str]:
+    """Distinct prompts in the order of their first appearance, stripped, without empty ones.
+
+    Args:
+        source (`str` or `os.PathLike`): a file (`.txt` with one prompt per line, `.jsonl`, `.json` with a list, `.csv`,
+            `.tsv`, `.parquet`), a dataset of the Hub as `name` or `name:split` (default split `train`) or a local folder of
+            one, or `tiny-train` / `tiny-heldout`.
+        column (`str`, *optional*, defaults to `"prompt"`): where the prompts stand; text lines have none.
+        num_prompts (`int`, *optional*): size of a sample, which keeps the order. A larger sample with the same seed
+            contains the smaller one.
+        seed (`int`, *optional*, defaults to `0`): of the sample.
+
+    Returns:
+        `list[str]`: at least one prompt.
+
+    Raises:
+        UserError: if the source is missing, cannot be read, lacks the column or holds too few prompts.
+    """
+    values = [_check_prompt(row[column], column, source) for row in _read_rows(str(source), [column])]
+    prompts = list(dict.fromkeys(filter(None, values)))
+    if not prompts:
+        raise UserError(f"--prompts: expected at least one prompt in {source}, found none")
+    return [prompts[i] for i in _sample(prompts, num_prompts, seed, source)]
 
 
 def load_prompt_set(source: str, column: str = "prompt", num_prompts: int | None = None, seed: int = 0) -> PromptSet:
@@ -100,8 +135,7 @@ def load_prompt_set(source: str, column: str = "prompt", num_prompts: int | None
     if not equals or Path(source).exists():
         name, place = (source, "") if source in SETS else ("", source)
     if place:
-        columns = COLUMNS if name in SETS else [column]
-        records = read_rows(place, columns, (*CATEGORIES, *DETAILS))
+        records = _read_rows(place, COLUMNS if name in SETS else [column], (*CATEGORIES, *DETAILS))
     else:
         records = _load_known(name)
     rows = [row for record in records if (row := _row(record, column, source)).prompt]
@@ -112,14 +146,8 @@ def load_prompt_set(source: str, column: str = "prompt", num_prompts: int | None
         rows = list(first.values())
     if not rows:
         raise UserError(f"--prompts: expected at least one prompt in {source}, found none")
-    seen: dict[str, int] = {}
-    identities: list[str | tuple] = []
-    for row in rows:  # the first of repeated prompts is known by its text alone, as in `load_prompts`
-        number = seen[row.prompt] = seen.get(row.prompt, -1) + 1
-        identities.append((row.prompt, number) if number else row.prompt)
-    chosen = set(sample_prompts(identities, num_prompts, seed, source))
-    title = name or Path(place.split(":")[0].rstrip("/")).stem
-    return PromptSet(title, tuple(row for row, identity in zip(rows, identities) if identity in chosen))
+    chosen = _sample([row.prompt for row in rows], num_prompts, seed, source)
+    return PromptSet(name or Path(place.split(":")[0].rstrip("/")).stem, tuple(rows[i] for i in chosen))
 
 
 def _load_known(name: str) -> list[dict[str, Any]]:
@@ -145,9 +173,117 @@ def _load_known(name: str) -> list[dict[str, Any]]:
 def _row(record: Mapping[str, Any], column: str, source: str) -> EvaluationPrompt:
     prompt = next((record[name] for name in (column, *COLUMNS) if name in record), None)
     category = next((record[name] for name in CATEGORIES if record.get(name)), None)
-    if source in PROMPTS and prompt:  # the embedded lists are text files; a caption tells its task
+    if source in tiny.PROMPTS and prompt:  # the embedded lists are text files; a caption tells its task
         from ..tiny.world import parse_caption
 
         category = parse_caption(prompt).task
     details = {name: record[name] for name in DETAILS if record.get(name) is not None}
-    return EvaluationPrompt(check_prompt(prompt, column, source), str(category) if category else None, details)
+    return EvaluationPrompt(_check_prompt(prompt, column, source), str(category) if category else None, details)
+
+
+def _check_prompt(value: Any, column: str, source: str | os.PathLike) -> str:
+    """A prompt without surrounding space, `""` for none; refuses what is no text."""
+    if not isinstance(value, str | None):
+        raise UserError(f"--prompt_column: expected text in column {column!r} of {source}, found {value!r:.60}")
+    return (value or "").strip()
+
+
+def _sample(prompts: Sequence[str], num_prompts: int | None, seed: int, source: str | os.PathLike) -> Sequence[int]:
+    """Positions of all prompts, or of `num_prompts` of them; a larger sample contains the smaller one."""
+    if num_prompts is None:
+        return range(len(prompts))
+    if not 1 <= num_prompts <= len(prompts):
+        raise UserError(
+            f"--num_prompts: expected 1 to {len(prompts)} (distinct prompts in {source}), found {num_prompts}"
+        )
+    ranks, repeats = [], Counter()
+    for prompt in prompts:  # the first of repeated prompts draws by its text alone, as if it were the only one
+        ranks.append(derive_seed(seed, "prompt", prompt, *filter(None, [repeats[prompt]])))
+        repeats[prompt] += 1
+    return sorted(sorted(range(len(prompts)), key=ranks.__getitem__)[:num_prompts])
+
+
+def _read_rows(source: str, columns: Sequence[str], extras: Collection[str] = ()) -> list[dict[str, Any]]:
+    """The rows of a source: the first of the prompts' `columns` that it has, and those of the `extras`.
+
+    Text lines and bare strings get the first name. A `.tsv` is read without quoting, as PartiPrompts' own is written.
+    """
+    path = Path(tiny.prompt_file(source) or source).expanduser()
+    suffix = path.suffix.lower()
+    if path.is_file() and suffix in SUFFIXES:
+        return _read_parquet(path, columns, extras) if suffix == ".parquet" else _read_text(path, columns, extras)
+    name, split = (source, "train") if path.is_dir() or ":" not in source else source.rsplit(":", 1)
+    folder = Path(name).expanduser()
+    expected = f"--prompts: expected a file ({', '.join(SUFFIXES)}) or a dataset of the Hub"
+    if path.is_file():
+        raise UserError(f"{expected}, found the file {source}")
+    if not folder.is_dir() and (suffix in SUFFIXES or source.startswith((".", "/", "~"))):
+        raise UserError(f"{expected}, found no file at {source}")
+    name = str(folder) if folder.is_dir() else name
+    return _read_dataset(load_hub_dataset(name, split or "train", expected=expected), name, columns, extras)
+
+
+def _read_dataset(dataset: Any, name: str, columns: Sequence[str], extras: Collection[str]) -> list[dict[str, Any]]:
+    """`_read_rows` of a loaded dataset."""
+    return dataset.select_columns(_choose(dataset.column_names, columns, extras, name)).to_list()
+
+
+def _read_parquet(path: Path, columns: Sequence[str], extras: Collection[str]) -> list[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowInvalid:
+        raise UserError(f"--prompts: expected a Parquet file, found other bytes in {path}") from None
+    return file.read(columns=_choose(file.schema_arrow.names, columns, extras, path)).to_pylist()
+
+
+def _read_text(path: Path, columns: Sequence[str], extras: Collection[str]) -> list[dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"--prompts: expected UTF-8 text in {path}, found other bytes") from None
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}
+        records = list(csv.DictReader(io.StringIO(text), **style))
+    elif suffix == ".txt":
+        records = text.split("\n")
+    else:
+        records = _parse_json(text, path)
+    if all(isinstance(record, str) for record in records):
+        return [{columns[0]: record} for record in records]
+    if not all(isinstance(record, dict) for record in records):
+        raise UserError(f"--prompts: expected JSON objects with a column {columns[0]!r} in {path}, found other values")
+    # Cells beyond a CSV's header stand under the name None.
+    names = list(dict.fromkeys(name for record in records for name in record if name is not None))
+    wanted = _choose(names, columns, extras, path)
+    return [{name: record.get(name) for name in wanted} for record in records]
+
+
+def _parse_json(text: str, path: Path) -> list[Any]:
+    """The values of a JSON list, or of the lines of a `.jsonl`."""
+    if path.suffix.lower() == ".json":
+        try:
+            records = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"--prompts: expected JSON in {path}, found {error.msg} in line {error.lineno}") from None
+        if not isinstance(records, list):
+            raise UserError(f"--prompts: expected a JSON list in {path}, found {type(records).__name__}")
+        return records
+    records = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        try:
+            records += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise UserError(f"--prompts: expected JSON in line {number} of {path}, found {error.msg}") from None
+    return records
+
+
+def _choose(names: Sequence[str], columns: Sequence[str], extras: Collection[str], source: str | Path) -> list[str]:
+    """Of the names that a source has: the first of the wanted columns, and the extras."""
+    found = next((column for column in columns if column in names), None)
+    if found is None:
+        raise UserError(f"--prompt_column: expected a column of {source} ({', '.join(names)}), found {columns[-1]!r}")
+    return list(dict.fromkeys([found, *(name for name in extras if name in names)]))

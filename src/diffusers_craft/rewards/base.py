@@ -29,18 +29,16 @@ def cosines(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 def feature_tensor(output: torch.Tensor | Any) -> torch.Tensor:
-    """The embedding that `CLIPModel.get_*_features` returns: a tensor, or since transformers 5 inside an output object."""
+    """What `CLIPModel.get_*_features` returns: a tensor, or since transformers 5 inside an output object."""
     return output if isinstance(output, torch.Tensor) else output.pooler_output
 
 
 class Reward(ABC):
     """A reward model. Making one resolves its checkpoint files; the weights are loaded by the first `score`.
 
-    Subclasses set `name` and `unit`, resolve their files in `__init__`, and implement `_load` and `_score`. They need no
-    change of this package: `--rewards my_module:MyReward`, `register_reward`, or an entry point of the group
-    `diffusers_craft.rewards`. Optional are `abstains = True` (a score may be NaN: no answer), `note` (a sentence for
-    the reports of evaluations) and `bind(prompt_set) -> bool` (learns the prompts of an evaluation, and says whether it
-    can judge them).
+    Subclasses set `name` and `unit`, resolve their files in `__init__`, and implement `_load` and `_score`; `register_reward`
+    says how they become known. Optional are `abstains = True` (a score may be NaN: no answer), `note` (a sentence for the
+    reports of evaluations) and `bind(prompt_set) -> bool` (learns an evaluation's prompts; whether it can judge them).
 
         class Redness(Reward):
             name, unit = "redness", "mean of the red channel, 0 to 255"
@@ -53,8 +51,8 @@ class Reward(ABC):
 
     Args:
         device (`str` or `torch.device`, *optional*): defaults to a GPU if there is one.
-        dtype (`torch.dtype`, *optional*): precision of the towers. Defaults to float16 autocast on a GPU and float32
-            on a CPU; normalisation, dot products and heads are float32 always.
+        dtype (`torch.dtype`, *optional*): of the towers. Defaults to float16 autocast on a GPU and float32 on a CPU;
+            normalisation, dot products and heads are float32 always.
         batch_size (`int`, defaults to 16): images per forward pass.
     """
 
@@ -124,17 +122,15 @@ class Reward(ABC):
         if isinstance(prompts, str):
             raise UserError(f"prompts of reward {self.name}: expected a list of texts, found one text")
         prompts, images = list(prompts), list(images)
-        if len(prompts) != len(images):
+        if (number := len(prompts)) != len(images):
             raise UserError(
-                f"images of reward {self.name}: expected one for each of {len(prompts)} prompts, found {len(images)}"
+                f"images of reward {self.name}: expected one for each of {number} prompts, found {len(images)}"
             )
         for kind, values, wanted in (("prompts", prompts, str), ("images", images, Image.Image)):
-            wrong = next((i for i, value in enumerate(values) if not isinstance(value, wanted)), None)
-            if wrong is not None:
-                raise UserError(
-                    f"{kind} of reward {self.name}: expected {wanted.__module__}.{wanted.__name__}, "
-                    f"found {type(values[wrong]).__name__} at index {wrong}"
-                )
+            for i, value in enumerate(values):
+                if not isinstance(value, wanted):
+                    expected = f"{kind} of reward {self.name}: expected {wanted.__module__}.{wanted.__name__}"
+                    raise UserError(f"{expected}, found {type(value).__name__} at index {i}")
         if not images:
             return np.zeros(0, dtype=np.float32)
         with torch.inference_mode():

@@ -6,10 +6,13 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from .. import tiny
 from ..core.load import load_hub_dataset
@@ -18,15 +21,22 @@ from ..errors import UserError
 
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
-HPD_STYLES = ("anime", "concept-art", "paintings", "photo")
 # Beside prompt and category: what the rules of GenEval and T2I-CompBench read, and what tells HPDv2's repeated prompts apart.
 DETAILS = ("metadata", "tag", "include", "exclude", "three_in_one", "seen", "challenge", "index")
 COLUMNS = ("prompt", "Prompt", "caption")  # of the prompts, in the sets' own files
 CATEGORIES = ("category", "Category", "tag")
-GENEVAL_FILE = "evaluation_metadata.jsonl of github.com/djghosh13/geneval, or JSONL with prompt, category and metadata"
-COMPBENCH_FILE = (
-    "JSONL with prompt, category and, for complex prompts, three_in_one, from github.com/Karine-Huang/T2I-CompBench"
-)
+# The benchmarks: files of zhwang/HPDv2, other datasets of the Hub with their splits, how many prompts these have, and what
+# file to bring where the Hub has none.
+HPD_FILES = {"hpdv2": ("anime", "concept-art", "paintings", "photo"), "drawbench": ("drawbench",)}
+HUB_SETS = {"partiprompts": ("nateraw/parti-prompts", "train")}
+HUB_SETS |= {"pickapic": ("yuvalkirstain/pickapic_v1_no_images", "validation_unique")}
+SIZES = {"hpdv2": 3200, "partiprompts": 1632, "pickapic": 500, "drawbench": 200}
+OWN_FILES = {
+    "geneval": "evaluation_metadata.jsonl of github.com/djghosh13/geneval, or JSONL with prompt, category and metadata",
+    "t2i_compbench": "JSONL with prompt, category and, for complex prompts, three_in_one, from "
+    "github.com/Karine-Huang/T2I-CompBench",
+}
+PROMPT_SETS = (*SIZES, *OWN_FILES)
 
 
 @dataclass(frozen=True)
@@ -47,42 +57,11 @@ class PromptSet:
 
     @property
     def prompts(self) -> list[str]:
-        """The texts."""
         return [row.prompt for row in self.rows]
 
     @property
     def categories(self) -> list[str | None]:
-        """The category of each prompt."""
         return [row.category for row in self.rows]
-
-
-def _load_hpd(styles: tuple[str, ...]) -> list[dict[str, Any]]:
-    from huggingface_hub import hf_hub_download
-
-    rows = []
-    for style in styles:
-        prompts = _read_rows(hf_hub_download("zhwang/HPDv2", f"benchmark/{style}.json", repo_type="dataset"), COLUMNS)
-        category = style if len(styles) > 1 else None
-        rows += [{**row, "category": category, "index": index} for index, row in enumerate(prompts)]
-    return rows
-
-
-def _load_dataset(name: str, split: str) -> list[dict[str, Any]]:
-    import datasets
-
-    return _read_dataset(datasets.load_dataset(name, split=split), name, COLUMNS, CATEGORIES)
-
-
-# Name -> (how to load it from the Hub, or what file to bring; how many prompts it has).
-SETS: dict[str, tuple[Callable[[], list[dict[str, Any]]] | str, int]] = {
-    "hpdv2": (lambda: _load_hpd(HPD_STYLES), 3200),
-    "partiprompts": (lambda: _load_dataset("nateraw/parti-prompts", "train"), 1632),
-    "pickapic": (lambda: _load_dataset("yuvalkirstain/pickapic_v1_no_images", "validation_unique"), 500),
-    "drawbench": (lambda: _load_hpd(("drawbench",)), 200),
-    "geneval": (GENEVAL_FILE, 553),
-    "t2i_compbench": (COMPBENCH_FILE, 1800),
-}
-PROMPT_SETS = tuple(SETS)
 
 
 def load_prompts(
@@ -115,15 +94,12 @@ def load_prompts(
 def load_prompt_set(source: str, column: str = "prompt", num_prompts: int | None = None, seed: int = 0) -> PromptSet:
     """A benchmark's prompts by name, or those of a file or Hub dataset.
 
-    A benchmark keeps its repeated prompts, whose number is part of its protocol; elsewhere a prompt counts once a
-    category.
+    A benchmark keeps its repeated prompts, a part of its protocol; elsewhere a prompt counts once a category.
 
     Args:
         source (`str`): `hpdv2`, `partiprompts`, `pickapic`, `drawbench` (loaded from the Hub); `NAME=SOURCE` with a
             file or Hub dataset for any benchmark or a name of your own; or such a source alone, see `load_prompts`.
-        column (`str`, *optional*, defaults to `"prompt"`): where the prompts stand in sources of your own.
-        num_prompts (`int`, *optional*): size of a sample, which keeps the order.
-        seed (`int`, *optional*, defaults to 0): of the sample.
+        column, num_prompts, seed: as in `load_prompts`; the column is that of sources of your own.
 
     Returns:
         `PromptSet`: at least one prompt.
@@ -133,13 +109,13 @@ def load_prompt_set(source: str, column: str = "prompt", num_prompts: int | None
     """
     name, equals, place = source.partition("=")
     if not equals or Path(source).exists():
-        name, place = (source, "") if source in SETS else ("", source)
+        name, place = (source, "") if source in PROMPT_SETS else ("", source)
     if place:
-        records = _read_rows(place, COLUMNS if name in SETS else [column], (*CATEGORIES, *DETAILS))
+        records = _read_rows(place, COLUMNS if name in PROMPT_SETS else [column], (*CATEGORIES, *DETAILS))
     else:
         records = _load_known(name)
     rows = [row for record in records if (row := _row(record, column, source)).prompt]
-    if name not in SETS:
+    if name not in PROMPT_SETS:
         first: dict[tuple, EvaluationPrompt] = {}
         for row in rows:
             first.setdefault((row.prompt, row.category), row)
@@ -152,11 +128,20 @@ def load_prompt_set(source: str, column: str = "prompt", num_prompts: int | None
 
 def _load_known(name: str) -> list[dict[str, Any]]:
     """A benchmark's records from the Hub."""
-    load, size = SETS[name]
-    if isinstance(load, str):
-        raise UserError(f"--prompts {name}: expected {name}=FILE with its own file ({load}), found no file")
+    import datasets
+    from huggingface_hub import hf_hub_download
+
+    if name in OWN_FILES:
+        raise UserError(f"--prompts {name}: expected {name}=FILE with its own file ({OWN_FILES[name]}), found no file")
+    records = []
     try:
-        records = load()
+        for style in HPD_FILES.get(name, ()):
+            file = hf_hub_download("zhwang/HPDv2", f"benchmark/{style}.json", repo_type="dataset")
+            own = {"category": style if name == "hpdv2" else None}
+            records += [{**row, **own, "index": index} for index, row in enumerate(_read_rows(file, COLUMNS))]
+        if name in HUB_SETS:
+            place, split = HUB_SETS[name]
+            records = _read_dataset(datasets.load_dataset(place, split=split), place, COLUMNS, CATEGORIES)
     except UserError:
         raise
     except (OSError, RuntimeError, ValueError) as error:  # huggingface_hub's errors are OSErrors
@@ -165,8 +150,8 @@ def _load_known(name: str) -> list[dict[str, Any]]:
             f"--prompts {name}: expected its prompts on the Hub or in the cache, found {type(error).__name__}"
             f" ({reason}); a local file works too: {name}=FILE"
         ) from None
-    if len(records) != size:
-        raise UserError(f"--prompts {name}: expected {size} prompts from the Hub, found {len(records)}")
+    if len(records) != SIZES[name]:
+        raise UserError(f"--prompts {name}: expected {SIZES[name]} prompts from the Hub, found {len(records)}")
     return records
 
 
@@ -193,12 +178,12 @@ def _sample(prompts: Sequence[str], num_prompts: int | None, seed: int, source: 
     if num_prompts is None:
         return range(len(prompts))
     if not 1 <= num_prompts <= len(prompts):
-        raise UserError(
-            f"--num_prompts: expected 1 to {len(prompts)} (distinct prompts in {source}), found {num_prompts}"
-        )
+        expected = f"expected 1 to {len(prompts)} (distinct prompts in {source})"
+        raise UserError(f"--num_prompts: {expected}, found {num_prompts}")
     ranks, repeats = [], Counter()
     for prompt in prompts:  # the first of repeated prompts draws by its text alone, as if it were the only one
-        ranks.append(derive_seed(seed, "prompt", prompt, *filter(None, [repeats[prompt]])))
+        number = [repeats[prompt]] if prompt in repeats else []
+        ranks.append(derive_seed(seed, "prompt", prompt, *number))
         repeats[prompt] += 1
     return sorted(sorted(range(len(prompts)), key=ranks.__getitem__)[:num_prompts])
 
@@ -229,9 +214,6 @@ def _read_dataset(dataset: Any, name: str, columns: Sequence[str], extras: Colle
 
 
 def _read_parquet(path: Path, columns: Sequence[str], extras: Collection[str]) -> list[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         file = pq.ParquetFile(path)
     except pa.ArrowInvalid:
@@ -264,21 +246,17 @@ def _read_text(path: Path, columns: Sequence[str], extras: Collection[str]) -> l
 
 def _parse_json(text: str, path: Path) -> list[Any]:
     """The values of a JSON list, or of the lines of a `.jsonl`."""
-    if path.suffix.lower() == ".json":
+    by_line, values = path.suffix.lower() == ".jsonl", []
+    for number, part in enumerate(text.split("\n") if by_line else [text], start=1):
         try:
-            records = json.loads(text)
+            values += [json.loads(part)] if part.strip() or not by_line else []
         except json.JSONDecodeError as error:
-            raise UserError(f"--prompts: expected JSON in {path}, found {error.msg} in line {error.lineno}") from None
-        if not isinstance(records, list):
-            raise UserError(f"--prompts: expected a JSON list in {path}, found {type(records).__name__}")
-        return records
-    records = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        try:
-            records += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError as error:
-            raise UserError(f"--prompts: expected JSON in line {number} of {path}, found {error.msg}") from None
-    return records
+            found = f"in {path}, found {error.msg} in line {error.lineno}"
+            found = f"in line {number} of {path}, found {error.msg}" if by_line else found
+            raise UserError(f"--prompts: expected JSON {found}") from None
+    if not by_line and not isinstance(values[0], list):
+        raise UserError(f"--prompts: expected a JSON list in {path}, found {type(values[0]).__name__}")
+    return values if by_line else values[0]
 
 
 def _choose(names: Sequence[str], columns: Sequence[str], extras: Collection[str], source: str | Path) -> list[str]:

@@ -39,11 +39,6 @@ class Group:
     shape: str
     color: str | None = None
 
-    def __str__(self) -> str:
-        noun = f"{self.color} {self.shape}" if self.color else self.shape
-        words = [word for word, count in COUNTS.items() if count == self.count]
-        return f"{words[0]} {noun}{'es' if self.shape == 'cross' else 's'}" if words else f"a {noun}"
-
 
 @dataclass(frozen=True)
 class Caption:
@@ -53,10 +48,6 @@ class Caption:
     groups: tuple[Group, ...]
     relation: str | None = None
     background: str | None = None
-
-    def __str__(self) -> str:
-        text = f" {self.relation or 'and'} ".join(map(str, self.groups))
-        return f"{text} on a {self.background} background" if self.background else text
 
 
 @dataclass

@@ -22,7 +22,7 @@ from transformers.models.mask2former.image_processing_mask2former import Mask2Fo
 from diffusers_craft import load_reward
 from diffusers_craft.prompts.sets import EvaluationPrompt, PromptSet
 from diffusers_craft.rewards.base import feature_tensor
-from diffusers_craft.rewards.benchmarks.compbench import attribute_score, evaluators, load_parser
+from diffusers_craft.rewards.benchmarks.compbench import attribute_score, evaluators
 from diffusers_craft.rewards.benchmarks.geneval import CLASSES, COLORS, Detection, crop_object, find_instances
 
 
@@ -273,10 +273,10 @@ def test_compbench_takes_its_own_prompts_only(compbench, make_images):
         compbench.score(["a cat"], make_images(1))
 
 
-def test_spacy_is_asked_for_in_one_line(monkeypatch):
+def test_spacy_is_asked_for_in_one_line(blip_folder, clip_folder, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "spacy", None)
     with pytest.raises(ValueError, match="reward t2i_compbench: needs the package spacy .* download en_core_web_sm$"):
-        load_parser()
+        load_reward("t2i_compbench", f"{blip_folder},{clip_folder}").bind(prompt_set(("a red circle", "color", {})))
 
 
 @pytest.mark.parametrize("name", ["geneval", "t2i_compbench"])

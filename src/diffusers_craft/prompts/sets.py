@@ -21,8 +21,8 @@ from ..errors import UserError
 
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
-# Beside prompt and category: what the rules of GenEval and T2I-CompBench read, and what tells HPDv2's repeated prompts apart.
-DETAILS = ("metadata", "tag", "include", "exclude", "three_in_one", "seen", "challenge", "index")
+# Beside prompt and category: what the rules of GenEval and T2I-CompBench read.
+DETAILS = ("metadata", "tag", "include", "exclude", "three_in_one")
 COLUMNS = ("prompt", "Prompt", "caption")  # of the prompts, in the sets' own files
 CATEGORIES = ("category", "Category", "tag")
 # The benchmarks: files of zhwang/HPDv2, other datasets of the Hub with their splits, how many prompts these have, and what
@@ -137,11 +137,12 @@ def _load_known(name: str) -> list[dict[str, Any]]:
     try:
         for style in HPD_FILES.get(name, ()):
             file = hf_hub_download("zhwang/HPDv2", f"benchmark/{style}.json", repo_type="dataset")
-            own = {"category": style if name == "hpdv2" else None}
-            records += [{**row, **own, "index": index} for index, row in enumerate(_read_rows(file, COLUMNS))]
+            records += [{**row, "category": style if name == "hpdv2" else None} for row in _read_rows(file, COLUMNS)]
         if name in HUB_SETS:
             place, split = HUB_SETS[name]
-            records = _read_dataset(datasets.load_dataset(place, split=split), place, COLUMNS, CATEGORIES)
+            dataset = datasets.load_dataset(place, split=split)
+            wanted = _choose(dataset.column_names, COLUMNS, CATEGORIES, place)
+            records = dataset.select_columns(wanted).to_list()
     except UserError:
         raise
     except (OSError, RuntimeError, ValueError) as error:  # huggingface_hub's errors are OSErrors
@@ -196,7 +197,7 @@ def _read_rows(source: str, columns: Sequence[str], extras: Collection[str] = ()
     path = Path(tiny.prompt_file(source) or source).expanduser()
     suffix = path.suffix.lower()
     if path.is_file() and suffix in SUFFIXES:
-        return _read_parquet(path, columns, extras) if suffix == ".parquet" else _read_text(path, columns, extras)
+        return _read_file(path, columns, extras)
     name, split = (source, "train") if path.is_dir() or ":" not in source else source.rsplit(":", 1)
     folder = Path(name).expanduser()
     expected = f"--prompts: expected a file ({', '.join(SUFFIXES)}) or a dataset of the Hub"
@@ -205,28 +206,22 @@ def _read_rows(source: str, columns: Sequence[str], extras: Collection[str] = ()
     if not folder.is_dir() and (suffix in SUFFIXES or source.startswith((".", "/", "~"))):
         raise UserError(f"{expected}, found no file at {source}")
     name = str(folder) if folder.is_dir() else name
-    return _read_dataset(load_hub_dataset(name, split or "train", expected=expected), name, columns, extras)
-
-
-def _read_dataset(dataset: Any, name: str, columns: Sequence[str], extras: Collection[str]) -> list[dict[str, Any]]:
-    """`_read_rows` of a loaded dataset."""
+    dataset = load_hub_dataset(name, split or "train", expected=expected)
     return dataset.select_columns(_choose(dataset.column_names, columns, extras, name)).to_list()
 
 
-def _read_parquet(path: Path, columns: Sequence[str], extras: Collection[str]) -> list[dict[str, Any]]:
-    try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid:
-        raise UserError(f"--prompts: expected a Parquet file, found other bytes in {path}") from None
-    return file.read(columns=_choose(file.schema_arrow.names, columns, extras, path)).to_pylist()
-
-
-def _read_text(path: Path, columns: Sequence[str], extras: Collection[str]) -> list[dict[str, Any]]:
+def _read_file(path: Path, columns: Sequence[str], extras: Collection[str]) -> list[dict[str, Any]]:
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        try:
+            names = pq.read_schema(path).names
+        except pa.ArrowInvalid:
+            raise UserError(f"--prompts: expected a Parquet file, found other bytes in {path}") from None
+        return pq.read_table(path, columns=_choose(names, columns, extras, path)).to_pylist()
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"--prompts: expected UTF-8 text in {path}, found other bytes") from None
-    suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
         style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}
         records = list(csv.DictReader(io.StringIO(text), **style))

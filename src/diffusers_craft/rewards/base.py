@@ -119,18 +119,17 @@ class Reward(ABC):
         Raises:
             UserError: if the lengths differ, or a prompt or image is of another type.
         """
+        who = f"of reward {self.name}"
         if isinstance(prompts, str):
-            raise UserError(f"prompts of reward {self.name}: expected a list of texts, found one text")
+            raise UserError(f"prompts {who}: expected a list of texts, found one text")
         prompts, images = list(prompts), list(images)
-        if (number := len(prompts)) != len(images):
-            raise UserError(
-                f"images of reward {self.name}: expected one for each of {number} prompts, found {len(images)}"
-            )
+        if len(prompts) != len(images):
+            raise UserError(f"images {who}: expected one for each of {len(prompts)} prompts, found {len(images)}")
         for kind, values, wanted in (("prompts", prompts, str), ("images", images, Image.Image)):
             for i, value in enumerate(values):
                 if not isinstance(value, wanted):
-                    expected = f"{kind} of reward {self.name}: expected {wanted.__module__}.{wanted.__name__}"
-                    raise UserError(f"{expected}, found {type(value).__name__} at index {i}")
+                    expected = f"expected {wanted.__module__}.{wanted.__name__}"
+                    raise UserError(f"{kind} {who}: {expected}, found {type(value).__name__} at index {i}")
         if not images:
             return np.zeros(0, dtype=np.float32)
         with torch.inference_mode():
@@ -153,12 +152,11 @@ class CheckpointReward(Reward):
 
     def _find(self, checkpoint: str | None) -> Path:
         """The file or folder of the weights; downloads it if need be."""
-        revision = None if checkpoint else self.revision
-        path = find_checkpoint(self.name, checkpoint or self.hub_id, self.filename, self.size, revision)
+        place, revision = (checkpoint, None) if checkpoint else (self.hub_id, self.revision)
+        path = find_checkpoint(self.name, place, self.filename, self.size, revision)
         if self.filename is None and not (config := path / "config.json").exists():
-            raise UserError(
-                f"--reward_checkpoint {self.name}: expected a {self.architecture} folder, found no {config}"
-            )
+            expected = f"expected a {self.architecture} folder"
+            raise UserError(f"--reward_checkpoint {self.name}: {expected}, found no {config}")
         return path
 
     @cached_property

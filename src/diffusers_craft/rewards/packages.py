@@ -1,10 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """The official packages `hpsv2` and `image-reward` as optional backends: the built-in numbers and checkpoints, slower."""
 
-import importlib
-from abc import abstractmethod
-from functools import cached_property
-from importlib import metadata
+import importlib.metadata
 from typing import Any
 
 import torch
@@ -35,7 +32,7 @@ def import_package(reward: str, package: str, module: str) -> Any:
 
 
 class PackageReward(CheckpointReward):
-    """A reward that an official package computes, on RGB images, in the package's own precision."""
+    """A reward that an official package's own model, which `_build` makes, computes on RGB images in its own precision."""
 
     package: str
     module: str
@@ -44,21 +41,14 @@ class PackageReward(CheckpointReward):
         self._code = import_package(self.name, self.package, self.module)
         super().__init__(checkpoint, **options)
 
-    @cached_property
-    def checkpoint(self) -> dict[str, str]:
-        try:
-            version = metadata.version(self.package)
-        except metadata.PackageNotFoundError:  # on the path, without its metadata
-            version = "of unknown version"
-        return {**super().checkpoint, "backend": f"{self.package} {version}"}
-
     @property
     def source(self) -> dict[str, str]:
-        return {**super().source, "dtype": "package"}
-
-    @abstractmethod
-    def _build(self) -> Any:
-        """The package's own model."""
+        try:
+            version = importlib.metadata.version(self.package)
+        except importlib.metadata.PackageNotFoundError:  # on the path, without its metadata
+            version = "of unknown version"
+        backend = f"{self.package} {version}"
+        return {**self.checkpoint, "backend": backend, "unit": self.unit, "dtype": "package"}
 
     def _load(self) -> Any:
         try:
@@ -95,9 +85,8 @@ class PackageImageReward(PackageReward, ImageRewardReward):
 
     def _build(self) -> Any:
         config = self._path.with_name("med_config.json")
-        options = {"device": self.device, "med_config": str(config) if config.exists() else None}
-        return self._code.load(str(self._path), **options)
+        found = str(config) if config.exists() else None
+        return self._code.load(str(self._path), device=self.device, med_config=found)
 
     def _score(self, prompts: list[str], images: list[Image.Image]) -> torch.Tensor:
-        pairs = zip(prompts, images)
-        return torch.tensor([float(self.model.score(prompt, to_rgb(image))) for prompt, image in pairs])
+        return torch.tensor([float(self.model.score(*pair)) for pair in zip(prompts, map(to_rgb, images))])

@@ -1,8 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Reward models by name, those of this package, of others and the user's own: settings, flags and loading.
-
-A new one is one file beside this and one line in `_FACTORIES`; users have the ways of `register_reward`.
-"""
+"""Reward models by name, those of this package, of others and the user's own: settings, flags and loading."""
 
 import argparse
 import importlib.metadata
@@ -18,6 +15,7 @@ from typing import Any
 import torch
 
 from .. import tiny
+from ..core.flags import add_flag, flags_of, option
 from ..core.load import import_object
 from ..core.records import CANDIDATE_SCHEMA
 from ..core.script import parse_pairs
@@ -27,7 +25,7 @@ from .base import Reward
 
 logger = logging.getLogger(__name__)
 
-# Name -> factory, or "module:factory" so that a name costs no import until it is used.
+# Name -> factory, or "module:factory" so that a name costs no import until it is used. A new one is a line here.
 _FACTORIES: dict[str, str | Callable[..., Reward]] = {
     "hps_v2.1": "diffusers_craft.rewards.hps:HPSReward",
     "pickscore": "diffusers_craft.rewards.pickscore:PickScoreReward",
@@ -51,7 +49,6 @@ _EXTRA_PACKAGES = ("open_clip", "torchvision")  # what the extra `rewards` insta
 EMBEDDED = "tiny"  # as a checkpoint: the one that the package ships
 PRECISIONS = {"auto": None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 RESIDENCIES = ("sequential", "together")
-MAX_WORKERS = 8
 
 
 def reward_factories() -> dict[str, Any]:
@@ -68,9 +65,7 @@ def _find_factory(name: str) -> Any:
 
 
 def register_reward(name: str, factory: str | Callable[..., Any]) -> None:
-    """Makes a reward model of your own available by name.
-
-    Other ways are `module:Class` in place of a name, and an entry point of the group `diffusers_craft.rewards`.
+    """Makes a reward model available by name, as an entry point of the group `diffusers_craft.rewards` does, too.
 
     Args:
         name (`str`): the name for `load_reward` and `--rewards`; letters, digits, `.`, `_` and `-`.
@@ -140,19 +135,15 @@ def load_reward(
             raise
         extra = "'diffusers-craft[rewards]'" if package in _EXTRA_PACKAGES else package
         raise UserError(f"reward {name}: needs the package {package}; install it with: pip install {extra}") from None
-    return _make(name, factory, checkpoint=checkpoint, device=device, dtype=dtype, batch_size=batch_size)
-
-
-def _make(name: str, factory: Any, **options: Any) -> Any:
-    """The reward that a factory makes from the options which its signature has; an object with `score` as it is."""
     if not inspect.isclass(factory) and hasattr(factory, "score"):
-        return factory
+        return factory  # a reward already
     if not callable(factory):
         raise UserError(f"reward {name}: expected a class or function, found {type(factory).__name__}")
+    options = {"checkpoint": checkpoint, "device": device, "dtype": dtype, "batch_size": batch_size}
     parameters = inspect.signature(factory).parameters.values()
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         accepted = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-        if options["checkpoint"] is not None and "checkpoint" not in accepted:
+        if checkpoint is not None and "checkpoint" not in accepted:
             raise UserError(f"--reward_checkpoint: expected none for {name}, which takes no checkpoint")
         options = {key: value for key, value in options.items() if key in accepted}
     reward = factory(**options)
@@ -196,13 +187,13 @@ class RewardSettings:
         checkpoints (`Mapping[str, str]`, *optional*): reward name to a file, folder or Hub id instead of the official
             checkpoint; `"tiny"` is the one that the package ships.
         backends (`Mapping[str, str]`, *optional*): reward name to `"package"`, to use the authors' own package.
-        batch_size (`int`, *optional*, defaults to 16): images per forward pass.
-        precision (`str`, *optional*, defaults to `"auto"`): of the towers: `"fp16"` or `"bf16"` autocast, `"fp32"` (the
-            reference), `"auto"` is fp16 on a GPU and fp32 on a CPU. Normalisation, dot products and heads are fp32.
-        residency (`str`, *optional*, defaults to `"sequential"`): `"sequential"`, one reward in memory at a time, or
-            `"together"`, all at once and every image decoded once.
-        num_workers (`int`, *optional*): threads that decode images; by default none for rewards on a CPU, which they
-            would compete with, and this rank's share of the CPU cores, at most 8, for rewards on a GPU.
+        batch_size (`int`, *optional*, defaults to 16): Images scored together.
+        precision (`str`, *optional*, defaults to `"auto"`): Of the towers; auto: fp16 on a GPU, fp32 on a CPU. fp32 is
+            the reference.
+        residency (`str`, *optional*, defaults to `"sequential"`): One reward model in memory at a time, or all together,
+            which decodes every image once.
+        num_workers (`int`, *optional*): Threads that decode images; default: 0 for rewards on a CPU, else this rank's CPU
+            cores, at most 8.
 
     Raises:
         UserError: names the flag whose value cannot be.
@@ -211,8 +202,8 @@ class RewardSettings:
     checkpoints: Mapping[str, str] = field(default_factory=dict)
     backends: Mapping[str, str] = field(default_factory=dict)
     batch_size: int = 16
-    precision: str = "auto"
-    residency: str = "sequential"
+    precision: str = option("auto", choices=list(PRECISIONS))
+    residency: str = option("sequential", choices=list(RESIDENCIES))
     num_workers: int | None = None
 
     def __post_init__(self) -> None:
@@ -238,7 +229,7 @@ class RewardSettings:
             return self.num_workers
         on_gpu = torch.cuda.is_available() if device is None else torch.device(device).type != "cpu"
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        return min(MAX_WORKERS, max(1, (os.cpu_count() or 1) // ranks_here)) if on_gpu else 0
+        return min(8, max(1, (os.cpu_count() or 1) // ranks_here)) if on_gpu else 0
 
 
 def add_reward_arguments(
@@ -252,14 +243,9 @@ def add_reward_arguments(
     parser.add_argument("--reward_checkpoint", action="append", default=[], metavar="NAME=PATH", help=text)
     text = "Score hps_v2.1 or image_reward with its authors' own package, where that is installed and works."
     parser.add_argument("--reward_backend", action="append", default=[], metavar="NAME=package", help=text)
-    defaults, text = RewardSettings(), "Images scored together."
-    parser.add_argument("--reward_batch_size", type=int, default=defaults.batch_size, help=text)
-    text = "Of the towers; auto: fp16 on a GPU, fp32 on a CPU. fp32 is the reference."
-    parser.add_argument("--reward_precision", choices=list(PRECISIONS), default=defaults.precision, help=text)
-    text = "One reward model in memory at a time, or all together, which decodes every image once."
-    parser.add_argument("--reward_residency", choices=list(RESIDENCIES), default=defaults.residency, help=text)
-    text = "Threads that decode images; default: 0 for rewards on a CPU, else this rank's CPU cores, at most 8."
-    parser.add_argument("--dataloader_num_workers", type=int, default=defaults.num_workers, help=text)
+    for flag in flags_of(RewardSettings):
+        name = "dataloader_num_workers" if flag.name == "num_workers" else f"reward_{flag.name}"
+        add_flag(parser, flag._replace(name=name), {"default": flag.default})
 
 
 def load_rewards(
@@ -282,8 +268,7 @@ def load_rewards(
         taken = {*rewards, *checkpoints, *settings.backends}
         found = {name: path for name in names if name not in taken and (path := tiny.reward_checkpoint(name))}
         if found:
-            text = "The base is a tiny model: scoring with the embedded checkpoints of %s"
-            logger.info(text, ", ".join(found))
+            logger.info("The base is a tiny model: scoring with the embedded checkpoints of %s", ", ".join(found))
         checkpoints |= found
     options = device, PRECISIONS[settings.precision], settings.batch_size
     for name in names:

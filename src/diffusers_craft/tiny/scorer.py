@@ -80,13 +80,6 @@ def read_scene(image: Image.Image) -> Scene:
     return scene
 
 
-def _stands(first: Object, second: Object, relation: str) -> bool:
-    """GenEval's position rule: the normalised offset between the centres reaches 0.5 along the relation's axis."""
-    offset = np.array([first.x - second.x, first.y - second.y])
-    dx, dy = offset / max(float(np.linalg.norm(offset)), 1e-6)
-    return bool({"left of": -dx, "right of": dx, "above": -dy, "below": dy}[relation] > 0.5)
-
-
 def scene_shows(scene: Scene, caption: Caption) -> bool:
     """Whether a scene has exactly the objects that the caption names, no more, in their relation and on its background."""
     if caption.background and scene.background != caption.background:
@@ -99,7 +92,12 @@ def scene_shows(scene: Scene, caption: Caption) -> bool:
         if len(fits) != group.count or "?" in {o.color for o in fits}:
             return False
         members.append(fits[0])
-    return caption.relation is None or _stands(members[0], members[1], caption.relation)
+    if caption.relation is None:
+        return True
+    # GenEval's rule: the normalised offset between the centres reaches 0.5 along the relation's axis.
+    offset = np.array([members[0].x - members[1].x, members[0].y - members[1].y])
+    dx, dy = offset / max(float(np.linalg.norm(offset)), 1e-6)
+    return bool({"left of": -dx, "right of": dx, "above": -dy, "below": dy}[caption.relation] > 0.5)
 
 
 def exact_score(prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:

@@ -25,7 +25,6 @@ CATEGORIES = ("color", "shape", "texture", "spatial", "non_spatial", "complex") 
 MAX_CHUNKS = 8  # noun phrases per prompt
 # The three_in_one label of a complex prompt -> the evaluators whose mean is its score; no label means all three.
 THREE_IN_ONE = {"spatial": ("blip", "unidet"), "action": ("blip", "clip"), "spatialaction": ("blip", "unidet", "clip")}
-Parse = Callable[[str], tuple[list[str], str]]  # prompt -> noun phrases, prompt without adjectives
 
 
 def evaluators(category: str, three_in_one: str | None = None) -> tuple[str, ...]:
@@ -42,26 +41,6 @@ def attribute_score(answers: Sequence[Sequence[float]]) -> float:
     return float(np.prod([yes / (yes + no) for yes, no in answers]))
 
 
-def load_parser() -> Parse:
-    """spaCy's small English model, the official one, as a function of a prompt."""
-    try:
-        import spacy
-
-        nlp = spacy.load("en_core_web_sm")
-    except (ImportError, OSError):
-        raise UserError(
-            "reward t2i_compbench: needs the package spacy and its English model; install them with: "
-            "pip install spacy && python -m spacy download en_core_web_sm"
-        ) from None
-
-    def parse(prompt: str) -> tuple[list[str], str]:
-        document = nlp(prompt)
-        chunks = [str(chunk) for chunk in document.noun_chunks][:MAX_CHUNKS]
-        return chunks, " ".join(token.text for token in document if token.pos_ != "ADJ")
-
-    return parse
-
-
 class CompBenchReward(RewardWithClip):
     """T2I-CompBench's score in [0, 1] of its own prompts, see `bind`; NaN for those that need UniDet.
 
@@ -73,10 +52,8 @@ class CompBenchReward(RewardWithClip):
     size, architecture = "1.54 GB", "BlipForQuestionAnswering"
     unit = "probability, product over noun phrases; cosine for non-spatial prompts; their mean for complex ones"
     abstains = True
-    note = (
-        "t2i_compbench: UniDet left out: no score for spatial prompts and for complex ones labelled spatial or "
-        "spatialaction, so `complex` is the mean over those labelled action."
-    )
+    note = "t2i_compbench: UniDet left out: no score for spatial prompts and for complex ones labelled spatial or "
+    note += "spatialaction, so `complex` is the mean over those labelled action."
 
     image_size = 480  # pixels, as the official evaluator; the Hub's positions are of 384 and interpolated
 
@@ -85,8 +62,24 @@ class CompBenchReward(RewardWithClip):
         self._kinds: dict[str, tuple[str, str | None]] = {}  # prompt -> category, three_in_one
 
     @cached_property
-    def parse(self) -> Parse:
-        return load_parser()
+    def parse(self) -> Callable[[str], tuple[list[str], str]]:
+        """Prompt to its noun phrases and itself without adjectives, by the official parser: spaCy's small English model."""
+        try:
+            import spacy
+
+            nlp = spacy.load("en_core_web_sm")
+        except (ImportError, OSError):
+            raise UserError(
+                "reward t2i_compbench: needs the package spacy and its English model; install them with: "
+                "pip install spacy && python -m spacy download en_core_web_sm"
+            ) from None
+
+        def parse(prompt: str) -> tuple[list[str], str]:
+            document = nlp(prompt)
+            chunks = [str(chunk) for chunk in document.noun_chunks][:MAX_CHUNKS]
+            return chunks, " ".join(token.text for token in document if token.pos_ != "ADJ")
+
+        return parse
 
     @property
     def checkpoint(self) -> dict[str, Any]:

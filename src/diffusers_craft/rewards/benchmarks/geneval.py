@@ -1,9 +1,8 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """GenEval (arXiv 2310.11513) as a metric: 1 where an image shows the objects, counts, colours and positions of its prompt.
 
-The official code finds objects with mmdet 2, which current environments cannot run. Here transformers' Mask2Former with
-the same backbone stands behind the same rules, and CLIP ViT-L/14 tells colours as there. Until these detections are
-calibrated against GenEval's human annotations its scores do not compare with published ones.
+The official code finds objects with mmdet 2, which current environments cannot run; here it is transformers' Mask2Former
+with the same backbone. Until that is calibrated against GenEval's human annotations, scores do not compare with published.
 """
 
 import itertools
@@ -79,11 +78,9 @@ def relative_position(box: tuple[float, float, float, float], other: tuple[float
 
 
 def find_failures(
-    objects: Mapping[str, Sequence[Detection]],
-    requirements: Mapping[str, Any],
-    color_of: Callable[[Sequence[Detection]], Sequence[str]] | None = None,
+    objects: Mapping[str, Sequence[Detection]], requirements: Mapping[str, Any], color_of: Callable | None = None
 ) -> list[str]:
-    """Why an image with the `objects` of `keep_detections` does not show its prompt; empty if it does.
+    """Why an image with the `objects` of `keep_detections` does not show its prompt, whose colours `color_of` tells.
 
     The requirements are GenEval's own: `include` lists what must be there (`class`, `count`, maybe `color`, maybe `position`
     as [relation, index of an earlier requirement]), `exclude` what must not be there as often as `count`.
@@ -166,10 +163,8 @@ class GenEvalReward(RewardWithClip):
     hub_id, size = "facebook/mask2former-swin-small-coco-instance", "280 MB"
     architecture = "Mask2FormerForUniversalSegmentation"
     short_side = SHORT_SIDE
-    note = (
-        "geneval: objects found by transformers' Mask2Former instead of mmdet's; not comparable with published GenEval "
-        "scores until calibrated. Its overall score is the mean of categories."
-    )
+    note = "geneval: objects found by transformers' Mask2Former instead of mmdet's; not comparable with published GenEval "
+    note += "scores until calibrated. Its overall score is the mean of categories."
 
     def __init__(self, checkpoint: str | None = None, **options):
         super().__init__(checkpoint, **options)
@@ -185,9 +180,9 @@ class GenEvalReward(RewardWithClip):
         asked = {row.prompt: row.details.get("metadata") or row.details for row in prompts.rows}
         if not all("include" in requirements for requirements in asked.values()):
             return False
-        for requirements in asked.values():
-            if unknown := {wanted["class"] for wanted in requirements["include"]} - set(CLASSES):
-                raise UserError(f"--rewards geneval: expected classes of COCO, found {sorted(unknown)[0]!r}")
+        classes = {wanted["class"] for requirements in asked.values() for wanted in requirements["include"]}
+        if unknown := sorted(classes - set(CLASSES)):
+            raise UserError(f"--rewards geneval: expected classes of COCO, found {unknown[0]!r}")
         self._requirements |= asked
         return True
 
@@ -229,9 +224,9 @@ class GenEvalReward(RewardWithClip):
         """Why an image does not show its prompt; empty if it does."""
         if prompt not in self._requirements:
             raise UserError(f"--rewards geneval: expected a prompt of GenEval's own file, found {prompt!r}")
-        requirements = self._requirements[prompt]
-        objects = keep_detections(self.detect(image), counting=requirements.get("tag") == "counting")
-        return find_failures(objects, requirements, lambda found: self.find_colors(image, found))
+        asked = self._requirements[prompt]
+        objects = keep_detections(self.detect(image), counting=asked.get("tag") == "counting")
+        return find_failures(objects, asked, lambda found: self.find_colors(image, found))
 
     def _score(self, prompts: list[str], images: list[Image.Image]) -> torch.Tensor:
         return torch.tensor([float(not self.explain(*pair)) for pair in zip(prompts, images)])

@@ -177,12 +177,10 @@ class TransformersRefiner:
 
     def refine(self, prompt: str, n: int, seed: int) -> list[str]:
         device, tokenizer, request = self._model.device, self._tokenizer, f"Prompt: {prompt}"
-        if tokenizer.chat_template:
+        text = f"{INSTRUCTION}\n\n{request}\nRewritten prompt:"
+        if tokenizer.chat_template:  # writes the special tokens itself
             messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": request}]
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        else:
-            text = f"{INSTRUCTION}\n\n{request}\nRewritten prompt:"
-        # A template writes the special tokens itself.
         inputs = tokenizer(text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template).to(device)
         options = {"do_sample": True, "temperature": self.temperature, "num_return_sequences": n}
         options |= {"max_new_tokens": 2 * MAX_WORDS, "pad_token_id": tokenizer.pad_token_id or tokenizer.eos_token_id}
@@ -223,9 +221,8 @@ def refine_prompts(
 ) -> pa.Table:
     """Writes the texts of all candidates to a stage, one row per candidate, and returns all rows (`REFINED_SCHEMA`).
 
-    Prompt i is group i; of its `num_refinements` R, each with `num_seeds` S candidates, variant j is of refinement
-    (j - 1) // S. A refiner's failures (the prompt itself) are marked `refined=False`. The stage has
-    `len(prompts) * (1 + R * S)` rows; shards that are done are kept, and a group on two shards is refined for each.
+    Prompt i is group i of 1 + R * S rows; variant j is of refinement (j - 1) // S. A refiner's failures (the prompt itself)
+    are marked `refined=False`. Shards that are done are kept, and a group on two shards is refined for each.
     """
     size = 1 + num_refinements * num_seeds
     if num_refinements < 1 or num_seeds < 1:

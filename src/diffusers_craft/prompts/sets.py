@@ -41,8 +41,6 @@ PROMPT_SETS = (*SIZES, *OWN_FILES)
 
 @dataclass(frozen=True)
 class EvaluationPrompt:
-    """A prompt of a set."""
-
     prompt: str
     category: str | None = None  # style, challenge or task, by which results are also reported
     details: Mapping[str, Any] = field(default_factory=dict)  # e.g. GenEval's `include` and `exclude`
@@ -78,9 +76,6 @@ def load_prompts(
             contains the smaller one.
         seed (`int`, *optional*, defaults to `0`): of the sample.
 
-    Returns:
-        `list[str]`: at least one prompt.
-
     Raises:
         UserError: if the source is missing, cannot be read, lacks the column or holds too few prompts.
     """
@@ -100,9 +95,6 @@ def load_prompt_set(source: str, column: str = "prompt", num_prompts: int | None
         source (`str`): `hpdv2`, `partiprompts`, `pickapic`, `drawbench` (loaded from the Hub); `NAME=SOURCE` with a
             file or Hub dataset for any benchmark or a name of your own; or such a source alone, see `load_prompts`.
         column, num_prompts, seed: as in `load_prompts`; the column is that of sources of your own.
-
-    Returns:
-        `PromptSet`: at least one prompt.
 
     Raises:
         UserError: if the source is missing, cannot be read or holds no prompts.
@@ -141,16 +133,13 @@ def _load_known(name: str) -> list[dict[str, Any]]:
         if name in HUB_SETS:
             place, split = HUB_SETS[name]
             dataset = datasets.load_dataset(place, split=split)
-            wanted = _choose(dataset.column_names, COLUMNS, CATEGORIES, place)
-            records = dataset.select_columns(wanted).to_list()
+            records = dataset.select_columns(_choose(dataset.column_names, COLUMNS, CATEGORIES, place)).to_list()
     except UserError:
         raise
     except (OSError, RuntimeError, ValueError) as error:  # huggingface_hub's errors are OSErrors
         reason = (str(error).splitlines() or [""])[0][:160]
-        raise UserError(
-            f"--prompts {name}: expected its prompts on the Hub or in the cache, found {type(error).__name__}"
-            f" ({reason}); a local file works too: {name}=FILE"
-        ) from None
+        found = f"found {type(error).__name__} ({reason}); a local file works too: {name}=FILE"
+        raise UserError(f"--prompts {name}: expected its prompts on the Hub or in the cache, {found}") from None
     if len(records) != SIZES[name]:
         raise UserError(f"--prompts {name}: expected {SIZES[name]} prompts from the Hub, found {len(records)}")
     return records

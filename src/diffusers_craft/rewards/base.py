@@ -103,7 +103,6 @@ class Reward(ABC):
         return torch.cat([function(*(column[rows] for column in columns)) for rows in batches])
 
     def _autocast(self) -> AbstractContextManager[None]:
-        """The precision of the towers."""
         return tower_precision(self.device, self.dtype)
 
     def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
@@ -167,18 +166,12 @@ class CheckpointReward(Reward):
 
 
 class PromptImageReward(CheckpointReward):
-    """A reward of separate text and image towers, whose score is a function of their cosine."""
+    """A reward of separate text and image towers: `_scale()` times the cosine of their embeddings.
 
-    @abstractmethod
-    def encode_images(self, images: list[Image.Image]) -> torch.Tensor:
-        """(B, D) embeddings of one batch of images."""
-
-    @abstractmethod
-    def encode_prompts(self, prompts: list[str]) -> torch.Tensor:
-        """(B, D) embeddings of one batch of prompts."""
+    Subclasses implement `encode_images(images)` and `encode_prompts(prompts)`: (B, D) embeddings of one batch.
+    """
 
     def _scale(self) -> torch.Tensor | float:
-        """What the cosine is multiplied by."""
         return 1.0
 
     def _score(self, prompts: list[str], images: list[Image.Image]) -> torch.Tensor:

@@ -32,10 +32,7 @@ def import_package(reward: str, package: str, module: str) -> Any:
 
 
 class PackageReward(CheckpointReward):
-    """A reward that an official package's own model, which `_build` makes, computes on RGB images in its own precision."""
-
-    package: str
-    module: str
+    """A reward that the model of a `package` computes on RGB images, in its own precision; `_build` makes it by `module`."""
 
     def __init__(self, checkpoint: str | None = None, **options):
         self._code = import_package(self.name, self.package, self.module)
@@ -47,8 +44,7 @@ class PackageReward(CheckpointReward):
             version = importlib.metadata.version(self.package)
         except importlib.metadata.PackageNotFoundError:  # on the path, without its metadata
             version = "of unknown version"
-        backend = f"{self.package} {version}"
-        return {**self.checkpoint, "backend": backend, "unit": self.unit, "dtype": "package"}
+        return {**self.checkpoint, "backend": f"{self.package} {version}", "unit": self.unit, "dtype": "package"}
 
     def _load(self) -> Any:
         try:

@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -45,10 +45,8 @@ _PACKAGE_FACTORIES = {
 _SAFE_NAME = re.compile(r"[\w.-]+")  # names of folders, columns and NAME=VALUE flags
 # Other columns of the tables in which a reward's scores are a column.
 _RESERVED = {*CANDIDATE_SCHEMA.names, "latent_vae", "reward", "advantage", "kept", "selected"}
-_EXTRA_PACKAGES = ("open_clip", "torchvision")  # what the extra `rewards` installs
 EMBEDDED = "tiny"  # as a checkpoint: the one that the package ships
 PRECISIONS = {"auto": None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-RESIDENCIES = ("sequential", "together")
 
 
 def reward_factories() -> dict[str, Any]:
@@ -133,7 +131,7 @@ def load_reward(
         package = (error.name or "").split(".")[0]
         if package == __name__.split(".")[0]:  # a wrong entry above
             raise
-        extra = "'diffusers-craft[rewards]'" if package in _EXTRA_PACKAGES else package
+        extra = "'diffusers-craft[rewards]'" if package in ("open_clip", "torchvision") else package
         raise UserError(f"reward {name}: needs the package {package}; install it with: pip install {extra}") from None
     if not inspect.isclass(factory) and hasattr(factory, "score"):
         return factory  # a reward already
@@ -202,16 +200,17 @@ class RewardSettings:
     checkpoints: Mapping[str, str] = field(default_factory=dict)
     backends: Mapping[str, str] = field(default_factory=dict)
     batch_size: int = 16
-    precision: str = option("auto", choices=list(PRECISIONS))
-    residency: str = option("sequential", choices=list(RESIDENCIES))
+    precision: str = option("auto", choices=tuple(PRECISIONS))
+    residency: str = option("sequential", choices=("sequential", "together"))
     num_workers: int | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise UserError(f"--reward_batch_size: expected at least 1, found {self.batch_size}")
-        for name, known in (("precision", PRECISIONS), ("residency", RESIDENCIES)):
-            if (value := getattr(self, name)) not in known:
-                raise UserError(f"--reward_{name}: expected one of {', '.join(known)}, found {value!r}")
+        for one in fields(self):
+            known, value = one.metadata.get("choices"), getattr(self, one.name)
+            if known and value not in known:
+                raise UserError(f"--reward_{one.name}: expected one of {', '.join(known)}, found {value!r}")
         if self.num_workers is not None and self.num_workers < 0:
             raise UserError(f"--dataloader_num_workers: expected at least 0, found {self.num_workers}")
 

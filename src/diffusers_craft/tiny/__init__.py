@@ -1,14 +1,11 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""The embedded default: a miniature text-to-image world (`world.py`), an exact judge (`scorer.py`), and small models.
-
-`tiny-sd15` and `tiny-sdxl` are names that every command takes in place of a checkpoint.
-"""
+"""The embedded default: a miniature text-to-image world (`world.py`), an exact judge (`scorer.py`), and small models."""
 
 from pathlib import Path
 
 
 WEIGHTS = Path(__file__).parent / "weights"
-MODELS = ("tiny-sd15", "tiny-sdxl")
+MODELS = ("tiny-sd15", "tiny-sdxl")  # every command takes these names in place of a checkpoint
 PROMPTS = ("tiny-train", "tiny-heldout")
 
 

@@ -1,9 +1,8 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """A miniature text-to-image world: captions of GenEval's six tasks (arXiv 2310.11513), what they mean, and scenes.
 
-Pictures are 64 x 64 RGB scenes of flat shapes on a 4 x 4 grid. Of those that the models learned from, half under plain
-captions were flawed (washed-out, blurred, often wrong), but captions with words of quality ("sharp focus") came with clean
-ones: that is what prompt refinement can find, and what alignment can move into plain captions.
+Half of the pictures that the models learned from under plain captions were flawed (washed-out, blurred, often wrong), those
+under words of quality ("sharp focus") clean: prompt refinement can find that, and alignment move it into plain captions.
 """
 
 import re

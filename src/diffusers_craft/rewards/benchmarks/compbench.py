@@ -69,10 +69,8 @@ class CompBenchReward(RewardWithClip):
 
             nlp = spacy.load("en_core_web_sm")
         except (ImportError, OSError):
-            raise UserError(
-                "reward t2i_compbench: needs the package spacy and its English model; install them with: "
-                "pip install spacy && python -m spacy download en_core_web_sm"
-            ) from None
+            needs = "reward t2i_compbench: needs the package spacy and its English model; install them with: "
+            raise UserError(f"{needs}pip install spacy && python -m spacy download en_core_web_sm") from None
 
         def parse(prompt: str) -> tuple[list[str], str]:
             document = nlp(prompt)

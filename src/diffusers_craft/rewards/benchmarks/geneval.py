@@ -44,8 +44,6 @@ CLASSES = tuple(
 
 @dataclass(frozen=True)
 class Detection:
-    """An object that a detector found."""
-
     label: str  # its class, by COCO's name
     score: float  # the detector's confidence in [0, 1]
     box: tuple[float, float, float, float]  # left, top, right, bottom, pixels
@@ -192,10 +190,6 @@ class GenEvalReward(RewardWithClip):
             expected = f"expected a detector of COCO's {len(CLASSES)} classes"
             raise UserError(f"--reward_checkpoint geneval: {expected}, found {found}")
         return detector
-
-    def release(self) -> None:
-        self._classifiers.clear()
-        super().release()
 
     def detect(self, image: Image.Image) -> list[Detection]:
         """All objects of an image with a score above 0.3."""

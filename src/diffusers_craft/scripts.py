@@ -46,7 +46,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "scoring.sources": ["add_image_arguments"],
         "scoring.table": ["score_table", "table_paths"],
         "selection.funnel": ["format_funnel"],
-        "tiny": ["embedded_rewards", "is_tiny"],
+        "tiny": ["is_tiny"],
         "tiny.scorer": ["ExactReward"],
         "tiny.world": ["parse_caption"],
         "training.accelerator": ["create_accelerator"],

@@ -61,39 +61,23 @@ def _vision_config(state: dict[str, torch.Tensor]) -> BlipVisionConfig:
     """Sizes of BLIP's vision transformer, from its tensors; heads are 64 wide in all of its sizes."""
     patches = state["embeddings.patch_embedding.weight"]
     width, patch = patches.shape[0], patches.shape[-1]
-    return BlipVisionConfig(
-        hidden_size=width,
-        intermediate_size=state["encoder.layers.0.mlp.fc1.weight"].shape[0],
-        num_hidden_layers=len([name for name in state if name.endswith("self_attn.qkv.weight")]),
-        num_attention_heads=width // 64,
-        image_size=patch * math.isqrt(state["embeddings.position_embedding"].shape[1] - 1),
-        patch_size=patch,
-        hidden_act="gelu",
-        layer_norm_eps=1e-6,
-    )
+    sizes = {"hidden_size": width, "num_attention_heads": width // 64, "patch_size": patch}
+    sizes["intermediate_size"] = state["encoder.layers.0.mlp.fc1.weight"].shape[0]
+    sizes["num_hidden_layers"] = len([name for name in state if name.endswith("self_attn.qkv.weight")])
+    sizes["image_size"] = patch * math.isqrt(state["embeddings.position_embedding"].shape[1] - 1)
+    return BlipVisionConfig(**sizes, hidden_act="gelu", layer_norm_eps=1e-6)
 
 
 class ImageRewardReward(CheckpointReward):
     """ImageReward's official score: the head's output, standardised with the authors' mean and deviation.
 
-    The prompt's first token is `[CLS]` as in the official code, not BLIP's `[ENC]`.
-
-    Args:
-        checkpoint (`str`, defaults to `"THUDM/ImageReward"`): a Hub id, the file `ImageReward.pt`, or a folder that holds
-            it. A model of another size keeps its `med_config.json` beside it; a tokenizer beside it (`vocab.txt` or
-            `tokenizer.json`) replaces that of bert-base-uncased.
+    The prompt's first token is `[CLS]` as in the official code, not BLIP's `[ENC]`. A model of another size keeps its
+    `med_config.json` beside the file; a tokenizer there (`vocab.txt` or `tokenizer.json`) replaces bert-base-uncased's.
     """
 
     name, unit = "image_reward", f"(head - {MEAN:.5f}) / {STD:.5f}, about -2.3 to 2"
     hub_id, revision = "THUDM/ImageReward", "5736be03b2652728fb87788c9797b0570450ab72"
     filename, size = "ImageReward.pt", "1.79 GB"
-
-    def _text_config(self, encoder_width: int) -> BlipTextConfig:
-        path = self._path.parent / "med_config.json"
-        sizes = json.loads(path.read_text()) if path.exists() else {}
-        sizes = {name: sizes.get(name, value) for name, value in BERT.items()}
-        # "Decoder" is what gives transformers' BERT its cross attention; the mask stays bidirectional.
-        return BlipTextConfig(**sizes, encoder_hidden_size=encoder_width, is_decoder=True, use_cache=False)
 
     def _tokenizer(self, vocabulary: int) -> BertTokenizer:
         folder = self._path.parent
@@ -115,23 +99,23 @@ class ImageRewardReward(CheckpointReward):
 
     def _load(self) -> SimpleNamespace:
         state = load_tensors(self.name, self._path)
+        path = self._path.parent / "med_config.json"
+        sizes = json.loads(path.read_text()) if path.exists() else {}
+        sizes = {name: sizes.get(name, value) for name, value in BERT.items()}
         with fitting_state(self.name, "ImageReward's state dict", self._path):
             parts = _split(state)
             config = _vision_config(parts["vision"])
+            # "Decoder" is what gives transformers' BERT its cross attention; the mask stays bidirectional.
+            sizes |= {"encoder_hidden_size": config.hidden_size, "is_decoder": True, "use_cache": False}
             with torch.device("meta"):
-                vision = BlipVisionModel(config)
-                text = BlipTextModel(self._text_config(config.hidden_size), add_pooling_layer=False)
+                vision, text = BlipVisionModel(config), BlipTextModel(BlipTextConfig(**sizes), add_pooling_layer=False)
             fill_model(vision, parts["vision"])
             fill_model(text, parts["text"])
         head = build_linear_head(self.name, parts["head"], self._path)
         vision, text, head = (part.eval().to(self.device) for part in (vision, text, head))
-        return SimpleNamespace(
-            vision=vision,
-            text=text,
-            head=head,
-            tokenizer=self._tokenizer(text.config.vocab_size),
-            processor=ClipProcessor(config.image_size, config.image_size, half_even=True),
-        )
+        tokenizer = self._tokenizer(text.config.vocab_size)
+        processor = ClipProcessor(config.image_size, config.image_size, half_even=True)
+        return SimpleNamespace(vision=vision, text=text, head=head, tokenizer=tokenizer, processor=processor)
 
     def _score(self, prompts: list[str], images: list[Image.Image]) -> torch.Tensor:
         return self._batched(self._score_batch, prompts, images)

@@ -16,10 +16,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as 8-bit RGB.
-
-    Transparency is dropped, as the models' own processors do; 16-bit images are scaled instead of clipped.
-    """
+    """8-bit RGB; transparency is dropped, as the models' own processors do; 16-bit images are scaled, not clipped."""
     if image.mode.startswith("I"):
         values = np.asarray(image, dtype=np.int64)
         sixteen_bit = image.mode != "I" or values.max(initial=0) > 255  # older Pillow opens 16-bit PNGs as "I"
@@ -34,19 +31,17 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).float() / 255
 
 
-def normalize_pixels(
-    pixels: torch.Tensor, mean: tuple[float, ...] = CLIP_MEAN, std: tuple[float, ...] = CLIP_STD
-) -> torch.Tensor:
+def normalize_pixels(pixels: torch.Tensor, mean: tuple = CLIP_MEAN, std: tuple = CLIP_STD) -> torch.Tensor:
     """Subtracts the mean and divides by the deviation of each channel of a (B, 3, H, W) tensor."""
-    shape = (1, -1, 1, 1)
-    return (pixels - pixels.new_tensor(mean).view(shape)) / pixels.new_tensor(std).view(shape)
+    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (mean, std))
+    return (pixels - mean) / std
 
 
 def fit_and_pad(image: Image.Image, size: int) -> torch.Tensor:
-    """HPS's geometry: the longest side to `size` (bicubic on the float tensor), padded with black: (3, size, size).
+    """hpsv2's `ResizeMaxSize`: the longest side to `size` (bicubic, overshoots [0, 1]), padded with black: (3, size, size).
 
-    hpsv2's `ResizeMaxSize`. Antialiasing is pinned, because torchvision's default for tensors changed over versions;
-    a non-square image whose longest side is `size` already is padded too (hpsv2 forgets it). Bicubic overshoots [0, 1].
+    Antialiasing is pinned, because torchvision's default for tensors changed over versions; a non-square image whose
+    longest side is `size` already is padded too, which hpsv2 forgets.
     """
     pixels = to_tensor(to_rgb(image))
     height, width = pixels.shape[1:]
@@ -59,10 +54,10 @@ def fit_and_pad(image: Image.Image, size: int) -> torch.Tensor:
 
 
 def crop_center(image: Image.Image, size: int, crop: int, half_even: bool = False) -> torch.Tensor:
-    """CLIP's geometry: the short side to `size` (bicubic on 8-bit pixels), then the central `crop` x `crop` pixels.
+    """CLIP's geometry: the short side to `size` (bicubic), then the central square: (3, crop, crop) in [0, 1].
 
     An odd margin cannot be halved: transformers' processors round its half down, torchvision's rounds it to even
-    (`half_even`), which is a crop one pixel off for half of them. Gives (3, crop, crop) in [0, 1].
+    (`half_even`), which is a crop one pixel off for half of them.
     """
     image = to_rgb(image)
     width, height = image.size
@@ -90,13 +85,9 @@ class ClipProcessor:
             return cls(half_even=half_even)
         config = json.loads(path.read_text())
         size, crop = config["size"], config["crop_size"]
-        return cls(
-            size["shortest_edge"] if isinstance(size, dict) else size,
-            crop["height"] if isinstance(crop, dict) else crop,
-            tuple(config["image_mean"]),
-            tuple(config["image_std"]),
-            half_even,
-        )
+        size = size["shortest_edge"] if isinstance(size, dict) else size
+        crop = crop["height"] if isinstance(crop, dict) else crop
+        return cls(size, crop, tuple(config["image_mean"]), tuple(config["image_std"]), half_even)
 
     def __call__(self, images: list[Image.Image]) -> torch.Tensor:
         """(B, 3, crop, crop) normalised pixels."""

@@ -1,10 +1,8 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""The tensors of a pickled `torch.nn.Module`, without running anything that the pickle names.
+"""The tensors of a pickled `torch.nn.Module`, which `torch.load(weights_only=True)` refuses; nothing that it names runs.
 
-`torch.load(weights_only=True)` refuses a file that holds a whole module, unless every class in it can be imported and is
-declared safe. This unpickler reads it: what rebuilds tensors is replaced by functions of this file, dictionaries and sets
-are plain ones, and every other name (the module's own classes, their configuration, activation functions, or malicious
-code) becomes an inert object that only keeps its state.
+What rebuilds tensors is replaced by functions of this file; every other name (the module's own classes, activation
+functions, or malicious code) becomes an inert object that only keeps its state.
 """
 
 import io
@@ -21,9 +19,6 @@ from ..errors import UserError
 
 class Inert:
     """Stands for an object of a class that is not on the allow-list: takes any arguments and does nothing."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> "Inert":
-        return super().__new__(cls)
 
     def __init__(self, *args: Any, **kwargs: Any):
         pass
@@ -77,14 +72,14 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, archive: zipfile.ZipFile, root: str):
-        super().__init__(file)
+    def __init__(self, archive: zipfile.ZipFile, root: str):
+        super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")))
         self._archive, self._root = archive, root
         self._storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         # A class of its own for every name, so that nothing a pickle does to one shows in another.
-        return _ALLOWED.get((module, name)) or type(name.rsplit(".", 1)[-1] or "Inert", (Inert,), {})
+        return _ALLOWED.get((module, name)) or type("Inert", (Inert,), {})
 
     def persistent_load(self, saved_id: Any) -> _Storage:
         kind, dtype, key = saved_id[:3] if isinstance(saved_id, tuple) and len(saved_id) == 5 else (None, None, None)
@@ -113,17 +108,13 @@ def _state_dict(module: Any, prefix: str = "") -> dict[str, torch.Tensor]:
 
 
 def read_pickled_module(flag: str, path: str | Path) -> dict[str, torch.Tensor]:
-    """The state dict of a module that was saved whole with `torch.save(module, path)`; no code in the file runs.
-
-    Tensors have the precision of the file, a zip archive of torch 1.6 or later; there are none if it holds no module.
-    """
+    """The state dict, in the file's precision, of what `torch.save(module, path)` of torch 1.6 or later saved whole."""
     try:
         with zipfile.ZipFile(path) as archive:
             pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
             if len(pickles) != 1:
                 raise pickle.UnpicklingError("no data.pkl")
-            root = pickles[0].split("/")[0]
-            module = _TensorUnpickler(io.BytesIO(archive.read(pickles[0])), archive, root).load()
+            module = _TensorUnpickler(archive, pickles[0].split("/")[0]).load()
         return _state_dict(module)
     except Exception as error:  # a hostile pickle may fail in any way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

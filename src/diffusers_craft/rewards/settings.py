@@ -160,7 +160,7 @@ def load_rewards(
             rewards[name] = load_reward(name, checkpoints.get(name), device, dtype, settings.batch_size, backend)
     rewards = {name: rewards[name] for name in names}
     if sum(hasattr(reward, "tower") for reward in rewards.values()) > 1:
-        from .clip_tower import share_image_pass
+        from .aesthetic import share_image_pass
 
         share_image_pass(rewards.values())
     return rewards

@@ -35,10 +35,9 @@ class ImageHalf(CLIPVisionModelWithProjection):
 
 
 class ClipImageTower:
-    """Images to embeddings; the weights are read by the first image that is not remembered.
+    """Images to embeddings by the CLIP in `folder`; the weights are read by the first image that is not remembered.
 
-    `folder` holds a `CLIPModel` or `CLIPVisionModelWithProjection` with its preprocessing. Of `remember` embeddings (3 KB
-    each for ViT-L/14) another reward, or another pass over the same images, needs neither the tower nor its weights.
+    `remember` embeddings (3 KB each for ViT-L/14) are kept for another reward or another pass over the same images.
     """
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, remember: int = 0):
@@ -89,10 +88,9 @@ class ClipTowerReward(CheckpointReward):
 
 
 def share_image_pass(rewards: Iterable[Any], remember: int = 65536) -> None:
-    """Makes rewards on one CLIP (`aesthetic`, `clip_score`) share its image half: each image is embedded once.
+    """Makes rewards on one CLIP share its image half: each image is embedded once, in whatever order they score.
 
-    In whatever order they score, the second finds the embeddings of the first, `remember` of which are kept (200 MB for
-    ViT-L/14). Rewards without such a tower, or on another checkpoint, device or precision, stay as they are.
+    Rewards without such a tower, or on another checkpoint, device or precision, stay as they are.
     """
     groups: dict[tuple, list[Any]] = {}
     for reward in rewards:

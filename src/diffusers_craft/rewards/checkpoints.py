@@ -91,18 +91,12 @@ def fill_model(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
     """Gives a model on the meta device the tensors of `state` themselves, uncopied; `RuntimeError` if they do not fit."""
     model.load_state_dict(state, assign=True)
     for module in model.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.is_meta:
-                if name != "position_ids":  # the only buffer that transformers' models do not save
-                    raise RuntimeError(f"no {name}")
-                module._buffers[name] = torch.arange(buffer.shape[-1]).expand(buffer.shape)
+        if hasattr(module, "position_ids"):  # the only buffer that transformers' models do not save
+            module.position_ids = torch.arange(module.position_ids.shape[-1])[None]
 
 
 def build_linear_head(reward: str, state: dict[str, torch.Tensor], path: Path) -> nn.Sequential:
-    """The linear layers `<prefix>.<number>` of `state` in the order of their numbers, the last with one output.
-
-    The official heads have dropout and no activations, so at inference they are nothing else.
-    """
+    """The linear layers `<prefix>.<number>` of `state`, the last with one output; official heads have no activations."""
     names = [name.removesuffix(".weight") for name in state if name.endswith(".weight")]
     layers, width = nn.Sequential(), None
     for name in sorted(names, key=lambda name: int(name.rsplit(".", 1)[-1])):

@@ -1,14 +1,13 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """A multimodal language model as a judge: the five aspects of Diffusion-Sharpening (arXiv 2502.12146), 0 to 10 each.
 
-The model may be swayed by words in the prompt or in the picture, as any such judge.
+Words in the prompt or in the picture may sway it, as any such judge.
 """
 
 import base64
 import io
 import json
 import logging
-import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -73,12 +72,9 @@ def _data_uri(image: Image.Image) -> str:
 class MLLMReward:
     """The mean grade by a vision model behind an OpenAI-compatible service: Qwen-VL on DashScope, vLLM, Ollama, OpenAI.
 
-    An answer that is not the five numbers is asked for again, `max_retries` times, and then counts as none: NaN, never a
-    made-up score (Diffusion-Sharpening's code takes the last number in the text, or 7).
-
-    Args:
-        checkpoint (`str`): `MODEL@BASE_URL`, e.g. `qwen-vl-max@https://dashscope.aliyuncs.com/compatible-mode/v1`, or
-            `MODEL` alone for OpenAI's own service. The key comes from `DASHSCOPE_API_KEY` or `OPENAI_API_KEY`.
+    `checkpoint` is `MODEL@BASE_URL`, or `MODEL` alone for OpenAI's own service; the key comes from `DASHSCOPE_API_KEY` or
+    `OPENAI_API_KEY`. An answer that is not the five numbers is asked for again, `max_retries` times, and then counts as
+    none: NaN, never a made-up score (Diffusion-Sharpening's code takes the last number in the text, or 7).
     """
 
     name = "mllm"
@@ -104,7 +100,7 @@ class MLLMReward:
             grades = list(pool.map(self.grade, prompts, images))
         if missing := grades.count(None):
             logger.warning("mllm: no usable answer for %d of %d images, which get no score", missing, len(grades))
-        means = [math.nan if grade is None else float(np.mean(list(grade.values()))) for grade in grades]
+        means = [np.nan if grade is None else float(np.mean(list(grade.values()))) for grade in grades]
         return np.array(means, dtype=np.float32)
 
     def grade(self, prompt: str, image: Image.Image) -> dict[str, float] | None:

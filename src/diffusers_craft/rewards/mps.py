@@ -70,14 +70,12 @@ def _split(state: dict[str, torch.Tensor], path: Path) -> tuple[dict[str, torch.
 
 
 class MPSReward(CheckpointReward):
-    """MPS's official score of overall preference.
+    """MPS's official score of overall preference, of the official file, its conversion, or a folder with one of them.
 
     A token of the prompt is kept if its highest similarity to the condition's tokens is more than `threshold` of the
-    prompt's own maximum. The official code divides by the maximum of the whole batch, so that a score depends on the
-    batch it is in; at batch size 1 both are the same. 0.3 is the authors' evaluation's; their README's code has 0.01.
-
-    `checkpoint` is the official file, its conversion by `convert_mps_checkpoint` (which loads faster), or a folder with
-    one of them. CLIP's `config.json` (for other sizes), tokenizer and `preprocessor_config.json` beside it are used.
+    prompt's own maximum (officially of the batch's, so that a score depends on the batch it is in); 0.3 is the authors'
+    evaluation's, their README's is 0.01. CLIP's `config.json` (for other sizes), tokenizer and `preprocessor_config.json`
+    beside the file are used.
     """
 
     name, unit = "mps", "logit_scale.exp() * cosine"
@@ -128,10 +126,7 @@ class MPSReward(CheckpointReward):
         return model
 
     def _encode_text(self, model: SimpleNamespace, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Projected embeddings of all tokens (B, T, D) and of the texts (B, D), float32.
-
-        Padding takes part: the authors pad with the end of text, and mask nothing.
-        """
+        """Projected embeddings of all tokens (B, T, D), padding (end of text) among them, and of the texts (B, D), float32."""
         length = model.clip.config.text_config.max_position_embeddings
         tokens = model.tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         with self._autocast(), torch.inference_mode():
@@ -184,33 +179,31 @@ class GatedLinearUnit(nn.Module):
 class CrossBlock(nn.Module):
     """Image tokens attend to text tokens."""
 
-    def __init__(self, width: int, heads: int, head_width: int, hidden: int):
+    def __init__(self, width: int, inner: int, head_width: int, hidden: int):
         super().__init__()
-        self.heads = heads
         self.norm = nn.LayerNorm(width)
-        self.to_q = nn.Linear(width, heads * head_width, bias=False)
+        self.to_q = nn.Linear(width, inner, bias=False)
         self.to_kv = nn.Linear(width, 2 * head_width, bias=False)
-        self.to_out = nn.Linear(heads * head_width, width, bias=False)
+        self.to_out = nn.Linear(inner, width, bias=False)
         up, down = nn.Linear(width, 2 * hidden, bias=False), nn.Linear(hidden, width, bias=False)
         self.ff = nn.Sequential(up, GatedLinearUnit(), down)
 
     def forward(self, image: torch.Tensor, text: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         x = self.norm(image)
-        q = self.to_q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.to_kv(text).chunk(2, dim=-1)
+        q = self.to_q(x).unflatten(-1, (-1, k.shape[-1])).transpose(1, 2)
         return image + self.to_out(_attend(q, k, v, keep[:, None, None])) + self.ff(x)
 
 
 class SelfBlock(nn.Module):
     """Image tokens attend to each other, with rotary positions (arXiv 2104.09864)."""
 
-    def __init__(self, width: int, heads: int, head_width: int, hidden: int):
+    def __init__(self, width: int, inner: int, head_width: int, hidden: int):
         super().__init__()
-        self.heads = heads
         self.norm = nn.LayerNorm(width)
-        self.widths = (heads * head_width, head_width, head_width, 2 * hidden)
+        self.widths = (inner, head_width, head_width, 2 * hidden)
         self.fused_attn_ff_proj = nn.Linear(width, sum(self.widths), bias=False)
-        self.attn_out = nn.Linear(heads * head_width, width, bias=False)
+        self.attn_out = nn.Linear(inner, width, bias=False)
         self.ff_out = nn.Sequential(GatedLinearUnit(), nn.Linear(hidden, width, bias=False))
         # From the file, where half precision has rounded it: recomputed frequencies would give other scores.
         self.register_buffer("inv_freq", torch.empty(head_width // 2))
@@ -224,22 +217,21 @@ class SelfBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v, ff = self.fused_attn_ff_proj(self.norm(x)).split(self.widths, dim=-1)
-        q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        q = q.unflatten(-1, (-1, k.shape[-1])).transpose(1, 2)
         return x + self.attn_out(_attend(self._rotate(q), self._rotate(k), v)) + self.ff_out(ff)
 
 
 class CrossModel(nn.Module):
-    """Layers in which CLIP's image tokens attend to the prompt's and to each other, of the sizes of a state dict.
+    """Layers of the sizes of a state dict: image tokens attend to the prompt's tokens, then to each other.
 
-    Both blocks have one key and one value for all heads (arXiv 1911.02150), a gated feed-forward network beside the
-    attention, and a residual connection around both. Published: 4 layers, 1024 wide, 16 heads of 64, 4096 hidden.
+    Both blocks have one key and one value for all heads (arXiv 1911.02150) and a gated network beside the attention.
     """
 
     def __init__(self, state: dict[str, torch.Tensor]):
         super().__init__()
         inner, width = state["layers.0.0.to_q.weight"].shape
         head_width = state["layers.0.0.to_kv.weight"].shape[0] // 2
-        sizes = width, inner // head_width, head_width, state["layers.0.0.ff.2.weight"].shape[1]
+        sizes = width, inner, head_width, state["layers.0.0.ff.2.weight"].shape[1]
         layers = len([name for name in state if name.endswith("to_q.weight")])
         self.layers = nn.ModuleList(nn.ModuleList([CrossBlock(*sizes), SelfBlock(*sizes)]) for _ in range(layers))
 

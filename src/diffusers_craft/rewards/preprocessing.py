@@ -40,13 +40,12 @@ def normalize_pixels(pixels: torch.Tensor, mean: tuple = CLIP_MEAN, std: tuple =
 def fit_and_pad(image: Image.Image, size: int) -> torch.Tensor:
     """hpsv2's `ResizeMaxSize`: the longest side to `size` (bicubic, overshoots [0, 1]), padded with black: (3, size, size).
 
-    Antialiasing is pinned, because torchvision's default for tensors changed over versions; a non-square image whose
-    longest side is `size` already is padded too, which hpsv2 forgets.
+    A non-square image whose longest side is `size` already is padded too, which hpsv2 forgets.
     """
     pixels = to_tensor(to_rgb(image))
     height, width = pixels.shape[1:]
     scale = size / max(height, width)
-    if scale != 1:
+    if scale != 1:  # antialiasing is pinned, because torchvision's default for tensors changed over versions
         new_size = tuple(max(round(side * scale), 1) for side in (height, width))
         pixels = F.interpolate(pixels[None], new_size, mode="bicubic", align_corners=False, antialias=True)[0]
     rows, columns = size - pixels.shape[1], size - pixels.shape[2]
@@ -56,8 +55,7 @@ def fit_and_pad(image: Image.Image, size: int) -> torch.Tensor:
 def crop_center(image: Image.Image, size: int, crop: int, half_even: bool = False) -> torch.Tensor:
     """CLIP's geometry: the short side to `size` (bicubic), then the central square: (3, crop, crop) in [0, 1].
 
-    An odd margin cannot be halved: transformers' processors round its half down, torchvision's rounds it to even
-    (`half_even`), which is a crop one pixel off for half of them.
+    Of an odd margin, transformers' processors round the half down, and torchvision's to even (`half_even`).
     """
     image = to_rgb(image)
     width, height = image.size

@@ -10,7 +10,7 @@ import pickle
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -38,19 +38,15 @@ class Inert:
     append = extend = add = __setitem__ = _drop
 
 
-class _Storage(NamedTuple):
-    values: torch.Tensor  # one-dimensional, of the storage's own dtype (uint8 for an untyped storage)
-
-
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> torch.Tensor:
     """`torch._utils._rebuild_tensor_v2` on checked arguments: a view of the stored values, never beyond them."""
     numbers = (offset, *size, *stride) if isinstance(size, tuple) and isinstance(stride, tuple) else (None,)
-    if not isinstance(storage, _Storage) or not all(type(n) is int and n >= 0 for n in numbers):
+    if not isinstance(storage, torch.Tensor) or not all(type(n) is int and n >= 0 for n in numbers):
         raise pickle.UnpicklingError("a tensor whose description is not one")
     last = offset + sum((length - 1) * step for length, step in zip(size, stride))
-    if len(size) != len(stride) or (0 not in size and last >= storage.values.numel()):
+    if len(size) != len(stride) or (0 not in size and last >= storage.numel()):
         raise pickle.UnpicklingError("a tensor that reaches beyond its storage")
-    return torch.as_strided(storage.values, size, stride, offset)
+    return torch.as_strided(storage, size, stride, offset)
 
 
 # What the names of storage classes start with.
@@ -75,21 +71,20 @@ class _TensorUnpickler(pickle.Unpickler):
     def __init__(self, archive: zipfile.ZipFile, root: str):
         super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")))
         self._archive, self._root = archive, root
-        self._storages: dict[str, _Storage] = {}
+        self._storages: dict[str, torch.Tensor] = {}  # one-dimensional, uint8 for an untyped storage
 
     def find_class(self, module: str, name: str) -> Any:
         # A class of its own for every name, so that nothing a pickle does to one shows in another.
         return _ALLOWED.get((module, name)) or type("Inert", (Inert,), {})
 
-    def persistent_load(self, saved_id: Any) -> _Storage:
+    def persistent_load(self, saved_id: Any) -> torch.Tensor:
         kind, dtype, key = saved_id[:3] if isinstance(saved_id, tuple) and len(saved_id) == 5 else (None, None, None)
         if kind != "storage" or not isinstance(key, str):
             raise pickle.UnpicklingError("a storage whose description is not one")
         if key not in self._storages:
             dtype = dtype if isinstance(dtype, torch.dtype) else torch.uint8
             data = bytearray(self._archive.read(f"{self._root}/data/{key}"))
-            values = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
-            self._storages[key] = _Storage(values)
+            self._storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
         return self._storages[key]
 
 

@@ -135,9 +135,8 @@ class AestheticReward(ClipTowerReward):
             raise UserError(f"--reward_checkpoint {self.name}: expected a file or a folder, found {checkpoint!r}")
         head = path
         if path and path.is_dir():  # where CLIP's own weights may be too
-            files = sorted(file for file in path.iterdir() if file.suffix in (".pth", ".pt", ".safetensors"))
-            own = (file for file in files if file.is_file())
-            head = next((file for file in own if not file.name.startswith(("model", "pytorch_model"))), None)
+            files = sorted(f for f in path.iterdir() if f.is_file() and f.suffix in (".pth", ".pt", ".safetensors"))
+            head = next((file for file in files if not file.name.startswith(("model", "pytorch_model"))), None)
         self._head = head or _download_head()
         if path and (path / "config.json").exists():
             return path
@@ -150,11 +149,9 @@ class AestheticReward(ClipTowerReward):
     def _load(self) -> nn.Sequential:
         head = build_linear_head(self.name, load_tensors(self.name, self._head), self._head).to(self.device)
         width = CLIPVisionConfig.from_pretrained(self._path).projection_dim
-        if head[0].in_features != width:
-            raise UserError(
-                f"--reward_checkpoint {self.name}: expected a head for {width} features, "
-                f"found {head[0].in_features} in {self._head}"
-            )
+        if (found := head[0].in_features) != width:
+            flag = f"--reward_checkpoint {self.name}"
+            raise UserError(f"{flag}: expected a head for {width} features, found {found} in {self._head}")
         return head
 
     def _score(self, prompts: list[str], images: list[Image.Image]) -> torch.Tensor:

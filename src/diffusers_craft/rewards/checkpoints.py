@@ -24,7 +24,7 @@ from ..errors import UserError
 
 
 def find_checkpoint(reward: str, checkpoint: str, filename: str | None, size: str, revision: str | None) -> Path:
-    """The file `filename` of the user's file or folder, or of a Hub id (downloaded, `size` in words); without, all of it."""
+    """The file `filename`, or all, of what the user has at `checkpoint` or of a Hub id, downloaded; `size` in words."""
     path = Path(checkpoint).expanduser()
     if path.exists():
         inside = path / filename if path.is_dir() and filename else path
@@ -77,7 +77,7 @@ def load_tensors(reward: str, path: Path) -> dict[str, Any]:
 
 @contextmanager
 def fitting_state(reward: str, expected: str, path: Path, found: str = "another") -> Iterator[None]:
-    """Ends in one line where a model does not take a file's tensors: what was `expected` of it and what was `found`."""
+    """Ends in one line where a model does not take a file's tensors: what was `expected` and what was `found`."""
     try:
         yield
     except (AttributeError, KeyError, RuntimeError) as error:
@@ -88,7 +88,7 @@ def fitting_state(reward: str, expected: str, path: Path, found: str = "another"
 
 
 def fill_model(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Gives a model on the meta device the tensors of `state` themselves, uncopied; `RuntimeError` if they do not fit."""
+    """Gives a model on the meta device the tensors of `state`, uncopied; `RuntimeError` if they do not fit."""
     model.load_state_dict(state, assign=True)
     for module in model.modules():
         if hasattr(module, "position_ids"):  # the only buffer that transformers' models do not save
@@ -96,7 +96,7 @@ def fill_model(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
 
 
 def build_linear_head(reward: str, state: dict[str, torch.Tensor], path: Path) -> nn.Sequential:
-    """The linear layers `<prefix>.<number>` of `state`, the last with one output; official heads have no activations."""
+    """The linear layers `<prefix>.<number>` of `state`, which ends in one output; official heads have no activations."""
     names = [name.removesuffix(".weight") for name in state if name.endswith(".weight")]
     layers, width = nn.Sequential(), None
     for name in sorted(names, key=lambda name: int(name.rsplit(".", 1)[-1])):
@@ -140,7 +140,7 @@ def _run_in_float32(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
 def rest_in_checkpoint_precision(model: nn.Module, blocks: list, embedding: nn.Module | None, autocast: bool) -> None:
     """Keeps the weights of `blocks` and the token `embedding` as they are in the file, and casts the rest to float32.
 
-    Without `autocast` a block is cast while it runs: exactly the numbers of a model cast as a whole, at half its memory.
+    Without `autocast` a block is cast while it runs: the numbers of a model cast as a whole, at half its memory.
     Rows of the embedding are cast by the float32 positions that they are added to.
     """
     resting = {id(weight) for module in (*blocks, embedding) if module for weight in module.parameters()}

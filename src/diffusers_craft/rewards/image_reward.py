@@ -3,7 +3,6 @@
 
 import json
 import math
-import re
 from types import SimpleNamespace
 
 import torch
@@ -25,16 +24,10 @@ BERT = {"vocab_size": 30524, "hidden_size": 768, "intermediate_size": 3072, "num
 BERT |= {"num_attention_heads": 12, "max_position_embeddings": 512, "hidden_act": "gelu", "layer_norm_eps": 1e-12}
 
 # Names of the official vision transformer and of transformers' BLIP, in the order of replacement.
-VISION_NAMES = (
-    (r"^cls_token$", "embeddings.class_embedding"),
-    (r"^pos_embed$", "embeddings.position_embedding"),
-    (r"^patch_embed\.proj\.", "embeddings.patch_embedding."),
-    (r"^blocks\.(\d+)\.norm([12])\.", r"encoder.layers.\1.layer_norm\2."),
-    (r"^blocks\.(\d+)\.attn\.qkv\.", r"encoder.layers.\1.self_attn.qkv."),
-    (r"^blocks\.(\d+)\.attn\.proj\.", r"encoder.layers.\1.self_attn.projection."),
-    (r"^blocks\.(\d+)\.mlp\.", r"encoder.layers.\1.mlp."),
-    (r"^norm\.", "post_layernorm."),
-)
+VISION_NAMES = {"cls_token": "embeddings.class_embedding", "pos_embed": "embeddings.position_embedding"}
+VISION_NAMES |= {"patch_embed.proj.": "embeddings.patch_embedding.", "blocks.": "encoder.layers."}
+VISION_NAMES |= {"attn.": "self_attn.", "self_attn.proj.": "self_attn.projection.", ".norm": ".layer_norm"}
+VISION_NAMES |= {"norm.": "post_layernorm."}  # of the whole, the only one without a number
 # In the file, and no part of the score: BLIP's contrastive projections and the numbers 0, 1, 2, ...
 UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.position_ids")
 
@@ -45,8 +38,8 @@ def _split(state: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]
     for name, tensor in state.items():
         if name.startswith("blip.visual_encoder."):
             name = name.removeprefix("blip.visual_encoder.")
-            for pattern, replacement in VISION_NAMES:
-                name = re.sub(pattern, replacement, name)
+            for official, replacement in VISION_NAMES.items():
+                name = name.replace(official, replacement)
             parts["vision"][name] = tensor.float()
         elif name.startswith("mlp."):
             parts["head"][name] = tensor
@@ -91,10 +84,9 @@ class ImageRewardReward(CheckpointReward):
                 ) from None
         tokenizer = BertTokenizer.from_pretrained(folder)
         tokenizer.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)
-        if len(tokenizer) != vocabulary:
-            raise UserError(
-                f"--reward_checkpoint {self.name}: expected a tokenizer of {vocabulary} tokens, found {len(tokenizer)}"
-            )
+        if (found := len(tokenizer)) != vocabulary:
+            flag = f"--reward_checkpoint {self.name}"
+            raise UserError(f"{flag}: expected a tokenizer of {vocabulary} tokens, found {found}")
         return tokenizer
 
     def _load(self) -> SimpleNamespace:
@@ -124,8 +116,7 @@ class ImageRewardReward(CheckpointReward):
         model, options = self.model, {"padding": "max_length", "truncation": True, "max_length": TOKENS}
         pixels = model.processor(images).to(self.device)
         tokens = model.tokenizer(prompts, **options, return_tensors="pt").to(self.device)
-        asked = {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
         with self._autocast():
             seen = model.vision(pixel_values=pixels).last_hidden_state
-            first = model.text(**asked, encoder_hidden_states=seen).last_hidden_state[:, 0]
-        return (model.head(first.float())[:, 0] - MEAN) / STD
+            read = model.text(tokens.input_ids, tokens.attention_mask, encoder_hidden_states=seen).last_hidden_state
+        return (model.head(read[:, 0].float())[:, 0] - MEAN) / STD

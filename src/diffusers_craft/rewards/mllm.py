@@ -1,8 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""A multimodal language model as a judge: the five aspects of Diffusion-Sharpening (arXiv 2502.12146), 0 to 10 each.
-
-Words in the prompt or in the picture may sway it, as any such judge.
-"""
+"""A multimodal language model as a judge: the five aspects of Diffusion-Sharpening (arXiv 2502.12146), 0 to 10 each."""
 
 import base64
 import io
@@ -61,20 +58,12 @@ def parse_grades(text: str | None) -> dict[str, float] | None:
     return {name: float(found[name]) for name in ASPECTS} if valid else None
 
 
-def _data_uri(image: Image.Image) -> str:
-    image = image.convert("RGB")
-    image.thumbnail((MAX_SIDE, MAX_SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
 class MLLMReward:
     """The mean grade by a vision model behind an OpenAI-compatible service: Qwen-VL on DashScope, vLLM, Ollama, OpenAI.
 
-    `checkpoint` is `MODEL@BASE_URL`, or `MODEL` alone for OpenAI's own service; the key comes from `DASHSCOPE_API_KEY` or
-    `OPENAI_API_KEY`. An answer that is not the five numbers is asked for again, `max_retries` times, and then counts as
-    none: NaN, never a made-up score (Diffusion-Sharpening's code takes the last number in the text, or 7).
+    `checkpoint` is `MODEL@BASE_URL`, or `MODEL` for OpenAI's; the key is in `DASHSCOPE_API_KEY` or `OPENAI_API_KEY`.
+    What is not five numbers is asked for again, `max_retries` times, then NaN, never made up (Diffusion-Sharpening's
+    code takes the last number in the text, or 7). Words in the prompt or the picture may sway it, as any such judge.
     """
 
     name = "mllm"
@@ -105,9 +94,13 @@ class MLLMReward:
 
     def grade(self, prompt: str, image: Image.Image) -> dict[str, float] | None:
         """The five grades of one image; `None` if no try gave a usable answer."""
+        image, buffer = image.convert("RGB"), io.BytesIO()
+        image.thumbnail((MAX_SIDE, MAX_SIDE))
+        image.save(buffer, format="PNG")
+        url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
         content = [
             {"type": "text", "text": f"Prompt: {json.dumps(prompt, ensure_ascii=False)}"},
-            {"type": "image_url", "image_url": {"url": _data_uri(image)}},
+            {"type": "image_url", "image_url": {"url": url}},
         ]
         answered = False
         for attempt in range(1 + self.max_retries):

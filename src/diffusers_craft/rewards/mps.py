@@ -73,13 +73,11 @@ class MPSReward(CheckpointReward):
     """MPS's official score of overall preference, of the official file, its conversion, or a folder with one of them.
 
     A token of the prompt is kept if its highest similarity to the condition's tokens is more than `threshold` of the
-    prompt's own maximum (officially of the batch's, so that a score depends on the batch it is in); 0.3 is the authors'
-    evaluation's, their README's is 0.01. CLIP's `config.json` (for other sizes), tokenizer and `preprocessor_config.json`
-    beside the file are used.
+    prompt's maximum (officially the batch's, so that scores depend on the batch); their README has 0.01 instead of 0.3.
+    CLIP's `config.json` (for other sizes), tokenizer and `preprocessor_config.json` beside the file are used.
     """
 
-    name, unit = "mps", "logit_scale.exp() * cosine"
-    hub_id = URL
+    name, unit, hub_id = "mps", "logit_scale.exp() * cosine", URL
 
     def __init__(self, checkpoint: str | None = None, condition: str = CONDITION, threshold: float = 0.3, **options):
         super().__init__(checkpoint, **options)
@@ -109,8 +107,7 @@ class MPSReward(CheckpointReward):
         else:
             state = read_pickled_module(f"--reward_checkpoint {self.name}", self._path)
         clip_state, cross_state = _split(state, self._path)
-        own = (folder / "config.json").exists()
-        config = CLIPConfig.from_pretrained(folder) if own else CLIPConfig(**CLIP_H)
+        config = CLIPConfig.from_pretrained(folder) if (folder / "config.json").exists() else CLIPConfig(**CLIP_H)
         with fitting_state(self.name, "tensors of the sizes of config.json", self._path, found="others"):
             with torch.device("meta"):
                 clip, cross = CLIPModel(config), CrossModel(cross_state)
@@ -126,7 +123,7 @@ class MPSReward(CheckpointReward):
         return model
 
     def _encode_text(self, model: SimpleNamespace, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Projected embeddings of all tokens (B, T, D), padding (end of text) among them, and of the texts (B, D), float32."""
+        """Projected embeddings of all tokens, padding among them, (B, T, D) and of the texts (B, D), float32."""
         length = model.clip.config.text_config.max_position_embeddings
         tokens = model.tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         with self._autocast(), torch.inference_mode():

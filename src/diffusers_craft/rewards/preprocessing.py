@@ -38,29 +38,25 @@ def normalize_pixels(pixels: torch.Tensor, mean: tuple = CLIP_MEAN, std: tuple =
 
 
 def fit_and_pad(image: Image.Image, size: int) -> torch.Tensor:
-    """hpsv2's `ResizeMaxSize`: the longest side to `size` (bicubic, overshoots [0, 1]), padded with black: (3, size, size).
-
-    A non-square image whose longest side is `size` already is padded too, which hpsv2 forgets.
-    """
+    """hpsv2's `ResizeMaxSize`: the longest side to `size` (bicubic, overshoots [0, 1]), padded with black."""
     pixels = to_tensor(to_rgb(image))
     height, width = pixels.shape[1:]
     scale = size / max(height, width)
     if scale != 1:  # antialiasing is pinned, because torchvision's default for tensors changed over versions
         new_size = tuple(max(round(side * scale), 1) for side in (height, width))
         pixels = F.interpolate(pixels[None], new_size, mode="bicubic", align_corners=False, antialias=True)[0]
+    # To (3, size, size), also where the longest side is `size` already, which hpsv2 forgets.
     rows, columns = size - pixels.shape[1], size - pixels.shape[2]
     return F.pad(pixels, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
 
 
 def crop_center(image: Image.Image, size: int, crop: int, half_even: bool = False) -> torch.Tensor:
-    """CLIP's geometry: the short side to `size` (bicubic), then the central square: (3, crop, crop) in [0, 1].
-
-    Of an odd margin, transformers' processors round the half down, and torchvision's to even (`half_even`).
-    """
+    """CLIP's geometry: the short side to `size` (bicubic), then the central square: (3, crop, crop) in [0, 1]."""
     image = to_rgb(image)
     width, height = image.size
     short = min(width, height)
     image = image.resize((size * width // short, size * height // short), Image.Resampling.BICUBIC)
+    # Of an odd margin, transformers' processors round the half down, and torchvision's to even.
     margins = (image.width - crop, image.height - crop)
     left, top = (round(margin / 2) if half_even else margin // 2 for margin in margins)
     return to_tensor(image.crop((left, top, left + crop, top + crop)))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Name -> factory, or "module:factory" so that a name costs no import until it is used.
 _FACTORIES: "dict[str, str | Callable[..., Reward]]" = {
-    "hps_v2.1": "diffusers_craft.rewards.hps:HPSReward",
+    "hps_v2.1": "diffusers_craft.rewards.clip_score:HPSReward",
     "pickscore": "diffusers_craft.rewards.pickscore:PickScoreReward",
     "aesthetic": "diffusers_craft.rewards.aesthetic:AestheticReward",
     "image_reward": "diffusers_craft.rewards.image_reward:ImageRewardReward",

@@ -1,8 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""The tensors of a pickled `torch.nn.Module`, which `torch.load(weights_only=True)` refuses; nothing that it names runs.
+"""The tensors of a pickled `torch.nn.Module`, which `torch.load(weights_only=True)` refuses; what it names never runs.
 
-What rebuilds tensors is replaced by functions of this file; every other name (the module's own classes, activation
-functions, or malicious code) becomes an inert object that only keeps its state.
+What rebuilds tensors is replaced by functions of this file; all else becomes inert objects that keep their state.
 """
 
 import io
@@ -32,10 +31,7 @@ class Inert:
     def __call__(self, *args: Any, **kwargs: Any) -> "Inert":
         return Inert()  # methods are pickled as the result of a call, and then called
 
-    def _drop(self, *items: Any) -> None:
-        """Pickles may fill lists, dictionaries and sets of unknown classes."""
-
-    append = extend = add = __setitem__ = _drop
+    append = extend = add = __setitem__ = __call__  # pickles may fill lists, dictionaries and sets of unknown classes
 
 
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> torch.Tensor:

@@ -284,7 +284,7 @@ def test_rewards_on_one_image_tower_go_over_the_images_together(tmp_path: Path, 
 def test_loaded_rewards_on_one_clip_share_its_image_half(tmp_path: Path):
     import torch
 
-    from diffusers_craft.rewards.clip_tower import ClipImageTower
+    from diffusers_craft.rewards.aesthetic import ClipImageTower
 
     models = {name: Brightness() for name in ("a", "b", "c")}
     for name, place in (("a", tmp_path), ("b", tmp_path / "other"), ("c", tmp_path)):

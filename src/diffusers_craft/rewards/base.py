@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 
 from ..errors import UserError
-from .checkpoints import checkpoint_revision, find_checkpoint
-from .precision import tower_precision
+from .checkpoints import checkpoint_revision, find_checkpoint, tower_precision
 
 
 def l2_normalize(embeddings: torch.Tensor) -> torch.Tensor:

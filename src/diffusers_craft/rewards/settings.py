@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 # Name -> factory, or "module:factory" so that a name costs no import until it is used. A new one is a line here.
 _FACTORIES: dict[str, str | Callable[..., Reward]] = {
-    "hps_v2.1": "diffusers_craft.rewards.hps:HPSReward",
+    "hps_v2.1": "diffusers_craft.rewards.clip_score:HPSReward",
     "pickscore": "diffusers_craft.rewards.pickscore:PickScoreReward",
     "aesthetic": "diffusers_craft.rewards.aesthetic:AestheticReward",
     "image_reward": "diffusers_craft.rewards.image_reward:ImageRewardReward",
@@ -275,7 +275,7 @@ def load_rewards(
             rewards[name] = load_reward(name, checkpoints.get(name), *options, settings.backends.get(name))
     rewards = {name: rewards[name] for name in names}
     if sum(hasattr(reward, "tower") for reward in rewards.values()) > 1:  # both on one CLIP: they share its image half
-        from .clip_tower import share_image_pass
+        from .aesthetic import share_image_pass
 
         share_image_pass(rewards.values())
     return rewards

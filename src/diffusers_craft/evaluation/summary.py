@@ -17,15 +17,7 @@ from ..errors import UserError
 
 
 def evaluation_rows(prompts: Sequence[str], images_per_prompt: int = 1) -> pa.Table:
-    """The prompts as unrefined rows, one group per prompt, in the form in which candidates are generated.
-
-    Args:
-        prompts (`Sequence[str]`): n prompts.
-        images_per_prompt (`int`, *optional*, defaults to 1): k images, each from a seed of its own.
-
-    Returns:
-        `pa.Table`: n * k rows of `REFINED_SCHEMA`, a prompt's images together as variants 0 .. k - 1.
-    """
+    """n prompts as n * k unrefined rows of `REFINED_SCHEMA`: a group each, its k images as variants 0 .. k - 1."""
     if images_per_prompt < 1:
         raise UserError(f"--images_per_prompt: expected at least 1, found {images_per_prompt}")
     rows = [
@@ -99,27 +91,15 @@ def bootstrap_interval(
 def summarize(
     scores: Mapping[str, Mapping[str, np.ndarray]], seed: int = 0, categories: Sequence[str | None] | None = None
 ) -> list[dict[str, Any]]:
-    """One row per model and metric, then one per model, metric and category. The first model is the base.
+    """One row per model and metric, then one per model, metric and category; the first model is the base.
 
-    Args:
-        scores (`Mapping[str, Mapping[str, np.ndarray]]`): model to metric to (n,) scores on the same prompts, or (n, k)
-            with k images per prompt, whose mean then counts. NaN marks an image without a score: the base's row leaves it
-            out, a tuned model's row leaves out every prompt that lacks either score.
-        seed (`int`, *optional*, defaults to 0): seed of the bootstrap; a row's own does not depend on other rows.
-        categories (`Sequence[str | None]`, *optional*): (n,) category of each prompt, `None` for none.
-
-    Returns:
-        `list[dict]`: `category` (`None`: all prompts), `model`, `metric`, `n` (prompts counted), `mean`, `median`,
-        `mean_of_categories` (unweighted, GenEval's overall score; `None` without categories or within one), and
-        `win_rate`, `win_rate_low`, `win_rate_high` (95 % bootstrap interval over prompts), in [0, 1]; `None` for the
-        base, and where nothing could be counted.
-
-    Raises:
-        UserError: if models have different metrics, or there is not one category per prompt.
+    `scores`: model to metric to (n,) or (n, k), whose mean counts. NaN marks an image without a score; a tuned model's row
+    leaves out every prompt that lacks either score. Values that are not there are `None`. Win rates are in [0, 1].
     """
     base_name, base = next(iter(scores.items()))
     known = np.array([category or "" for category in categories or []], dtype=object)
     names = [name for name in dict.fromkeys(known.tolist()) if name]
+    groups: list[tuple[str | None, Any]] = [(None, slice(None)), *((name, known == name) for name in names)]
     rows: list[dict[str, Any]] = []
     for model, metrics in scores.items():
         if set(metrics) != set(base):
@@ -128,16 +108,14 @@ def summarize(
             values, other = np.asarray(metrics[metric], float), np.asarray(base[metric], float)
             if len(known) not in (0, len(values)):
                 raise UserError(f"categories: expected one for each of {len(values)} prompts, found {len(known)}")
-            against = None if model == base_name else other
-            parts = []
-            for name in names:
-                part = None if against is None else against[known == name]
-                row = _row(values[known == name], part, derive_seed(seed, "bootstrap", model, metric, name))
-                parts.append({"category": name, "model": model, "metric": metric, **row})
-            row = _row(values, against, derive_seed(seed, "bootstrap", model, metric))
-            row["mean_of_categories"] = _number(np.mean, [p["mean"] for p in parts if p["mean"] is not None])
-            rows.append({"category": None, "model": model, "metric": metric, **row})
-            rows += parts
+            found = []
+            for name, chosen in groups:
+                own_seed = derive_seed(seed, "bootstrap", model, metric, *([name] if name else []))
+                row = _row(values[chosen], None if model == base_name else other[chosen], own_seed)
+                found.append({"category": name, "model": model, "metric": metric, **row})
+            means = [row["mean"] for row in found[1:] if row["mean"] is not None]
+            found[0]["mean_of_categories"] = _number(np.mean, means)  # unweighted: GenEval's overall score
+            rows += found
     return sorted(rows, key=lambda row: row["category"] is not None)  # stable: rows of all prompts come first
 
 

@@ -56,31 +56,29 @@ def data_uri(data: bytes, kind: str = "png") -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def thumbnail_uri(image: Image.Image) -> str:
-    """An `<img>` source: small images as they are, larger ones as JPEG of at most `THUMBNAIL` pixels."""
-    if max(image.size) <= THUMBNAIL:
-        return data_uri(png_bytes(image.convert("RGB")))
-    small, buffer = image.convert("RGB"), io.BytesIO()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    small.save(buffer, format="JPEG", quality=88)
-    return data_uri(buffer.getvalue(), "jpeg")
-
-
 def image_tag(image: Image.Image, about: str) -> str:
-    """A picture in the page; small ones are enlarged without smoothing."""
-    small = ' class="small"' if max(image.size) <= THUMBNAIL // 2 else ""
-    return f'<img{small} loading="lazy" alt="{html.escape(about, quote=True)}" src="{thumbnail_uri(image)}">'
+    """A picture in the page: large ones as JPEG of at most `THUMBNAIL` pixels, small ones enlarged without smoothing."""
+    picture, small = image.convert("RGB"), ' class="small"' if max(image.size) <= THUMBNAIL // 2 else ""
+    if max(image.size) <= THUMBNAIL:
+        source = data_uri(png_bytes(picture))
+    else:
+        buffer = io.BytesIO()
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        picture.save(buffer, format="JPEG", quality=88)
+        source = data_uri(buffer.getvalue(), "jpeg")
+    return f'<img{small} loading="lazy" alt="{html.escape(about, quote=True)}" src="{source}">'
 
 
 def html_table(header: Sequence[str], rows: Sequence[Sequence[str | tuple[str, str]]]) -> str:
     """A table that scrolls sideways where the screen is narrow; a cell is plain text, or text and the tag around it."""
 
-    def content(cell: str | tuple[str, str]) -> str:
-        text, tag = (cell, "") if isinstance(cell, str) else cell
-        return f"<{tag}>{html.escape(text)}</{tag}>" if tag else html.escape(text)
-
     def line(cells: Sequence[str | tuple[str, str]], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{content(cell)}</{tag}>" for cell in cells) + "</tr>"
+        content = ""
+        for cell in cells:
+            text, mark = (cell, "") if isinstance(cell, str) else cell
+            text = html.escape(text)
+            content += f"<{tag}>" + (f"<{mark}>{text}</{mark}>" if mark else text) + f"</{tag}>"
+        return f"<tr>{content}</tr>"
 
     body = "".join(line(row, "td") for row in rows)
     return f'<div class="wide"><table><thead>{line(header, "th")}</thead><tbody>{body}</tbody></table></div>'
@@ -89,14 +87,7 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str | tuple[str, s
 def draw_histograms(
     axes: Axes, series: Mapping[str, np.ndarray], styles: Mapping[str, Mapping[str, Any]], label: str, unit: str
 ) -> None:
-    """Overlaid histograms on common bins, each in percent of its own finite values: the sets differ greatly in size.
-
-    Args:
-        axes (`Axes`): where to draw.
-        series (`Mapping[str, np.ndarray]`): name to values.
-        styles (`Mapping[str, Mapping[str, Any]]`): name to how it looks.
-        label, unit (`str`): of the axes.
-    """
+    """Overlaid histograms on common bins, each in percent of its own finite values: the sets differ greatly in size."""
     finite = {name: values[np.isfinite(values)] for name, values in series.items()}
     edges = np.histogram_bin_edges(np.concatenate(list(finite.values())), bins=24)
     for name, values in finite.items():
@@ -131,8 +122,8 @@ figcaption {{ font-size: .85rem; line-height: 1.35; margin-top: .3rem; overflow-
 
 
 def render_page(title: str, summary: str, sections: Mapping[str, str]) -> str:
-    """The whole page: HTML by heading, in order; title and summary are plain text."""
-    body = "\n".join(f"<h2>{html.escape(heading)}</h2>{content}" for heading, content in sections.items())
+    """The whole page: HTML by heading, in order, empty sections left out; title and summary are plain text."""
+    body = "\n".join(f"<h2>{html.escape(heading)}</h2>{content}" for heading, content in sections.items() if content)
     return _PAGE.format(title=html.escape(title), summary=html.escape(summary), sections=body)
 
 

@@ -1,8 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Merges the results of several evaluations into one table, and refuses what does not compare.
+"""Merges the results of several evaluations into one table.
 
-Scores do not transfer across guidance scales, samplers, resolutions, versions of a scorer, prompts or seeds, and a mean
-does not compare with a median. A difference is an error until it is allowed by name, and then the table says so.
+A difference in guidance, sampler, scorer, prompts, seeds or statistic is an error unless allowed by name; then noted.
 """
 
 import json
@@ -19,32 +18,27 @@ from .tables import STATISTICS, category_tables, distinct, format_csv, model_tab
 
 
 MODEL_SETTINGS = ("scheduler", "num_inference_steps", "guidance_scale", "resolution", "seed", "dtype")
-OwnRows = Mapping[tuple[Any, ...], Mapping[str, Any]]  # rows of one model by prompt set, category and metric
 
 
 def load_results(path: str | Path) -> dict[str, Any]:
-    """Reads a `results.json` of an evaluation, or the folder that holds it; numbers of a paper in that form will do."""
+    """Reads a `results.json` of an evaluation, or that of a folder; numbers of a paper in that form will do."""
     file = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
     try:
         found = read_json(file)
         valid = isinstance(found["settings"], dict) and all({"model", "metric"} <= set(row) for row in found["rows"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"results: expected a results.json of an evaluation, found {file} ({type(error).__name__})"
-        ) from None
+        reason = type(error).__name__
+        raise UserError(f"results: expected a results.json of an evaluation, found {file} ({reason})") from None
     if not valid:
         raise UserError(f"results: expected rows with model and metric in {file}, found other ones")
     return found
 
 
 def flat_settings(results: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be equal for two results to compare, one level deep; what a file does not say is left out.
-
-    Sampler settings are those of the models, equal within a file; `base`, the base's weights, decides about win rates.
-    """
+    """What must be equal for two results to compare, one level deep; what a file does not say is left out."""
     settings = results["settings"]
     models, prompts = settings.get("models", {}), settings.get("prompts")
-    known = ChainMap(*models.values(), settings)
+    known = ChainMap(*models.values(), settings)  # a file's models have the same sampler settings
     flat = {name: known[name] for name in MODEL_SETTINGS if name in known}
     flat |= {f"metric {name}": source for name, source in settings.get("metrics", {}).items()}
     for name, about in prompts.items() if isinstance(prompts, dict) else ():
@@ -78,7 +72,7 @@ def find_differences(results: Mapping[str, Mapping[str, Any]], statistic: str) -
     for setting in dict.fromkeys(key for one in flat.values() for key in one):
         (first, value), *others = [(name, one[setting]) for name, one in flat.items() if setting in one]
         others = [(name, other) for name, other in others if other != value]
-        if others and (setting != "base" or statistic == "win_rate"):
+        if others and (setting != "base" or statistic == "win_rate"):  # other numbers do not depend on the base
             name, other = others[0]
             here, there = _detail(value, other)
             differences[setting] = f"{here} in {first}, {there} in {name}"
@@ -93,10 +87,10 @@ def find_differences(results: Mapping[str, Mapping[str, Any]], statistic: str) -
 def compare_results(
     results: Mapping[str, Mapping[str, Any]], statistic: str = "mean", allow: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Merges evaluations.
+    """Merges evaluations, and refuses those that do not compare.
 
-    A model that several files hold with the same weights and numbers (the base, mostly) appears once. One of the same name
-    with other weights or numbers is another model, `model (file)`; a file that says nothing of weights goes by the numbers.
+    A model that several files hold with the same weights and numbers (the base, mostly) appears once. One of the same
+    name with others is another model, `model (file)`; a file that says nothing of weights goes by the numbers.
 
     Args:
         results (`Mapping[str, Mapping[str, Any]]`): name of the file to what `load_results` returns, at least one.
@@ -114,10 +108,8 @@ def compare_results(
     differences = find_differences(results, statistic)
     refused = [f"{name} ({text})" for name, text in differences.items() if not {"all", name} & set(allow)]
     if refused:
-        listed = "; ".join(refused)
-        raise UserError(
-            f"results: expected settings that compare, found {listed}; --allow NAME merges them all the same"
-        )
+        hint = "--allow NAME merges them all the same"
+        raise UserError(f"results: expected settings that compare, found {'; '.join(refused)}; {hint}")
     rows: list[dict[str, Any]] = []
     lines: dict[str, list[_Line]] = {}  # name of a model -> those that bear it
     for name, one in results.items():
@@ -138,13 +130,13 @@ def compare_results(
 
 @dataclass
 class _Line:
-    """One model of the merged table: its label, its rows, its weights where a file says them."""
+    """One model of the merged table; `rows` by prompt set, category and metric, `weights` where a file says them."""
 
     label: str
     rows: dict[tuple[Any, ...], Mapping[str, Any]] = field(default_factory=dict)
     weights: str | None = None
 
-    def agrees(self, weights: str | None, rows: OwnRows) -> bool:
+    def agrees(self, weights: str | None, rows: Mapping[tuple[Any, ...], Mapping[str, Any]]) -> bool:
         """Whether rows of another file are this model's: the same weights, where both say, and the same numbers."""
         if None not in (weights, self.weights) and weights != self.weights:
             return False

@@ -1,9 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Stage 6: scores of a base and of tuned models become means, medians and win rates with their uncertainty.
-
-Every model draws every prompt from the same seeds, so models are compared image by image. `alarms` looks for what
-pleases a reward without better pictures, `tables` prints, `compare` merges several runs.
-"""
+"""Stage 6: means, medians and win rates with intervals; models share seeds, so images are compared in pairs."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -66,11 +62,10 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean (Efron and Tibshirani 1993, section 13.3).
 
-    Resamples draw how often each distinct value occurs, which is the same as drawing rows, and fast for win rates with
-    their three values. Where all values are equal the interval has no width, however few they are.
+    Where all values are equal the interval has no width, however few they are.
 
     Args:
-        values (`np.ndarray`): (n,) without NaN, e.g. 1 / 0.5 / 0 per prompt. One value per prompt: images of one prompt
+        values (`np.ndarray`): (n,) without NaN, e.g. 1 / 0.5 / 0 per prompt. One value per prompt: images of a prompt
             are not independent, and resampling them would give too narrow an interval.
         confidence (`float`, *optional*, defaults to 0.95): coverage aimed at.
         num_resamples (`int`, *optional*, defaults to 10000): resamples.
@@ -81,6 +76,7 @@ def bootstrap_interval(
     """
     if not len(values):
         return float("nan"), float("nan")
+    # Drawing how often each distinct value occurs is the same as drawing rows, and fast for a win rate's three.
     distinct, counts = np.unique(values, return_counts=True)
     resamples = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=num_resamples)
     means = resamples @ distinct / len(values)
@@ -93,8 +89,8 @@ def summarize(
 ) -> list[dict[str, Any]]:
     """One row per model and metric, then one per model, metric and category; the first model is the base.
 
-    `scores`: model to metric to (n,) or (n, k), whose mean counts. NaN marks an image without a score; a tuned model's row
-    leaves out every prompt that lacks either score. Values that are not there are `None`. Win rates are in [0, 1].
+    `scores`: model to metric to (n,) or (n, k), whose mean counts. NaN marks an image without a score; a tuned model's
+    row leaves out every prompt that lacks either score. Missing numbers are `None`. Win rates are in [0, 1].
     """
     base_name, base = next(iter(scores.items()))
     known = np.array([category or "" for category in categories or []], dtype=object)
@@ -113,8 +109,8 @@ def summarize(
                 own_seed = derive_seed(seed, "bootstrap", model, metric, *([name] if name else []))
                 row = _row(values[chosen], None if model == base_name else other[chosen], own_seed)
                 found.append({"category": name, "model": model, "metric": metric, **row})
-            means = [row["mean"] for row in found[1:] if row["mean"] is not None]
-            found[0]["mean_of_categories"] = _number(np.mean, means)  # unweighted: GenEval's overall score
+            if means := [row["mean"] for row in found[1:] if row["mean"] is not None]:
+                found[0]["mean_of_categories"] = float(np.mean(means))  # unweighted: GenEval's overall score
             rows += found
     return sorted(rows, key=lambda row: row["category"] is not None)  # stable: rows of all prompts come first
 
@@ -123,14 +119,11 @@ def _row(values: np.ndarray, base: np.ndarray | None, seed: int) -> dict[str, An
     """The numbers of one model and metric on some prompts; without `base` the model is the base."""
     means = _per_prompt(values)
     counted = ~np.isnan(means) & (True if base is None else ~np.isnan(_per_prompt(base)))
-    row = {"n": int(counted.sum()), "mean": _number(np.mean, means[counted])}
-    row |= {"median": _number(np.median, means[counted]), "mean_of_categories": None}
-    row |= dict.fromkeys(("win_rate", "win_rate_low", "win_rate_high"))
+    keys = ("mean", "median", "mean_of_categories", "win_rate", "win_rate_low", "win_rate_high")
+    row = {"n": int(counted.sum()), **dict.fromkeys(keys)}
+    if counted.any():
+        row |= {"mean": float(np.mean(means[counted])), "median": float(np.median(means[counted]))}
     if base is not None and len(outcomes := _outcomes(values, base)):
         low, high = bootstrap_interval(outcomes, seed=seed)
         row |= {"win_rate": float(outcomes.mean()), "win_rate_low": low, "win_rate_high": high}
     return row
-
-
-def _number(statistic: Any, values: Sequence[float]) -> float | None:
-    return float(statistic(values)) if len(values) else None

@@ -1,8 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Tables of an evaluation, models x prompt sets x metrics, as Markdown, LaTeX and CSV.
 
-The best value of a column is bold and the second best underlined; values that print alike rank alike. Higher is better
-unless a row says `lower_is_better`. Metrics are printed in the scale of the papers (HPSv2.1 and GenEval times 100).
+A column's best value is bold, the second best underlined. Higher is better unless a row says `lower_is_better`.
 """
 
 import csv
@@ -15,13 +14,12 @@ from typing import Any
 
 
 PRINTED_TIMES = {"hps_v2.1": 100, "geneval": 100}  # raw score to the number that papers print
-CSV_COLUMNS = ("prompts", "category", "model", "metric", "n", "mean", "median", "mean_of_categories")
-CSV_COLUMNS += ("win_rate", "win_rate_low", "win_rate_high")
 STATISTICS = {"mean": "Mean", "median": "Median", "mean_of_categories": "Mean of categories", "win_rate": "Win rate"}
+CSV_COLUMNS = ("prompts", "category", "model", "metric", "n", *STATISTICS, "win_rate_low", "win_rate_high")
 MARKDOWN_MARKS = ("{}", "**{}**", "<ins>{}</ins>")  # by rank
 LATEX_MARKS = ("{}", r"\textbf{{{}}}", r"\underline{{{}}}")
 LATEX_ESCAPES = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-LATEX_ESCAPES |= {char: "\\" + char for char in "&%$#_{}"}
+LATEX_ESCAPES |= {char: f"\\{char}" for char in "&%$#_{}"}
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -73,7 +71,7 @@ def _printed(row: Mapping[str, Any] | None, key: str) -> tuple[str, float | None
 
 
 def _column(rows: Sequence[Mapping[str, Any] | None], key: str) -> list[Cell]:
-    """The cells of one metric, ranked; a column of one number has nothing to rank."""
+    """The cells of one metric, ranked as they print; a column of one number has nothing to rank."""
     found = [_printed(row, key) for row in rows]
     values = [value for _, value in found if value is not None]
     descending = not any(row.get("lower_is_better") for row in rows if row is not None)
@@ -130,21 +128,21 @@ def to_markdown(table: Table, marks: bool = True) -> str:
 
 def to_latex(table: Table) -> str:
     """A table as a `tabular` of the package booktabs."""
+
+    def escape(text: str) -> str:
+        return text.translate(str.maketrans(LATEX_ESCAPES))
+
     lines = [rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule"]
     if any(name for name, _ in table.groups):
-        spans = [rf"\multicolumn{{{width}}}{{c}}{{{_escape_latex(name)}}}" for name, width in table.groups]
+        spans = [rf"\multicolumn{{{width}}}{{c}}{{{escape(name)}}}" for name, width in table.groups]
         lines.append(" & ".join(["", *spans]) + r" \\")
         ends = accumulate((width for _, width in table.groups), initial=1)
         lines.append(" ".join(rf"\cmidrule(lr){{{before + 1}-{end}}}" for before, end in pairwise(ends)))
-    lines += [" & ".join(map(_escape_latex, [table.title, *table.columns])) + r" \\", r"\midrule"]
+    lines += [" & ".join(map(escape, [table.title, *table.columns])) + r" \\", r"\midrule"]
     for line, cells in table.lines:
-        marked = [LATEX_MARKS[cell.rank].format(_escape_latex(cell.text)) for cell in cells]
-        lines.append(" & ".join([_escape_latex(line), *marked]) + r" \\")
+        marked = [LATEX_MARKS[cell.rank].format(escape(cell.text)) for cell in cells]
+        lines.append(" & ".join([escape(line), *marked]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
-
-
-def _escape_latex(text: str) -> str:
-    return text.translate(str.maketrans(LATEX_ESCAPES))
 
 
 def all_tables(rows: Rows) -> list[Table]:
@@ -181,38 +179,26 @@ def format_csv(rows: Rows) -> str:
     return buffer.getvalue()
 
 
-def check_table(checks: Rows) -> Table:
-    """One line per check and prompt set, one column per model; limits last, as a narrow screen shows the first columns."""
-    models, several = distinct(checks, "model"), len(set(filter(None, distinct(checks, "prompts")))) > 1
-    cells = {(check.get("prompts"), check["alarm"], check["model"]): check for check in checks}
-    lines = []
-    for prompts, alarm in dict.fromkeys(place[:2] for place in cells):
-        found = [cells.get((prompts, alarm, model)) for model in models]
-        limit = next((check["limit"] for check in found if check and check["value"] is not None), "-")
-        name = f"{alarm}, {prompts}" if several else alarm
-        lines.append((name, [*(Cell(_check_text(check)) for check in found), Cell(limit)]))
-    return Table("Check", [*models, "limit"], lines)
-
-
-def _check_text(check: Mapping[str, Any] | None) -> str:
-    """What the base has, what the tuned model has, the verdict."""
-    if check is None or check["value"] is None:
-        return "-"
-    before = "" if check["base"] is None else f"{check['base']:.3g} to "
-    return f"{before}{check['value']:.3g}{' ALARM' if check['fired'] else ''}"
-
-
-def unchecked_notes(checks: Rows) -> list[str]:
-    """Why checks could not be made, one line per model and reason; with the prompt sets where it does not hold for all."""
-    sets = distinct(checks, "prompts")
-    found: dict[str, list[str]] = {}
+def check_table(checks: Rows) -> tuple[Table, list[str]]:
+    """One line per check and prompt set, one column per model, limits last for narrow screens; reasons for gaps."""
+    models, sets = distinct(checks, "model"), distinct(checks, "prompts")
+    lines: dict[str, dict[str | None, str]] = {}  # a check's text by model, and its limit under None
+    skipped: dict[str, list[str]] = {}  # reason -> prompt sets, which are named where they are not all
     for check in checks:
-        if check["value"] is None:
-            found.setdefault(check["message"], []).append(check.get("prompts"))
-    return [text if len(own) == len(sets) else f"{text} ({', '.join(own)})" for text, own in found.items()]
+        prompts, value = check.get("prompts"), check["value"]
+        line = lines.setdefault(f"{check['alarm']}, {prompts}" if len(sets) > 1 else check["alarm"], {})
+        if value is None:
+            skipped.setdefault(check["message"], []).append(prompts)
+            continue
+        before = "" if check["base"] is None else f"{check['base']:.3g} to "  # the base's value to the tuned model's
+        line[check["model"]] = f"{before}{value:.3g}{' ALARM' if check['fired'] else ''}"
+        line.setdefault(None, check["limit"])
+    cells = [(name, [Cell(line.get(key, "-")) for key in (*models, None)]) for name, line in lines.items()]
+    notes = [text if len(own) == len(sets) else f"{text} ({', '.join(own)})" for text, own in skipped.items()]
+    return Table("Check", [*models, "limit"], cells), notes
 
 
 def format_checks(checks: Rows) -> str:
     """The checks against reward hacking as Markdown; below, as a list, what was not checked and why."""
-    notes = "".join(f"- {note}\n" for note in unchecked_notes(checks))
-    return to_markdown(check_table(checks)) + "\n" + ("\n" + notes if notes else "")
+    table, notes = check_table(checks)
+    return to_markdown(table) + "\n" + "".join(["\n" * bool(notes), *(f"- {note}\n" for note in notes)])

@@ -2,18 +2,12 @@
 """Images side by side with titles and captions, as one picture."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 
 INK, FAINT = "#222222", "#999999"
-
-
-@lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float, max_lines: int) -> list[str]:
@@ -60,13 +54,14 @@ def image_grid(
     caption_lines: int = 3,
 ) -> Image.Image:
     """Lays images out row by row, with titles and captions; sizes in pixels, `None` leaves a cell marked as empty."""
-    font, pad, line_height = _font(14), 8, 18
-    rows = -(-len(images) // columns)
+    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 14)
+    pad, line_height = 8, 18
     left = cell_size + pad if row_titles else 0
     top = line_height + pad if column_titles else 0
     step_x = cell_size + pad
     step_y = cell_size + pad + (line_height * caption_lines + 2 if captions else 0)
-    canvas = Image.new("RGB", (left + columns * step_x + pad, max(1, top + rows * step_y + pad)), "white")
+    height = top + -(-len(images) // columns) * step_y + pad
+    canvas = Image.new("RGB", (left + columns * step_x + pad, height), "white")
     draw = ImageDraw.Draw(canvas)
 
     def write(text: str, x: int, y: int, max_lines: int) -> None:

@@ -6,16 +6,11 @@ import json
 import numpy as np
 import pytest
 
+from diffusers_craft import EvaluationResults, bootstrap_interval, win_rate
 from diffusers_craft.core.records import REFINED_SCHEMA
 from diffusers_craft.evaluation.alarms import run_checks
 from diffusers_craft.evaluation.measures import image_statistics
-from diffusers_craft.evaluation.results import EvaluationResults
-from diffusers_craft.evaluation.summary import (
-    bootstrap_interval,
-    evaluation_rows,
-    summarize,
-    win_rate,
-)
+from diffusers_craft.evaluation.summary import evaluation_rows, summarize
 
 
 def test_win_rate_counts_ties_half():

@@ -7,13 +7,9 @@ from typing import Any
 
 from .base import Objective
 from .craft import CRAFT, SFT
-from .dpo import DPO
-from .dspo import DSPO
-from .inpo import InPO
-from .kto import KTO
-from .mapo import MaPO
+from .inpo import InPO, SmPO
+from .preference import DPO, DSPO, KTO, MaPO
 from .sharpening import RLHFSharpening, SFTSharpening
-from .smpo import SmPO
 from .spo import SPO
 
 
@@ -22,15 +18,10 @@ OBJECTIVES: dict[str, type[Objective]] = {kind.__name__.lower(): kind for kind i
 
 
 def find(options: Mapping[str, Any]) -> tuple[str, Objective | None]:
-    """The recorded name of a run's objective, and the objective; `None` for one that is not of this package.
-
-    Args:
-        options (`Mapping`): the recorded options: `objective` (a class name, in any case) or `loss`, and its own.
-    """
+    """The recorded name of a run's objective, and the objective with its options; `None` for one from outside."""
     name = options.get("objective") or options["loss"]
     kind = OBJECTIVES.get(name.lower())
     if kind is None:
         return name, None
-    return name, kind(
-        **{field.name: options[field.name] for field in fields(kind) if options.get(field.name) is not None}
-    )
+    given = {field.name: options[field.name] for field in fields(kind) if options.get(field.name) is not None}
+    return name, kind(**given)

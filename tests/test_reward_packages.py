@@ -113,6 +113,6 @@ def test_published_hash_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ValueError, match=f"reward hps_v2.1: expected sha256 c57a38f.* of .*file.pt, found {found}; del"
     ):
         load_reward("hps_v2.1").score(["a"], [Image.new("RGB", (4, 4))])
-    monkeypatch.setattr("diffusers_craft.rewards.clip_score.HPS_SHA256", found)
+    monkeypatch.setattr("diffusers_craft.rewards.hps.HPS_SHA256", found)
     with pytest.raises(ValueError, match="--reward_checkpoint hps_v2.1: expected tensors only in .*file.pt"):
         load_reward("hps_v2.1").score(["a"], [Image.new("RGB", (4, 4))])

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..errors import UserError
 from .base import CheckpointReward
-from .clip_score import HPSReward
+from .hps import HPSReward
 from .image_reward import ImageRewardReward
 from .preprocessing import to_rgb
 

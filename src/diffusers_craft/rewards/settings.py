@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 # Name -> factory, or "module:factory" so that a name costs no import until it is used. A new one is a line here.
 _FACTORIES: dict[str, str | Callable[..., Reward]] = {
-    "hps_v2.1": "diffusers_craft.rewards.clip_score:HPSReward",
+    "hps_v2.1": "diffusers_craft.rewards.hps:HPSReward",
     "pickscore": "diffusers_craft.rewards.pickscore:PickScoreReward",
     "aesthetic": "diffusers_craft.rewards.aesthetic:AestheticReward",
     "image_reward": "diffusers_craft.rewards.image_reward:ImageRewardReward",

@@ -15,9 +15,9 @@ from ..models.generation import ROWS_PER_SHARD, GenerationSettings
 from ..prompts.sets import PromptSet
 from ..rewards.settings import reward_source
 from .alarms import run_checks
-from .measures import Embed, measure_images, read_statistics
+from .measures import Embed, StoredImages, measure_images, read_statistics
 from .metrics import SetMetric, measure_set, set_metric_rows
-from .results import ExampleRow, read_examples
+from .results import ExampleRow
 from .summary import evaluation_rows, summarize
 
 
@@ -53,8 +53,7 @@ class PromptRun:
     @property
     def about(self) -> dict[str, Any]:
         """What determines the prompts, for records."""
-        texts = self.prompts.prompts
-        found = f"{len(texts)} prompts, hash {fingerprint(texts)}"
+        found = f"{len(self.prompts.rows)} prompts, hash {fingerprint(self.prompts.prompts)}"
         return {"prompts": found, "images_per_prompt": self.num_images}
 
     def open(
@@ -91,12 +90,11 @@ class PromptRun:
 
     def read_scores(self) -> dict[str, dict[str, np.ndarray]]:
         """Model to metric to (n, k) raw scores."""
-        return {
-            model: {
-                name: s.read(["score"])["score"].to_numpy().reshape(-1, self.num_images) for name, s in one.items()
-            }
-            for model, one in self.scores.items()
-        }
+
+        def read(stage: Stage) -> np.ndarray:
+            return stage.read(["score"])["score"].to_numpy().reshape(-1, self.num_images)
+
+        return {model: {name: read(stage) for name, stage in one.items()} for model, one in self.scores.items()}
 
     def summarize(self, seed: int, set_metrics: Mapping[str, SetMetric]) -> list[dict[str, Any]]:
         """The rows of the results."""
@@ -104,13 +102,22 @@ class PromptRun:
         for name in self.metrics:
             if not any(np.isfinite(values[name]).any() for values in scores.values()):
                 logger.warning("%s: %s scored none of the images, so no table shows it", self.prompts.name, name)
-        rows = summarize(scores, seed, self.prompts.categories)
-        rows += set_metric_rows(self.set_values, set_metrics)
+        rows = summarize(scores, seed, self.prompts.categories) + set_metric_rows(self.set_values, set_metrics)
         return [{"prompts": self.prompts.name, **row} for row in rows]
 
     def read_examples(self) -> list[ExampleRow]:
-        """The first prompts with their pictures."""
-        return read_examples(self.prompts.prompts[:GRID_ROWS], self.images, self.read_scores(), self.num_images)
+        """The first prompts with the first image of every model and its scores."""
+        prompts, scores = self.prompts.prompts[:GRID_ROWS], self.read_scores()
+        first = range(0, len(prompts) * self.num_images, self.num_images)
+        pictures = {model: StoredImages(stage, first) for model, stage in self.images.items()}
+        return [
+            ExampleRow(
+                prompt,
+                {model: images[i] for model, images in pictures.items()},
+                {model: {name: float(values[i, 0]) for name, values in by.items()} for model, by in scores.items()},
+            )
+            for i, prompt in enumerate(prompts)
+        ]
 
     def check(
         self, memories: Mapping[str, np.ndarray], training_columns: Mapping[str, Sequence[str]]

@@ -1,8 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Compares tuned models with their base on the same prompts and seeds: generate, score, measure, summarise, check.
 
-Every step writes shards into the work folder, so that a killed evaluation goes on where it was, several processes share
-the work, and a further model or metric costs only its own part.
+Every step writes shards: a killed evaluation goes on where it was, a further model or metric costs only its own part.
 """
 
 import logging
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
@@ -26,15 +26,16 @@ from ..rewards.settings import RewardSettings, load_rewards, parse_reward_weight
 from ..scoring.run import CandidateImages, ScoringJob, score_images
 from ..tiny import is_tiny
 from ..tiny.scorer import ExactReward
-from .args import as_texts, images_per_prompt, parse_models
-from .choices import choose_embedding, choose_metrics, find_training_data
-from .measures import decode_images, image_statistics
+from .args import as_texts, choose_embedding, choose_metrics, find_training_data, parse_models
+from .measures import decode_image
 from .metrics import SetMetric, load_set_metrics
 from .prompt_run import EvaluatedModel, PromptRun
 from .results import EvaluationResults
 
 
 logger = logging.getLogger(__name__)
+
+PROTOCOL_IMAGES = {"geneval": 4}  # images per prompt where the benchmark itself says so; 1 elsewhere
 
 
 @dataclass(eq=False)
@@ -132,7 +133,7 @@ class Evaluation:
         if not is_first_rank():
             return None
         memories = {
-            name: image_statistics(decode_images(data.select_columns("image")), embed).embeddings
+            name: np.array([embed([decode_image(row)])[0] for row in data.select_columns("image")])
             for name, data in training.items()
             if "image" in data.column_names
         }
@@ -159,7 +160,8 @@ class Evaluation:
         if len({one.name for one in sets}) < len(sets):
             found = " ".join(one if isinstance(one, str) else one.name for one in given)
             raise UserError(f"--prompts: expected sets of different names, found {found}; write NAME=FILE")
-        return [PromptRun(one, images_per_prompt(self.images_per_prompt, one.name)) for one in sets]
+        asked = self.images_per_prompt
+        return [PromptRun(one, PROTOCOL_IMAGES.get(one.name, 1) if asked is None else asked) for one in sets]
 
     def _load_metrics(self, device: str, base: str) -> dict[str, Any]:
         """Metric name to model. Finds all checkpoints now, before hours of generation."""
@@ -181,7 +183,7 @@ class Evaluation:
             options = generation_options(pipeline, settings, self.seed, save_latents=False)
             evaluated[name] = EvaluatedModel(source, settings, options)
             del pipeline  # one model in memory at a time
-            free_memory()
+            torch.cuda.empty_cache()
         return evaluated
 
     def _generate(self, evaluated: Mapping[str, EvaluatedModel], runs: Sequence[PromptRun]) -> None:
@@ -195,7 +197,7 @@ class Evaluation:
                     stage, noise_seed = run.images[name], derive_seed(self.seed, "evaluation")
                     generate_candidates(pipeline, run.rows, one.settings, stage, noise_seed, shards=stage.share())
                 del pipeline
-                free_memory()
+                torch.cuda.empty_cache()
             for run in runs:
                 run.images[name].finish()
 
@@ -225,12 +227,6 @@ class Evaluation:
             "notes": [note for metric in known.values() if (note := getattr(metric, "note", ""))],
             "seed": self.seed,
         }
-
-
-def free_memory() -> None:
-    """Gives the GPU memory of deleted models back."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def load_model(source: Mapping[str, Any]) -> DiffusionPipeline:

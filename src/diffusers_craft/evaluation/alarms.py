@@ -24,12 +24,11 @@ MIN_DECIDED = 30  # pairs that are no ties, for a rate to say anything
 _CHUNK = 1024  # rows of a distance matrix in memory
 
 Check = dict[str, Any]
+Number = float | None
 Scores = Mapping[str, np.ndarray]  # metric -> scores of the same prompts and seeds
 
 
-def _check(
-    model: str, alarm: str, value: float | None, base: float | None, limit: str, fired: bool, why: str
-) -> Check:
+def _check(model: str, alarm: str, value: Number, base: Number, limit: str, fired: bool, why: str) -> Check:
     value, base = (None if number is None else round(float(number), 6) for number in (value, base))
     found = {"value": value, "base": base, "limit": limit, "fired": bool(fired)}
     return {"model": model, "alarm": alarm, **found, "message": f"{model}: {why}"}
@@ -54,12 +53,13 @@ def pair_diversity(embeddings: np.ndarray, groups: np.ndarray) -> tuple[float, f
     inside, number_inside = sum(s for s, _ in within), sum(m for _, m in within)
     outside, number_outside = max(0.0, total - inside), number - number_inside
     kinds = ((outside, number_outside), (inside, number_inside))
-    between, within = (float(np.sqrt(squares / count)) if count else float("nan") for squares, count in kinds)
-    return between, within
+    return tuple(float(np.sqrt(squares / count)) if count else float("nan") for squares, count in kinds)
 
 
 def nearest_distances(embeddings: np.ndarray, others: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
-    """(n, d) to the (n,) distances to the nearest of (m, d) others; with (n,) `groups`, of the same rows, of another one."""
+    """(n,) distances of (n, d) rows to the nearest of (m, d) others; with `groups` (n,), where these are the same rows,
+    to the nearest of another group.
+    """
     nearest = np.full(len(embeddings), np.inf)
     for start in range(0, len(embeddings), _CHUNK):
         rows = embeddings[start : start + _CHUNK]
@@ -109,12 +109,11 @@ def diversity_checks(model: str, tuned: ImageStatistics, base: ImageStatistics) 
 def memory_check(model: str, tuned: ImageStatistics, base: ImageStatistics, training: np.ndarray) -> list[Check]:
     """Whether images are twins of training images, whose (m, d) embeddings were made as those of `tuned`."""
     pairs = tuned.valid & base.valid
-    scale, _ = pair_diversity(base.embeddings[pairs], base.groups[pairs])
+    now, then = tuned.embeddings[pairs], base.embeddings[pairs]
+    scale, _ = pair_diversity(then, base.groups[pairs])
     if not len(training) or not np.isfinite(scale) or scale == 0:
         return []
-    new, old = (
-        float((nearest_distances(s.embeddings[pairs], training) < TWIN_DISTANCE * scale).mean()) for s in (tuned, base)
-    )
+    new, old = (float((nearest_distances(e, training) < TWIN_DISTANCE * scale).mean()) for e in (now, then))
     why = f"{new:.0%} of its images nearly repeat a training image, {old:.0%} of the base's (limit {MEMORY_LIMIT:.0%} more)"
     return [_check(model, "memory", new, old, f"base + {MEMORY_LIMIT:.0%}", new - old > MEMORY_LIMIT, why)]
 
@@ -154,9 +153,9 @@ def validity_check(model: str, tuned: ImageStatistics) -> list[Check]:
 
 def run_checks(
     statistics: Mapping[str, ImageStatistics],
-    scores: Mapping[str, Scores] | None = None,
-    training: Mapping[str, np.ndarray] | None = None,
-    trained_on: Mapping[str, Sequence[str]] | None = None,
+    scores: Mapping[str, Scores],
+    training: Mapping[str, np.ndarray],
+    trained_on: Mapping[str, Sequence[str]],
 ) -> list[Check]:
     """All checks of all models by name, the base first; `training`: (m, d) embeddings of the images trained on."""
     (base_name, base), *others = statistics.items()
@@ -164,12 +163,12 @@ def run_checks(
     for model, tuned in others:
         checks += validity_check(model, tuned) + change_checks(model, tuned, base)
         checks += diversity_checks(model, tuned, base)
-        if model in (training or {}):
+        if model in training:
             checks += memory_check(model, tuned, base, training[model])
-        elif training is not None:
+        else:
             checks.append(skipped_check(model, "memory", "its training images are unknown"))
-        if scores and model in (trained_on or {}):
+        if model in trained_on:
             checks += gap_check(model, scores[model], scores[base_name], trained_on[model])
-        elif trained_on is not None:
+        else:
             checks.append(skipped_check(model, "reward_gap", "the rewards it was trained on are unknown"))
     return checks

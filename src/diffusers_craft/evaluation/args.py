@@ -5,6 +5,7 @@ import argparse
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,8 @@ def find_training_data(models: Mapping[str, str], given: Mapping[str, str] | Seq
 def choose_metrics(metrics: Mapping[str, Any], runs: Sequence[PromptRun]) -> None:
     """Gives each prompt set its metrics. One with `bind` says itself whether it is for these prompts."""
     for run in runs:
-        run.metrics = [name for name, one in metrics.items() if not hasattr(one, "bind") or one.bind(run.prompts)]
+        fitting = [name for name, one in metrics.items() if not hasattr(one, "bind") or one.bind(run.prompts)]
+        run.metrics = {name: metrics[name] for name in fitting}
     for name in metrics:
         if name != "exact" and not any(name in run.metrics for run in runs):
             found = ", ".join(run.prompts.name for run in runs)
@@ -122,4 +124,4 @@ def choose_embedding(asked: str, base: str, metrics: Mapping[str, Any]) -> tuple
     if asked == "pixels" or not towers or (asked == "auto" and is_tiny(base)):
         return thumbnail_embedding, {"alarm_embedding": "pixels"}
     source = {"alarm_embedding": "clip", "alarm_embedding_source": reward_source(towers[0])}
-    return clip_embedding(lambda images: towers[0].tower(images)), source  # towers may yet be shared
+    return partial(clip_embedding, towers[0]), source  # whose tower may yet be shared

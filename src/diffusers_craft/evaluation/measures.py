@@ -95,16 +95,12 @@ def thumbnail_embedding(images: Sequence[Image.Image]) -> np.ndarray:
     return np.array(small).reshape(len(images), -1) / 255 / np.sqrt(3 * THUMBNAIL**2)
 
 
-def clip_embedding(tower: Callable[[list[Image.Image]], Any]) -> Embed:
-    """Unit-length embeddings of a CLIP image tower, B images to (B, d) tensor; their distance is sqrt(2 - 2 cosine)."""
-
-    def embed(images: Sequence[Image.Image]) -> np.ndarray:
-        with torch.inference_mode():
-            parts = [tower(list(images[i : i + CLIP_BATCH])).cpu().numpy() for i in range(0, len(images), CLIP_BATCH)]
-        vectors = np.concatenate(parts).astype(np.float64)
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-    return embed
+def clip_embedding(reward: Any, images: Sequence[Image.Image]) -> np.ndarray:
+    """Unit-length embeddings (B, d) of the CLIP `tower` of a reward; their distance is sqrt(2 - 2 cosine)."""
+    batches = [list(images[i : i + CLIP_BATCH]) for i in range(0, len(images), CLIP_BATCH)]
+    with torch.inference_mode():
+        vectors = np.concatenate([reward.tower(batch).cpu().numpy() for batch in batches]).astype(np.float64)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def image_statistics(
@@ -112,17 +108,12 @@ def image_statistics(
 ) -> ImageStatistics:
     """Measures images, all in memory; `None` gives a NaN row."""
     images = list(images)
-    numbers, embeddings = np.full((len(images), len(MEASURES)), np.nan), [None] * len(images)
+    numbers, embeddings = (np.full((len(images), width), np.nan) for width in (len(MEASURES), 1))
     if valid := [i for i, image in enumerate(images) if image is not None]:
-        for i, embedding in zip(valid, embed([images[i] for i in valid])):
-            numbers[i], embeddings[i] = _measure(images[i]), embedding
-    return _statistics(numbers, embeddings, images_per_prompt)
-
-
-def _statistics(numbers: np.ndarray, embeddings: Sequence[Any], images_per_prompt: int) -> ImageStatistics:
-    width = next((len(row) for row in embeddings if row is not None), 1)
-    table = np.array([np.full(width, np.nan) if row is None else row for row in embeddings]).reshape(-1, width)
-    return ImageStatistics(dict(zip(MEASURES, numbers.T)), table, images_per_prompt)
+        found = embed([images[i] for i in valid])
+        embeddings = np.full((len(images), found.shape[1]), np.nan)
+        embeddings[valid], numbers[valid] = found, [_measure(images[i]) for i in valid]
+    return ImageStatistics(dict(zip(MEASURES, numbers.T)), embeddings, images_per_prompt)
 
 
 def _measure(image: Image.Image) -> np.ndarray:
@@ -168,8 +159,8 @@ def measure_images(images: Stage, stage: Stage, embed: Embed = thumbnail_embeddi
     for shard in tqdm(shards, desc="Measuring images", unit="shard", disable=not shards):
         rows = stage.rows(shard)
         found = image_statistics(StoredImages(images, rows), embed)
-        embeddings = [row.astype(np.float32) if valid else None for row, valid in zip(found.embeddings, found.valid)]
-        columns = [np.asarray(rows), *found.measures.values(), pa.array(embeddings, pa.list_(pa.float32()))]
+        vectors = [row.astype(np.float32) if ok else None for row, ok in zip(found.embeddings, found.valid)]
+        columns = [np.asarray(rows), *found.measures.values(), pa.array(vectors, pa.list_(pa.float32()))]
         stage.write(shard, pa.table(dict(zip(STATISTICS_SCHEMA.names, columns)), schema=STATISTICS_SCHEMA))
     stage.finish()
 
@@ -177,5 +168,7 @@ def measure_images(images: Stage, stage: Stage, embed: Embed = thumbnail_embeddi
 def read_statistics(stage: Stage, images_per_prompt: int = 1) -> ImageStatistics:
     """What `measure_images` wrote."""
     table = stage.read()
-    numbers = np.stack([table[name].to_numpy() for name in MEASURES], axis=1)
-    return _statistics(numbers, table["embedding"].to_pylist(), images_per_prompt)
+    vectors = table["embedding"].to_pylist()  # `None` where an image is not valid
+    width = next((len(row) for row in vectors if row is not None), 1)
+    embeddings = np.array([[np.nan] * width if row is None else row for row in vectors])
+    return ImageStatistics({name: table[name].to_numpy() for name in MEASURES}, embeddings, images_per_prompt)

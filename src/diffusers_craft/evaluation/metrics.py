@@ -99,23 +99,19 @@ def load_set_metrics(wanted: Iterable[str | SetMetric], taken: Iterable[str] = (
     return metrics
 
 
-def measure_set(
-    metric: SetMetric, images: Stage, base: Stage | None, stage: Stage, images_per_prompt: int = 1
-) -> None:
+def measure_set(metric: SetMetric, images: Stage, base: Stage | None, into: Stage, images_per_prompt: int = 1) -> None:
     """Computes a metric of a model's images that are valid, here and in `base`, unless it is there; one rank does."""
-    for shard in stage.share():
+    for shard in into.share():
         valid = [one.read(["valid"])["valid"].to_numpy() for one in (images, base) if one is not None]
         rows = np.flatnonzero(np.logical_and.reduce(valid)).tolist()
         pictures = [None if one is None else StoredImages(one, rows) for one in (images, base)]
         value = float(metric.compute(*pictures)) if rows else float("nan")
         prompts = len({row // images_per_prompt for row in rows})
-        stage.write(shard, pa.table({"row": [0], "value": [value], "n": [prompts]}, schema=VALUE_SCHEMA))
-    stage.finish()
+        into.write(shard, pa.table({"row": [0], "value": [value], "n": [prompts]}, schema=VALUE_SCHEMA))
+    into.finish()
 
 
-def set_metric_rows(
-    values: Mapping[str, Mapping[str, Stage]], metrics: Mapping[str, SetMetric]
-) -> list[dict[str, Any]]:
+def set_metric_rows(values: Mapping[str, Mapping[str, Stage]], metrics: dict[str, SetMetric]) -> list[dict[str, Any]]:
     """What `measure_set` wrote by model and metric, as rows in the form of `summarize`, the number as `mean`."""
     empty = dict.fromkeys(("median", "mean_of_categories", "win_rate", "win_rate_low", "win_rate_high"))
     rows = []

@@ -49,11 +49,9 @@ class Evaluation:
 
     Args:
         base (`str`): the base pipeline, as `load_pipeline` takes it; `NAME=MODEL` sets its name in the tables.
-        tuned (`Mapping[str, str]` or `Sequence[str]`): name to what `load_tuned_pipeline` takes, or a list
-            of MODEL and NAME=MODEL.
+        tuned (`Mapping[str, str]` or `Sequence[str]`): name to what `load_tuned_pipeline` takes, or MODEL, NAME=MODEL.
         prompts (`str`, `PromptSet` or a sequence of them): what `load_prompt_set` takes, or sets that exist.
-        rewards (`Sequence[str]`, *optional*): metrics of single images: what `load_reward` takes. A tiny base adds
-            `exact`.
+        rewards (`Sequence[str]`, *optional*): of single images: what `load_reward` takes. A tiny base adds `exact`.
         set_metrics (`Sequence[str | SetMetric]`, *optional*): metrics of a model's images as a whole.
         settings (`GenerationSettings`, *optional*): how images are sampled; what it leaves open, the base decides for all.
         images_per_prompt (`int`, *optional*): each from a seed of its own; by default 4 for GenEval, else 1.
@@ -63,15 +61,12 @@ class Evaluation:
         reward_models (`Mapping[str, Any]`, *optional*): further metrics: name to an object with `score(prompts, images)`.
         training_data (`Mapping[str, str]` or `Sequence[str]`, *optional*): tuned model to the dataset that it was trained
             on, for the alarms; by default what its own run record says.
-        alarm_embedding (`str`, *optional*, defaults to `"auto"`): how images are compared for the alarms: `"clip"`, by
-            the CLIP of the reward `aesthetic` or `clip_score`; `"pixels"`, as thumbnails; `"auto"`, CLIP where there is
-            one, thumbnails for a tiny base.
+        alarm_embedding (`str`, *optional*, defaults to `"auto"`): how alarms compare images: `"clip"` (of the reward
+            `aesthetic` or `clip_score`), `"pixels"` (thumbnails), `"auto"` (CLIP if there is one and the base not tiny).
         dtype (`torch.dtype`, *optional*, defaults to `torch.float16`): of generation; a CPU always gets float32.
         device (`str`, *optional*): defaults to the GPU of this rank if there is one, else the CPU.
-        source (`Mapping[str, Any]`, *optional*): further arguments of `load_pipeline` for all models: `revision`,
-            `variant`, `config`, `cache_dir`.
-        output_dir (`str` or `Path`, *optional*): work folder, which also receives tables and report; by default a
-            temporary one, without them.
+        source (`Mapping[str, Any]`, *optional*): `revision`, `variant`, `config`, `cache_dir` of `load_pipeline`.
+        output_dir (`str` or `Path`, *optional*): work folder, with tables and report; else temporary, without them.
         seed (`int`, *optional*, defaults to 0): of prompts, images and bootstrap.
     """
 
@@ -101,8 +96,7 @@ class Evaluation:
             `EvaluationResults`: on the first rank; `None` on others.
 
         Raises:
-            UserError: for models, prompts, metrics or settings that cannot be, before anything is generated, and for a
-                work folder that was made with others.
+            UserError: for what cannot be, before anything is generated, and for a work folder made with other settings.
         """
         if self.output_dir is not None:
             return self._run(Path(self.output_dir))
@@ -124,12 +118,13 @@ class Evaluation:
         training = find_training_data(models, self.training_data)
         evaluated = self._open_models(models, device)
         for run in runs:
-            run.open(WorkDir(folder), evaluated, metrics, set_metrics, embedding)
+            run.set_metrics = set_metrics
+            run.open(WorkDir(folder), evaluated, embedding)
 
         self._generate(evaluated, runs)
-        self._score(runs, metrics, device)
+        self._score(runs, device)
         for run in runs:
-            run.measure(set_metrics, embed)
+            run.measure(embed)
         if not is_first_rank():
             return None
         memories = {
@@ -140,7 +135,7 @@ class Evaluation:
         columns = {name: data.column_names for name, data in training.items()}
         results = EvaluationResults(
             settings=self._describe(evaluated, metrics | set_metrics, runs) | embedding,
-            rows=[row for run in runs for row in run.summarize(self.seed, set_metrics)],
+            rows=[row for run in runs for row in run.summarize(self.seed)],
             checks=[found for run in runs for found in run.check(memories, columns)],
             scores={run.prompts.name: run.read_scores() for run in runs},
             examples={run.prompts.name: run.read_examples() for run in runs},
@@ -201,23 +196,20 @@ class Evaluation:
             for run in runs:
                 run.images[name].finish()
 
-    def _score(self, runs: Sequence[PromptRun], metrics: Mapping[str, Any], device: str) -> None:
+    def _score(self, runs: Sequence[PromptRun], device: str) -> None:
         """Scores all sets with the same metrics together, so that each reward model is loaded once."""
         workers = self.reward_settings.workers(device)
         for chosen in dict.fromkeys(tuple(run.metrics) for run in runs):
-            jobs = [
-                ScoringJob(CandidateImages(run.images[name]), stages)
-                for run in runs
-                if tuple(run.metrics) == chosen
-                for name, stages in run.scores.items()
-            ]
-            score_images(jobs, {name: metrics[name] for name in chosen}, self.reward_settings.residency, workers)
+            alike = [run for run in runs if tuple(run.metrics) == chosen]
+            scores = [(run.images[name], stages) for run in alike for name, stages in run.scores.items()]
+            jobs = [ScoringJob(CandidateImages(images), stages) for images, stages in scores]
+            score_images(jobs, alike[0].metrics, self.reward_settings.residency, workers)
 
     def _describe(
         self, evaluated: Mapping[str, EvaluatedModel], metrics: Mapping[str, Any], runs: Sequence[PromptRun]
     ) -> dict[str, Any]:
         """All that the numbers depend on."""
-        used = {run.prompts.name: [*run.metrics, *next(iter(run.set_values.values()))] for run in runs}
+        used = {run.prompts.name: [*run.metrics, *run.set_metrics] for run in runs}
         known = {name: metric for name, metric in metrics.items() if any(name in names for names in used.values())}
         return {
             "base": next(iter(evaluated)),

@@ -57,9 +57,7 @@ def pair_diversity(embeddings: np.ndarray, groups: np.ndarray) -> tuple[float, f
 
 
 def nearest_distances(embeddings: np.ndarray, others: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
-    """(n,) distances of (n, d) rows to the nearest of (m, d) others; with `groups` (n,), where these are the same rows,
-    to the nearest of another group.
-    """
+    """Distance (n,) of each row to the nearest of `others`; with `groups` (n,) of the same rows, of another group."""
     nearest = np.full(len(embeddings), np.inf)
     for start in range(0, len(embeddings), _CHUNK):
         rows = embeddings[start : start + _CHUNK]

@@ -14,7 +14,7 @@ from ..core.workdir import Stage, WorkDir
 from ..models.generation import ROWS_PER_SHARD, GenerationSettings
 from ..prompts.sets import PromptSet
 from ..rewards.settings import reward_source
-from .alarms import run_checks
+from .alarms import Check, run_checks
 from .measures import Embed, StoredImages, measure_images, read_statistics
 from .metrics import SetMetric, measure_set, set_metric_rows
 from .results import ExampleRow
@@ -113,11 +113,9 @@ class PromptRun:
             for i, prompt in enumerate(prompts)
         ]
 
-    def check(
-        self, memories: Mapping[str, np.ndarray], training_columns: Mapping[str, Sequence[str]]
-    ) -> Iterator[dict[str, Any]]:
-        """The checks against reward hacking; `memories`: model to (m, d) embeddings of its training images."""
+    def check(self, memories: Mapping[str, np.ndarray], columns: Mapping[str, Sequence[str]]) -> Iterator[Check]:
+        """The checks against reward hacking, with (m, d) embeddings of models' training images and their columns."""
         statistics = {name: read_statistics(stage, self.num_images) for name, stage in self.statistics.items()}
-        trained_on = {name: [m for m in self.metrics if m in columns] for name, columns in training_columns.items()}
+        trained_on = {name: [m for m in self.metrics if m in known] for name, known in columns.items()}
         for found in run_checks(statistics, self.read_scores(), memories, trained_on):
             yield {"prompts": self.prompts.name, **found}

@@ -127,12 +127,9 @@ class Evaluation:
             run.measure(embed)
         if not is_first_rank():
             return None
-        memories = {
-            name: np.array([embed([decode_image(row)])[0] for row in data.select_columns("image")])
-            for name, data in training.items()
-            if "image" in data.column_names
-        }
         columns = {name: data.column_names for name, data in training.items()}
+        images = {name: training[name].select_columns("image") for name in training if "image" in columns[name]}
+        memories = {name: np.array([embed([decode_image(row)])[0] for row in rows]) for name, rows in images.items()}
         results = EvaluationResults(
             settings=self._describe(evaluated, metrics | set_metrics, runs) | embedding,
             rows=[row for run in runs for row in run.summarize(self.seed)],
@@ -146,10 +143,8 @@ class Evaluation:
 
     def _load_prompt_sets(self) -> list[PromptRun]:
         given = [self.prompts] if isinstance(self.prompts, str | PromptSet) else list(self.prompts)
-        sets = [
-            load_prompt_set(one, self.prompt_column, self.num_prompts, self.seed) if isinstance(one, str) else one
-            for one in given
-        ]
+        options = (self.prompt_column, self.num_prompts, self.seed)
+        sets = [load_prompt_set(one, *options) if isinstance(one, str) else one for one in given]
         if not sets:
             raise UserError("--prompts: expected at least one prompt set, found none")
         if len({one.name for one in sets}) < len(sets):
@@ -171,8 +166,7 @@ class Evaluation:
         evaluated: dict[str, EvaluatedModel] = {}
         for name, model in models.items():
             source = {"name_or_path": model, "dtype": self.dtype, "device": device, **self.source}
-            if evaluated:
-                source["base"] = next(iter(models.values()))
+            source |= {"base": next(iter(models.values()))} if evaluated else {}
             pipeline = load_model(source)
             settings = settings.resolve(pipeline)  # what the settings leave open, the base decides for all
             options = generation_options(pipeline, settings, self.seed, save_latents=False)

@@ -105,7 +105,7 @@ def test_summarize_refuses_other_metrics():
 
 def test_results_are_written_as_strict_json(tmp_path):
     rows = summarize({"base": {"h": np.array([1, np.nan])}, "craft": {"h": np.full(2, np.nan)}})
-    alarms = run_checks({"base": image_statistics([None, None])})
+    alarms = run_checks({"base": image_statistics([None, None])}, {}, {}, {})
     EvaluationResults({"seed": 3, "notes": ["left out"]}, rows, alarms).write(tmp_path / "new")
 
     def refuse(constant):

@@ -18,7 +18,7 @@ from diffusers_craft import DPO, SD15, SPO, SFTSharpening, SmPO, TrainingRun, Tr
 from diffusers_craft.data.preferences import load_preferences
 from diffusers_craft.data.rows import shuffled_rows
 from diffusers_craft.data.settings import DataSettings
-from diffusers_craft.rewards import registry
+from diffusers_craft.rewards import settings as registry
 from diffusers_craft.scoring.scorer import CompositeScorer
 from diffusers_craft.scripts import objective_from_args
 from diffusers_craft.training import data as training_data

@@ -13,7 +13,7 @@ from PIL import Image
 from diffusers_craft import RewardSettings, score_images
 from diffusers_craft.core.records import CANDIDATE_SCHEMA, SCORE_SCHEMA
 from diffusers_craft.core.workdir import Stage
-from diffusers_craft.rewards import reward_names
+from diffusers_craft.rewards.settings import reward_factories
 from diffusers_craft.scoring import run as scoring_run
 from diffusers_craft.scripts import (
     CandidateImages,
@@ -184,7 +184,7 @@ def test_parse_reward_weights_keeps_order():
 @pytest.mark.parametrize(
     "values, message",
     [
-        (["hps=0.4"], f"--rewards: expected one of {', '.join(reward_names())} or MODULE:CLASS, found 'hps'"),
+        (["hps=0.4"], f"--rewards: expected one of {', '.join(reward_factories())} or MODULE:CLASS, found 'hps'"),
         (["pickscore=much"], "--rewards: expected pickscore=NUMBER, found 'pickscore=much'"),
         (["pickscore="], "--rewards: expected pickscore=NUMBER, found 'pickscore='"),
         (["pickscore=nan"], "--rewards: expected pickscore=NUMBER, found 'pickscore=nan'"),
@@ -284,7 +284,7 @@ def test_rewards_on_one_image_tower_go_over_the_images_together(tmp_path: Path, 
 def test_loaded_rewards_on_one_clip_share_its_image_half(tmp_path: Path):
     import torch
 
-    from diffusers_craft.rewards.clip_tower import ClipImageTower
+    from diffusers_craft.rewards.aesthetic import ClipImageTower
 
     models = {name: Brightness() for name in ("a", "b", "c")}
     for name, place in (("a", tmp_path), ("b", tmp_path / "other"), ("c", tmp_path)):

@@ -127,7 +127,6 @@ def write(tmp_path, text):
             r"expected 1 cell as in the header in line 2 of .* found 3; quote",
         ),
         ("prompt,category\nx,y\na, b, c\n", r"expected 2 cells as in the header in line 3 of .* found 3; quote"),
-        ("prompt,category\nx\n", r"expected 2 cells as in the header in line 2 of .* found 1$"),
         ('prompt\n"hello" sign\nx\n', r"expected quotes around whole cells in line 2 of"),
         ('prompt\nx\n"welcome\ntwo\na blue star\n', r"expected quotes around whole cells in line 3 of"),
         ('prompt\n"welcome\n' + "two green squares\n" * 100_000, r"expected quotes around whole cells in line 2 of"),

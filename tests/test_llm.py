@@ -8,7 +8,7 @@ import time
 import pytest
 from chat_server import chat
 
-from diffusers_craft.prompts.refiners import INSTRUCTION, MAX_WORDS, OpenAIRefiner, TransformersRefiner, clean_reply
+from diffusers_craft.prompts.refiners import INSTRUCTION, OpenAIRefiner, TransformersRefiner
 
 
 def test_good_replies(serve, monkeypatch):
@@ -108,25 +108,6 @@ def test_options_hold_no_secrets(monkeypatch):
     }
 
 
-@pytest.mark.parametrize(
-    ("reply", "text"),
-    [
-        ("  a red\n\ncircle ", "a red circle"),
-        ('"a red circle"', "a red circle"),
-        ('a sign that says "stop"', 'a sign that says "stop"'),
-        ('"stop" on a sign, "go" on another', '"stop" on a sign, "go" on another'),
-        ("**Refined prompt:** a red circle", "a red circle"),
-        ("Prompt: a red circle", "a red circle"),
-        ("a prompt: how to", "a prompt: how to"),
-        ("<think>red?\n</think>\na red circle", "a red circle"),
-        ("word " * 100, " ".join(["word"] * MAX_WORDS)),
-        ('"', '"'),
-    ],
-)
-def test_clean_reply(reply, text):
-    assert clean_reply(reply) == text
-
-
 @pytest.fixture(scope="module", params=[True, False], ids=["chat", "plain"])
 def local_model(request, tmp_path_factory):
     """A random-weight GPT-2 over bytes, with and without a chat template."""
@@ -165,3 +146,26 @@ def test_local_model_that_is_none(tmp_path):
     with pytest.raises(ValueError, match="--refiner_model: expected a causal language model, found '.*': ") as error:
         TransformersRefiner(str(tmp_path))
     assert "\n" not in str(error.value)
+
+
+TEMPLATES = {
+    "no system": "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}",
+    "thoughts": "{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}",
+}
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_chat_templates_without_system_and_with_thoughts(local_model, tmp_path, kind):
+    import shutil
+
+    from transformers import AutoTokenizer
+
+    folder = shutil.copytree(local_model, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    turns = "{% for m in messages %}{{ m.role }}: {{ m.content }}\\n{% endfor %}assistant: "
+    tokenizer.chat_template = TEMPLATES[kind] + turns
+    tokenizer.save_pretrained(folder)
+    refiner = TransformersRefiner(str(folder), device="cpu")
+    text = refiner._chat_text("Prompt: a red circle")
+    assert "<think>" not in text and INSTRUCTION in text and text.rstrip().endswith("assistant:")
+    assert ("system:" in text) == (kind == "thoughts") and "Prompt: a red circle" in text

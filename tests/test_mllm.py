@@ -132,3 +132,11 @@ def test_what_must_be_given(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(ValueError, match="--rewards mllm: expected a key in the environment variable OPENAI_API_KEY"):
         MLLMReward("gpt")
+
+
+@pytest.mark.parametrize(
+    "around", ["<think>x</think>\n{}", "Hm.</think>{}", "```json\n{}\n```", "<think>a</think>```\n{}\n```"]
+)
+def test_thoughts_of_a_judge_are_no_part_of_its_grades(around):
+    grades = dict.fromkeys(ASPECTS, 5)
+    assert parse_grades(around.replace("{}", json.dumps(grades))) == grades

@@ -92,7 +92,7 @@ def test_sample_size_error(tmp_path, num_prompts):
         ("a.json", b'["x",\n3', "--prompts: expected JSON in .*a.json, found Expecting .* in line 2"),
         ("a.json", b'["x", 3]', "--prompts: expected JSON objects with a column 'prompt' in"),
         ("a.jsonl", b'{"prompt": 3}', "--prompt_column: expected text in column 'prompt' of .*a.jsonl, found 3"),
-        ("a.txt", b"\xff\xfe\x00", "--prompts: expected UTF-8 text in .*a.txt, found other bytes"),
+        ("a.txt", b"\xff\xfe\x00", "--prompts: expected UTF-8 in .*a.txt, found byte 0xff"),
         ("a.parquet", b"nonsense", "--prompts: expected a Parquet file, found other bytes in .*a.parquet"),
         ("a.docx", b"x", r"--prompts: expected a file \(.txt, .*\) or a dataset of the Hub, found the file .*a.docx"),
     ],
@@ -119,3 +119,34 @@ def test_embedded_prompts(tmp_path, monkeypatch):
     path = write(tmp_path, ".txt")
     monkeypatch.setattr(tiny, "prompt_file", {"tiny-heldout": path}.get)
     assert load_prompts("tiny-heldout") == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "prompt\na red circle, on a black background, highly detailed\n"),
+        ("a.csv", 'prompt\n"hello" sign\n"welcome\ntwo green squares\na blue star\n'),
+        ("a.csv", 'prompt\n"hello\n' + "two green squares\n" * 20_000),
+        ("a.csv", "prompt,category\na cat,animals\na dog, a mat,animals\n"),
+    ],
+)
+def test_prompts_are_not_cut_at_commas_nor_swallowed_by_quotes(name, text, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=r"^--prompts: expected .* in line \d+ of .*a.csv, found"):
+        load_prompts(tmp_path / name)
+
+
+def test_a_tsv_of_a_spreadsheet_and_one_without_quoting(tmp_path):
+    (tmp_path / "a.tsv").write_text('prompt\tn\n"a sign that says ""STOP"""\t1\n"two\nlines"\t2\n')
+    assert load_prompts(tmp_path / "a.tsv") == ['a sign that says "STOP"', "two\nlines"]
+    (tmp_path / "b.tsv").write_text('Prompt\tCategory\n"Hello" on a wall\tText\na 5" disk\tText\n')
+    assert load_prompts(tmp_path / "b.tsv", "Prompt") == ['"Hello" on a wall', 'a 5" disk']
+
+
+@pytest.mark.parametrize("half", ["\\ud83d", "\\udc00"])
+def test_half_an_emoji_is_refused_by_its_text(half, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a cat"}\n{"prompt": "a happy cat ' + half + '"}\n')
+    with pytest.raises(
+        ValueError, match="expected text that can be written as UTF-8 in column 'prompt' .*a happy cat"
+    ):
+        load_prompts(tmp_path / "a.jsonl")

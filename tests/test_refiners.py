@@ -128,7 +128,7 @@ def test_failures_are_marked_and_counted_once(tmp_path, caplog):
     for row in table.to_pylist():
         assert row["refined"] == (row["variant"] > 0 and row["group"] % 2 == 1)
     assert [record.getMessage() for record in caplog.records] == [
-        "refiner 'flaky' gave nothing new for 24 of 42 candidates: they keep the original prompt (refined=False)"
+        "refiner 'flaky' gave nothing new for 24 of 42 candidates: they keep the original prompt (refined=False); the same command asks again for them as long as no candidates are drawn"
     ]
 
 
@@ -149,3 +149,48 @@ def test_counts_and_stage_size(tmp_path):
         refine_prompts(PROMPTS, load_refiner("template"), 0, 2, 0, open_stage(tmp_path))
     with pytest.raises(RuntimeError, match="expected a stage of 35 rows, found 49"):
         refine_prompts(PROMPTS, load_refiner("template"), 2, 2, 0, open_stage(tmp_path))
+
+
+class Flaky:
+    """Refines what its service lets through."""
+
+    name, options = "flaky", {}
+    problem = "HTTP status 429"
+
+    def __init__(self, works):
+        self.works, self.asked = works, []
+
+    def refine(self, prompt, n, seed):
+        self.asked.append(prompt)
+        return [f"{prompt}, {i}" if self.works(prompt) else prompt for i in range(n)]
+
+
+def test_what_was_not_refined_is_asked_for_again_and_nothing_else(tmp_path, caplog):
+    prompts = [f"thing {i}" for i in range(8)]
+    stage = WorkDir(tmp_path).stage("refined", {}, 8 * 3, 6)  # two prompts per shard
+    first = Flaky(lambda prompt: prompt not in ("thing 2", "thing 7"))
+    table = refine_prompts(prompts, first, 2, 1, 0, stage)
+    assert "gave nothing new for 4 of 16 candidates (HTTP status 429)" in caplog.text
+    kept = Flaky(lambda prompt: True)
+    assert refine_prompts(prompts, kept, 2, 1, 0, stage).equals(table) and not kept.asked
+    again = Flaky(lambda prompt: True)
+    table = refine_prompts(prompts, again, 2, 1, 0, stage, again=True)
+    assert sorted(again.asked) == ["thing 2", "thing 3", "thing 6", "thing 7"]
+    assert table["refined"].to_pylist() == [False, True, True] * 8 and stage.is_complete
+
+
+def test_a_refiner_that_refines_nothing_ends_the_run(tmp_path):
+    stage = WorkDir(tmp_path).stage("refined", {}, 6, 6)
+    words = r"^--refiner flaky: expected refinements of 2 prompts, found none \(HTTP status 429\)$"
+    for _ in range(2):  # also where the file of an earlier run says so
+        with pytest.raises(ValueError, match=words):
+            refine_prompts(["a", "b"], Flaky(lambda prompt: False), 2, 1, 0, stage)
+
+
+def test_template_words_stand_where_the_encoder_reads():
+    refiner = load_refiner("template")
+    assert all(text.startswith("a red circle, ") for text in refiner.refine("a red circle", 8, seed=0))
+    for prompt in ("very " * 60 + "red", "圆" * 40, "a,b;" * 20):
+        texts = refiner.refine(prompt, 8, seed=0)
+        assert len(set(texts)) == 8 and all(text.endswith(f", {prompt}") for text in texts)
+        assert len({text[:60] for text in texts}) > 4

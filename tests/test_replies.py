@@ -88,6 +88,8 @@ def test_the_prompt_is_found(reply):
         "a cat (orange) and a dog (black)",
         "#1 fan in a stadium",
         "a certainly: tall tower",
+        "a prompt: how to",
+        '"',
     ],
 )
 def test_a_plain_prompt_stays_as_it_is(text):

@@ -23,7 +23,7 @@ def read_text(path: Path, flag: str) -> str:
 
 
 def read_csv(path: Path, flag: str, delimiter: str = ",") -> list[dict[str, str]]:
-    """The rows of a table with a header, which all must have as many cells as it."""
+    """The rows of a table with a header; one that is cut short lacks its last columns, one that is longer is refused."""
     text = read_text(path, flag)
     csv.field_size_limit(MAX_CELL)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -33,10 +33,10 @@ def read_csv(path: Path, flag: str, delimiter: str = ",") -> list[dict[str, str]
             if header is None:
                 header = cells
             elif cells:
-                if len(cells) != len(header):
+                if len(cells) > len(header):
                     wanted = f"expected {len(header)} cell{'s' * (len(header) > 1)} as in the header"
-                    more = f"; quote texts with {delimiter!r}" if len(cells) > len(header) else ""
-                    raise UserError(f"{flag}: {wanted} in line {start} of {path}, found {len(cells)}{more}")
+                    found_cells = f"found {len(cells)}; quote texts with {delimiter!r}"
+                    raise UserError(f"{flag}: {wanted} in line {start} of {path}, {found_cells}")
                 found.append(dict(zip(header, cells)))
             start = rows.line_num + 1
     except csv.Error as error:

@@ -163,6 +163,10 @@ class Stage:
         remove_leftovers(self.path)
         atomic_write_json(self.path / COMPLETE_FILE, {"num_rows": self.num_rows, "num_shards": self.num_shards})
 
+    def remove(self, shard: int) -> None:
+        """Takes a shard away, to have it made again."""
+        self.shard_path(shard).unlink(missing_ok=True)
+
     def read_shard(self, shard: int, columns: list[str] | None = None) -> pa.Table:
         """The rows of one shard, all columns or the named ones."""
         path = self.shard_path(shard)

@@ -16,12 +16,14 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from jinja2 import TemplateError
 from tqdm.auto import tqdm
 
 from ..core.chat import ChatClient, back_off
 from ..core.records import REFINED_SCHEMA, derive_seed
 from ..core.workdir import Stage
 from ..errors import UserError
+from .replies import MAX_WORDS, clean_reply
 
 
 logger = logging.getLogger(__name__)
@@ -30,7 +32,9 @@ logger = logging.getLogger(__name__)
 MODIFIERS = ("sharp focus", "vivid colors", "crisp edges", "clean composition", "high quality", "masterpiece")
 MODIFIERS += ("professional", "highly detailed")
 MAX_MODIFIERS = 4
-MAX_WORDS = 60  # CLIP text encoders read 77 tokens
+_THOUGHT_TOKENS = 1024
+# Of the 77 tokens that CLIP reads, those that a prompt leaves for the words; a longer one gets them in front.
+MAX_TOKENS_BEFORE = 50
 
 INSTRUCTION = f"""You rewrite prompts for a text-to-image model. Reply with one rewritten prompt and nothing else.
 - Keep the subject, the intent and every stated number, colour and relation.
@@ -78,7 +82,10 @@ class IdentityRefiner:
 
 
 class TemplateRefiner:
-    """Appends one to four words of quality to the prompt; the `n` results for a prompt are distinct sets of words."""
+    """Appends one to four words of quality to the prompt; the `n` results for a prompt are distinct sets of words.
+
+    Before a prompt that fills CLIP's window the words come first: behind it nobody would read them.
+    """
 
     name = "template"
     options: dict[str, Any] = {}
@@ -91,20 +98,14 @@ class TemplateRefiner:
         texts: dict[frozenset[str], str] = {}
         while len(texts) < n:
             words = rng.sample(MODIFIERS, rng.randint(1, MAX_MODIFIERS))
-            texts.setdefault(frozenset(words), ", ".join([prompt, *words]))
+            parts = [*words, prompt] if _tokens(prompt) > MAX_TOKENS_BEFORE else [prompt, *words]
+            texts.setdefault(frozenset(words), ", ".join(parts))
         return list(texts.values())
 
 
-def clean_reply(text: str) -> str:
-    """A language model's reply as one line: no thoughts, label or enclosing quotes, at most `MAX_WORDS` words."""
-    text = re.sub(r"<think>.*?(</think>|$)", " ", text, flags=re.DOTALL)
-    label = r"^\s*(\*\*)?((refined|rewritten|enhanced) )?(prompt|description)(\*\*)?\s*:(\*\*)?"
-    text = re.sub(label, "", text, flags=re.IGNORECASE)
-    text = " ".join(text.split()[:MAX_WORDS])
-    for quote in ('"', "'", "`"):
-        if len(text) > 1 and text[0] == text[-1] == quote and text.count(quote) == 2:
-            text = text[1:-1].strip()
-    return text
+def _tokens(prompt: str) -> int:
+    """About how many tokens CLIP makes of a prompt: one of a word, a digit or a mark, more of other scripts by their bytes."""
+    return len(re.findall(r"[^\W\d_]+|\d|[^\w\s]", prompt)) + len(prompt.encode()) - len(prompt)
 
 
 class OpenAIRefiner:
@@ -131,6 +132,11 @@ class OpenAIRefiner:
         options = {"model": model, "base_url": self._chat.endpoint, "temperature": temperature}
         self.options = {f"refiner_{name}": value for name, value in options.items()}
         self._is_down = False
+
+    @property
+    def problem(self) -> str | None:
+        """Why the service gave no answer, the last time that it gave none."""
+        return self._chat.problem
 
     def refine(self, prompt: str, n: int, seed: int) -> list[str]:
         texts: list[str] = []
@@ -172,23 +178,39 @@ class TransformersRefiner:
             raise UserError(f"--refiner_model: expected a causal language model, found {model!r}: {reason}") from None
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._model.to(device).eval()
+        # A template that knows thoughts may be of a model that thinks whatever it is told.
+        thinks = "think" in (self._tokenizer.chat_template or "")
+        self._max_tokens = 2 * MAX_WORDS + (_THOUGHT_TOKENS if thinks else 0)
         self.temperature = temperature
         self.options = {"refiner_model": str(model), "refiner_temperature": temperature}
 
     def refine(self, prompt: str, n: int, seed: int) -> list[str]:
         device, tokenizer, request = self._model.device, self._tokenizer, f"Prompt: {prompt}"
-        text = f"{INSTRUCTION}\n\n{request}\nRewritten prompt:"
-        if tokenizer.chat_template:  # writes the special tokens itself
-            messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": request}]
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = (
+            self._chat_text(request) if tokenizer.chat_template else f"{INSTRUCTION}\n\n{request}\nRewritten prompt:"
+        )
+        # A chat template writes the special tokens itself.
         inputs = tokenizer(text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template).to(device)
         options = {"do_sample": True, "temperature": self.temperature, "num_return_sequences": n}
-        options |= {"max_new_tokens": 2 * MAX_WORDS, "pad_token_id": tokenizer.pad_token_id or tokenizer.eos_token_id}
+        options |= {
+            "max_new_tokens": self._max_tokens,
+            "pad_token_id": tokenizer.pad_token_id or tokenizer.eos_token_id,
+        }
         with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             tokens = self._model.generate(**inputs, **options)
         replies = tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return [clean_reply(reply) or prompt for reply in replies]
+
+    def _chat_text(self, request: str) -> str:
+        """The request in the model's chat format: without thoughts where it can, in one turn where it knows no system."""
+        options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+        system, user = {"role": "system", "content": INSTRUCTION}, {"role": "user", "content": request}
+        try:
+            return self._tokenizer.apply_chat_template([system, user], **options)
+        except TemplateError:  # as Gemma's and Mistral's raise for a system's message
+            merged = {"role": "user", "content": f"{INSTRUCTION}\n\n{request}"}
+            return self._tokenizer.apply_chat_template([merged], **options)
 
 
 REFINERS = {kind.name: kind for kind in (OpenAIRefiner, TransformersRefiner, TemplateRefiner, IdentityRefiner)}
@@ -217,12 +239,19 @@ def load_refiner(name: str, **options: Any) -> PromptRefiner:
 
 
 def refine_prompts(
-    prompts: Sequence[str], refiner: PromptRefiner, num_refinements: int, num_seeds: int, seed: int, stage: Stage
+    prompts: Sequence[str],
+    refiner: PromptRefiner,
+    num_refinements: int,
+    num_seeds: int,
+    seed: int,
+    stage: Stage,
+    again: bool = False,
 ) -> pa.Table:
     """Writes the texts of all candidates to a stage, one row per candidate, and returns all rows (`REFINED_SCHEMA`).
 
     Prompt i is group i of 1 + R * S rows; variant j is of refinement (j - 1) // S. A refiner's failures (the prompt itself)
-    are marked `refined=False`. Shards that are done are kept, and a group on two shards is refined for each.
+    are marked `refined=False`. Shards that are done are kept, and a group on two shards is refined for each; with `again`
+    those with failures are made anew. A refiner that refines nothing at all is a `UserError`.
     """
     size = 1 + num_refinements * num_seeds
     if num_refinements < 1 or num_seeds < 1:
@@ -240,6 +269,10 @@ def refine_prompts(
             raise UserError(f"refiner {refiner.name!r}: {expected}, found {texts!r:.200}")
         return [prompt, *(text for text in texts for _ in range(num_seeds))]
 
+    if again and not isinstance(refiner, IdentityRefiner):
+        for shard in set(range(stage.num_shards)) - set(stage.missing()):
+            if num_failures(stage.read_shard(shard)):
+                stage.remove(shard)
     if not stage.is_complete:
         done = sum(len(stage.rows(shard)) for shard in range(stage.num_shards) if stage.is_done(shard))
         bar = tqdm(desc="Refine", unit="prompt", total=len(prompts), initial=done // size)
@@ -260,9 +293,21 @@ def refine_prompts(
                 stage.write(shard, pa.Table.from_pylist(records, schema=REFINED_SCHEMA))
         stage.mark_complete()
     table = stage.read()
-    asked = pc.greater(table["variant"], 0)
-    failed = pc.sum(pc.and_not(asked, table["refined"])).as_py()
+    failed, asked = num_failures(table), len(table) - len(prompts)
     if failed and not isinstance(refiner, IdentityRefiner):
-        message = "refiner %r gave nothing new for %d of %d candidates: they keep the original prompt (refined=False)"
-        logger.warning(message, refiner.name, failed, pc.sum(asked).as_py())
+        reason = getattr(refiner, "problem", None)
+        why = f" ({reason})" if reason else ""
+        if failed == asked:
+            raise UserError(
+                f"--refiner {refiner.name}: expected refinements of {len(prompts)} prompts, found none{why}"
+            )
+        logger.warning(
+            f"refiner {refiner.name!r} gave nothing new for {failed} of {asked} candidates{why}: they keep the original"
+            " prompt (refined=False); the same command asks again for them as long as no candidates are drawn"
+        )
     return table
+
+
+def num_failures(refined: pa.Table) -> int:
+    """How many candidates of refinements have the original prompt."""
+    return pc.sum(pc.and_not(pc.greater(refined["variant"], 0), refined["refined"])).as_py() or 0

@@ -11,7 +11,7 @@ MAX_WORDS = 60  # CLIP text encoders read 77 tokens
 
 _LABEL = re.compile(
     r"^\W*(?:(?:here(?:'s| is| are)|sure|certainly|of course|absolutely|okay|ok)\b[^:\n]*:|"
-    r"(?:(?:the|your|a|my)\s+)?(?:(?:refined|rewritten|enhanced|improved|revised|final|new|detailed|optimi[sz]ed)\s+)*"
+    r"(?:(?:the|your|my)\s+)?(?:(?:refined|rewritten|enhanced|improved|revised|final|new|detailed|optimi[sz]ed)\s+)*"
     r"(?:prompt|description|version|rewrite|output|answer)s?\W*:)[\s*_]*",
     re.IGNORECASE,
 )

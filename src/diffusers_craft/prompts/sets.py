@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from .. import tiny
 from ..core.load import load_hub_dataset
 from ..core.records import derive_seed
+from ..core.tables import read_csv, read_text
 from ..errors import UserError
 
 
@@ -160,6 +161,11 @@ def _check_prompt(value: Any, column: str, source: str | os.PathLike) -> str:
     """A prompt without surrounding space, `""` for none; refuses what is no text."""
     if not isinstance(value, str | None):
         raise UserError(f"--prompt_column: expected text in column {column!r} of {source}, found {value!r:.60}")
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError:  # half of an emoji, as broken JSON has it
+        wanted = f"expected text that can be written as UTF-8 in column {column!r} of {source}"
+        raise UserError(f"--prompt_column: {wanted}, found {value!r:.60}") from None
     return (value or "").strip()
 
 
@@ -181,7 +187,7 @@ def _sample(prompts: Sequence[str], num_prompts: int | None, seed: int, source: 
 def _read_rows(source: str, columns: Sequence[str], extras: Collection[str] = ()) -> list[dict[str, Any]]:
     """The rows of a source: the first of the prompts' `columns` that it has, and those of the `extras`.
 
-    Text lines and bare strings get the first name. A `.tsv` is read without quoting, as PartiPrompts' own is written.
+    Text lines and bare strings get the first name.
     """
     path = Path(tiny.prompt_file(source) or source).expanduser()
     suffix = path.suffix.lower()
@@ -207,25 +213,30 @@ def _read_file(path: Path, columns: Sequence[str], extras: Collection[str]) -> l
         except pa.ArrowInvalid:
             raise UserError(f"--prompts: expected a Parquet file, found other bytes in {path}") from None
         return pq.read_table(path, columns=_choose(names, columns, extras, path)).to_pylist()
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"--prompts: expected UTF-8 text in {path}, found other bytes") from None
-    if suffix in (".csv", ".tsv"):
-        style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}
-        records = list(csv.DictReader(io.StringIO(text), **style))
+    if suffix == ".csv":
+        records: list[Any] = read_csv(path, "--prompts")
+    elif suffix == ".tsv":
+        records = _read_tsv(path)
     elif suffix == ".txt":
-        records = text.split("\n")
+        records = read_text(path, "--prompts").split("\n")
     else:
-        records = _parse_json(text, path)
+        records = _parse_json(read_text(path, "--prompts"), path)
     if all(isinstance(record, str) for record in records):
         return [{columns[0]: record} for record in records]
     if not all(isinstance(record, dict) for record in records):
         raise UserError(f"--prompts: expected JSON objects with a column {columns[0]!r} in {path}, found other values")
-    # Cells beyond a CSV's header stand under the name None.
-    names = list(dict.fromkeys(name for record in records for name in record if name is not None))
+    names = list(dict.fromkeys(name for record in records for name in record))
     wanted = _choose(names, columns, extras, path)
     return [{name: record.get(name) for name in wanted} for record in records]
+
+
+def _read_tsv(path: Path) -> list[dict[str, str]]:
+    """With quotes around cells as spreadsheets and pandas write them; without, as PartiPrompts' own, where that fails."""
+    try:
+        return read_csv(path, "--prompts", "\t")
+    except UserError:
+        text = io.StringIO(read_text(path, "--prompts"))
+        return list(csv.DictReader(text, delimiter="\t", quoting=csv.QUOTE_NONE, restkey="more"))
 
 
 def _parse_json(text: str, path: Path) -> list[Any]:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..core.chat import ChatClient, back_off
 from ..core.records import derive_seed
+from ..core.replies import without_fences, without_thoughts
 from ..errors import UserError
 
 
@@ -44,12 +45,12 @@ NUM_WORKERS = 8  # images in flight
 
 
 def parse_grades(text: str | None) -> dict[str, float] | None:
-    """The five grades of a reply that is one JSON object with five numbers from 0 to 10 (fences forgiven), else `None`."""
-    text = (text or "").strip()
-    if text.startswith("```") and text.endswith("```"):
-        text = text.removeprefix("```json").removeprefix("```").removesuffix("```")
+    """The five grades of a reply that is one JSON object with five numbers from 0 to 10, else `None`.
+
+    Fences around it and thoughts before it are forgiven.
+    """
     try:
-        found = json.loads(text)
+        found = json.loads(without_fences(without_thoughts(text or "")))
     except ValueError:
         return None
     if not isinstance(found, dict) or set(found) != set(ASPECTS):

@@ -18,11 +18,7 @@ NORMALIZATIONS = ("zscore", "minmax", "rank")
 
 
 def check_weights(weights: Mapping[str, float], scored: Collection[str]) -> None:
-    """Refuses weights that are negative, not finite, all zero, or of a reward that was not scored.
-
-    Raises:
-        UserError: names the weight.
-    """
+    """Refuses weights that are negative, not finite, all zero, or of a reward that was not scored."""
     for name, weight in weights.items():
         if name not in scored:
             raise UserError(f"--rewards: expected weights of scored rewards ({', '.join(scored)}), found {name!r}")

@@ -29,18 +29,7 @@ ADVANTAGE_EPS = 1e-6
 
 
 def rule_rewards(rule: str | Sequence[str], scored: Collection[str] | None = None) -> tuple[str, ...]:
-    """The rewards that a filter rule compares.
-
-    Args:
-        rule (`str` or `Sequence[str]`): a key of `RULES`, or reward names that must all win.
-        scored (`Collection[str]`, *optional*): names of the rewards at hand; if given, the rule may name no other.
-
-    Returns:
-        `tuple[str, ...]`: reward names; empty for `"none"`.
-
-    Raises:
-        UserError: if the rule is unknown or names a reward that was not scored.
-    """
+    """The rewards that a filter rule (a key of `RULES`, or reward names) compares; it may name no other than `scored`."""
     names = (rule,) if isinstance(rule, str) else tuple(rule)
     known_rule = len(names) == 1 and names[0] in RULES
     required = RULES[names[0]] if known_rule else tuple(dict.fromkeys(names))
@@ -56,15 +45,7 @@ def rule_rewards(rule: str | Sequence[str], scored: Collection[str] | None = Non
 
 
 def restrict_weights(weights: Mapping[str, float], rule: str | Sequence[str] = "none") -> dict[str, float]:
-    """The weights of the rewards that a filter rule compares, scaled to sum 1; of all rewards for `"none"`.
-
-    Args:
-        weights (`Mapping[str, float]`): weight of each reward.
-        rule (`str` or `Sequence[str]`, *optional*, defaults to `"none"`): as in `crf_filter`.
-
-    Raises:
-        UserError: if no reward of the rule has a weight above 0.
-    """
+    """The weights of the rewards that a filter rule compares, scaled to sum 1; of all rewards for `"none"`."""
     check_weights(weights, weights)
     required = rule_rewards(rule)
     kept = {name: float(weight) for name, weight in weights.items() if not required or name in required}
@@ -109,8 +90,7 @@ def crf_filter(
 
     Args:
         rewards (`Mapping[str, Sequence[float]]`): (n,) raw scores of each reward; NaN where the image is not valid.
-        groups (`Sequence[int]`): (n,) prompt index i.
-        variants (`Sequence[int]`): (n,) j within the group; 0 is the baseline.
+        groups, variants (`Sequence[int]`): (n,) prompt index i; (n,) j within the group, where 0 is the baseline.
         rule (`str` or `Sequence[str]`, *optional*, defaults to `"hpa"`): a key of `RULES` or reward names.
 
     Returns:
@@ -131,8 +111,7 @@ def group_advantages(composite: Sequence[float], groups: Sequence[int], variants
 
     Args:
         composite (`Sequence[float]`): (n,) composite reward of all candidates, before any filter; NaN if not valid.
-        groups (`Sequence[int]`): (n,) prompt index i.
-        variants (`Sequence[int]`): (n,) j within the group.
+        groups, variants (`Sequence[int]`): (n,) prompt index i; (n,) j within the group.
 
     Returns:
         `np.ndarray`: (n,) float64, by the population standard deviation; 0 for j = 0 and images that are not valid.
@@ -172,8 +151,7 @@ def select_samples(
     Args:
         composite (`Sequence[float]`): (n,) composite reward; NaN if not valid.
         mask (`Sequence[bool]`): (n,) what the filter kept.
-        groups (`Sequence[int]`): (n,) prompt index i.
-        variants (`Sequence[int]`): (n,) j within the group.
+        groups, variants (`Sequence[int]`): (n,) prompt index i; (n,) j within the group.
         strategy (`str`, *optional*, defaults to `"top"`): `"top"`, `"random"`, `"low"`, or `"all"`: top without the
             limit `k`.
         k (`int`, *optional*, defaults to `100`): number of rows.

@@ -1,9 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Preference pairs out of scored candidates: which image of a prompt wins over which other one.
-
-Arrays are flat, one row per candidate, as in `filtering.py`: `groups` is the prompt, `variants` is j, where 0 is the image of
-the original prompt. An image that is not valid has NaN as its score and is in no pair.
-"""
+"""Preference pairs out of scored candidates: which image of a prompt wins over which other one."""
 
 from collections.abc import Sequence
 
@@ -27,8 +23,7 @@ def group_pairs(
 
     Args:
         scores (`Sequence[float]`): (n,) what decides, e.g. the composite reward; NaN where the image is not valid.
-        groups (`Sequence[int]`): (n,) prompt index i.
-        variants (`Sequence[int]`): (n,) j within the group.
+        groups, variants (`Sequence[int]`): (n,) prompt index i; (n,) j within the group, 0 the original prompt's image.
         pairing (`str`, *optional*, defaults to `"best_worst"`): the best against the worst of all images of the group,
             or (`"best_baseline"`) the best refined image, j >= 1, against the one of the original prompt, j = 0.
         k (`int`, *optional*): only the k pairs with the best winners; the default is all.

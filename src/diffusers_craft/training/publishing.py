@@ -4,6 +4,7 @@
 import logging
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,8 @@ class TrainingHub:
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         named = {f"{LAST_CHECKPOINT}/{name}": path for name, path in files.items()}
         try:
-            self.repo.upload(
-                folder.parent,
-                named,
-                folder.name,
-                (f"{LAST_CHECKPOINT}/*",),
-                "training goes on, and the next checkpoint is sent",
-            )
+            repo = replace(self.repo, retry="training goes on, and the next checkpoint is sent")
+            repo.upload(folder.parent, named, folder.name, (f"{LAST_CHECKPOINT}/*",))
         except ValueError as error:
             logger.warning("%s was not published: %s", folder.name, error)
 

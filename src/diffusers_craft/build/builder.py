@@ -134,8 +134,7 @@ class CRAFTDatasetBuilder:
         chosen = {name: values[pool.selected] for name, values in pool.columns.items()}
         self.dataset = assemble_dataset(take_rows(candidates, pool.selected), chosen, latent_vae)
         if is_first_rank():
-            self._save(pool, candidates)
-            self._record(pool, options, run_options or {})
+            self._save(pool, candidates, options, run_options or {})
         return self.dataset
 
     def push_to_hub(
@@ -202,7 +201,7 @@ class CRAFTDatasetBuilder:
             )
 
     def _open_stages(self, prompts: list[str]) -> tuple[Stage, Stage, dict[str, Stage], dict[str, Any]]:
-        """Refined, candidates and one stage per reward, each bound to the options of those before; those of candidates."""
+        """Refined, candidates, one stage per reward, each bound to the options before it; those that decide candidates."""
         work, num_rows = WorkDir(self.output_dir), len(prompts) * self._group_size
         options: dict[str, Any] = {
             "prompts": f"{len(prompts)} prompts, hash {fingerprint(prompts)}",
@@ -236,8 +235,10 @@ class CRAFTDatasetBuilder:
         groups, variants = rows["group"].to_numpy(), rows["variant"].to_numpy()
         return score_pool(rewards, groups, variants, *self._selection_options.values(), self.seed)
 
-    def _save(self, pool: ScoredPool, candidates: Stage) -> None:
-        """Writes dataset, scores and report."""
+    def _save(
+        self, pool: ScoredPool, candidates: Stage, options: Mapping[str, Any], run_options: Mapping[str, Any]
+    ) -> None:
+        """Writes dataset, scores and report, and last `normalization.json` and `craft_build.json`."""
         folder = Path(self.output_dir)
         for place in (folder, folder / "report"):
             remove_leftovers(place)
@@ -245,20 +246,11 @@ class CRAFTDatasetBuilder:
         save_dataset(self.dataset, folder)
         table = candidates.read(list(SCORED_COLUMNS))
         save_scores(assemble_scores(table, pool.columns, pool.kept, pool.selected), folder)
-        prompts, refined_prompts = (self.dataset[name][:] for name in ("prompt", "refined_prompt"))
-        write_build_report(folder / "report", self.funnel, pool, self.dataset["image"], prompts, refined_prompts)
-
-    def _record(self, pool: ScoredPool, options: Mapping[str, Any], run_options: Mapping[str, Any]) -> None:
-        """Writes `normalization.json` and `craft_build.json`."""
-        folder = Path(self.output_dir)
+        write_build_report(folder / "report", self.funnel, pool, self.dataset)
         sources = {name: reward_source(model) for name, model in self._models.items()}
         constants = {name: entry | {"source": sources[name]} for name, entry in pool.constants["rewards"].items()}
         atomic_write_json(folder / CONSTANTS_FILE, {**pool.constants, "rewards": constants})
-        own = {
-            **options,
-            **self._selection_options,
-            "generation_batch_size": self.settings.batch_size,
-        }
+        own = {**options, **self._selection_options, "generation_batch_size": self.settings.batch_size}
         write_run_json(
             folder / BUILD_FILE,
             {**run_options, **own, "prompts": run_options.get("prompts", own["prompts"])},

@@ -2,7 +2,7 @@
 """What a build leaves for the eye: funnel, reward histograms and a gallery, as PNG and one self-contained HTML page."""
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -27,19 +27,14 @@ MAX_GALLERY = 100  # images shown; a page with thousands would not open on a pho
 
 def funnel_panels(funnel: Mapping[str, int | float]) -> list[page.Panel]:
     """Two bar charts, images and prompts, each from what came in to what was selected."""
-    images = {
-        "candidates": "candidates",
-        "valid": "valid",
-        "kept_candidates": "kept by filter",
-        "selected": "selected",
-    }
+    images = {"candidates": "candidates", "valid": "valid"}
+    images |= {"kept_candidates": "kept by filter", "selected": "selected"}
     prompts = {"prompts": "prompts", "kept_groups": "kept by filter", "selected_prompts": "selected"}
 
     def draw(axes: Axes, unit: str, labels: Mapping[str, str]) -> None:
         counts = [int(funnel.get(key, 0)) for key in labels]
-        axes.barh(
-            list(labels.values()), counts, color=[page.GRAY] * (len(counts) - 2) + [page.BLUE, page.ORANGE], height=0.7
-        )
+        colors = [page.GRAY] * (len(counts) - 2) + [page.BLUE, page.ORANGE]
+        axes.barh(list(labels.values()), counts, color=colors, height=0.7)
         axes.invert_yaxis()
         axes.set_xlim(0, max([*counts, 1]) * 1.45)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -53,11 +48,7 @@ def funnel_panels(funnel: Mapping[str, int | float]) -> list[page.Panel]:
 
 def reward_sets(values: np.ndarray, variants: np.ndarray, selected: np.ndarray) -> dict[str, np.ndarray]:
     """The sets a report compares: name to values of any quantity (n,), by variant and by the selected rows (k,)."""
-    return {
-        "original prompts": values[variants == 0],
-        "refined prompts": values[variants > 0],
-        "selected": values[selected],
-    }
+    return dict(zip(SET_STYLES, (values[variants == 0], values[variants > 0], values[selected])))
 
 
 def reward_panels(pool: ScoredPool) -> list[page.Panel]:
@@ -82,26 +73,22 @@ def _mean(values: np.ndarray) -> str:
 def _card(image: Image.Image, prompt: str, refined: str, values: Mapping[str, float]) -> str:
     numbers = "".join(f"<dt>{html.escape(name)}</dt><dd>{value:.3f}</dd>" for name, value in values.items())
     made_by = f'<div class="muted">{html.escape(refined)}</div>' if refined != prompt else ""
-    return f"<figure>{page.image_tag(image, prompt)}<figcaption>{html.escape(prompt)}{made_by}<dl>{numbers}</dl></figcaption></figure>"
+    caption = f"{html.escape(prompt)}{made_by}<dl>{numbers}</dl>"
+    return f"<figure>{page.image_tag(image, prompt)}<figcaption>{caption}</figcaption></figure>"
 
 
-def write_build_report(
-    folder: str | Path,
-    funnel: Mapping[str, int | float],
-    pool: ScoredPool,
-    images: Sequence[Image.Image],
-    prompts: Sequence[str],
-    refined_prompts: Sequence[str],
-) -> None:
+def write_build_report(folder: Path, funnel: Mapping[str, int | float], pool: ScoredPool, rows: Mapping) -> None:
     """Writes `funnel.png`, `rewards.png`, `gallery.png` and `report.html`, which needs no other file.
 
-    Images and prompts are of the k selected rows; only the first `MAX_GALLERY` images are read.
+    `rows` are `image`, `prompt` and `refined_prompt` of the selected rows; no more than `MAX_GALLERY` are read.
     """
     selected, shown = pool.selected, min(len(pool.selected), MAX_GALLERY)
-    pictures = [images[i] for i in range(shown)]
+    pictures, prompts, refined = (
+        [column[i] for i in range(shown)] for column in (rows["image"], rows["prompt"], rows["refined_prompt"])
+    )
     columns = {**pool.rewards, "composite": pool.composite, "advantage": pool.advantages}
     cards = [
-        _card(pictures[i], prompts[i], refined_prompts[i], {name: v[selected[i]] for name, v in columns.items()})
+        _card(pictures[i], prompts[i], refined[i], {name: v[selected[i]] for name, v in columns.items()})
         for i in range(shown)
     ]
     captions = [f"reward {pool.composite[selected[i]]:+.2f}\n{prompts[i]}" for i in range(shown)]
@@ -115,15 +102,16 @@ def write_build_report(
     means[-1] = (means[-1][0], "–", *means[-1][2:])  # images of original prompts have no advantage
     funnel_images = page.chart_images(funnel_charts, "Bar chart of the funnel; the table below holds its numbers")
     reward_images = page.chart_images(reward_charts, "Histogram of a reward; the table above holds its means")
+    funnel_table = page.html_table(("stage", "count"), funnel_rows(funnel))
     means_table = page.html_table(("reward", "original prompts", "refined prompts", "selected"), means)
     hint = "Every image is scored against its original prompt. Means of each set:"
     order = f"{shown:,} of {len(selected):,} shown, in the order of selection. Grey text: the refined prompt."
     sections = {
-        "Funnel": f'<div class="charts">{funnel_images}</div>{page.html_table(("stage", "count"), funnel_rows(funnel))}',
+        "Funnel": f'<div class="charts">{funnel_images}</div>{funnel_table}',
         "Rewards": f'<p class="muted">{hint}</p>{means_table}<div class="charts">{reward_images}</div>',
         "Selected images": f'<p class="muted">{order}</p><div class="gallery">{"".join(cards)}</div>',
     }
     summary = f"{len(selected):,} of {len(pool.composite):,} images selected."
     report = page.render_page("CRAFT dataset", summary, sections)
     for name, data in {**files, "report.html": report.encode()}.items():
-        atomic_write_bytes(Path(folder) / name, data)
+        atomic_write_bytes(folder / name, data)

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from ..core.records import derive_seed
 from ..errors import UserError
 from ..selection.composite import composite_reward
-from ..selection.pairing import PAIRINGS, check_num_pairs, group_pairs
+from ..selection.filtering import PAIRINGS, check_num_pairs, group_pairs
 from .settings import DataSettings
 
 

@@ -50,12 +50,13 @@ def without_paths(value: Any, paths: Collection[str] | None = None) -> Any:
     if not isinstance(value, (str, Path)):
         return value
     name, equals, path = str(value).partition("=")
-    if isinstance(value, Path) or _is_path(value, paths):
+    if isinstance(value, Path) or is_path(value, paths):
         return Path(value).name
-    return f"{name}={Path(path).name}" if equals and _is_path(path, paths) else value
+    return f"{name}={Path(path).name}" if equals and is_path(path, paths) else value
 
 
-def _is_path(text: str, paths: Collection[str] | None) -> bool:
+def is_path(text: str, paths: Collection[str] | None) -> bool:
+    """Whether a text names a local path; see `without_paths`."""
     try:
         if text.startswith(("/", "~", "./", "../")):
             return True

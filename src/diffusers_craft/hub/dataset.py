@@ -49,7 +49,7 @@ _CARD = """---
 
 # {title}
 
-{counts[selected]} images that {base} made itself, selected by a composite reward to align it with human
+{selected} images that {base} made itself, selected by a composite reward to align it with human
 preference: the training set of [CRAFT]({paper}) (Composite Reward Assisted Fine-Tuning), built with diffusers-craft
 {record[versions][diffusers_craft]}, an independent implementation.
 
@@ -60,8 +60,8 @@ preference: the training set of [CRAFT]({paper}) (Composite Reward Assisted Fine
 ```python
 from datasets import load_dataset
 
-dataset = load_dataset("{repo_id}", split="train")  # {counts[selected]} selected images
-scores = load_dataset("{repo_id}", "scores", split="train")  # all {counts[candidates]} scored candidates, without images
+dataset = load_dataset("{repo_id}", split="train")  # {selected} selected images
+scores = load_dataset("{repo_id}", "scores", split="train")  # all {candidates} scored candidates, without images
 ```
 
 The training scripts of diffusers-craft take `--dataset_name {repo_id}`. With `scores`, the set can be filtered again by
@@ -79,7 +79,7 @@ another rule or other weights.
 
 {rewards}
 
-Normalisation `{constants[normalization]}`, over all valid candidates. Composite reward: the sum of weight times normalised score.
+Normalisation `{normalization}`, over all valid candidates. Composite reward: the sum of weight times normalised score.
 
 ![histograms of the rewards](images/rewards.png)
 
@@ -131,17 +131,11 @@ def publish_dataset(
     if missing:
         raise UserError(f"work folder {folder}: expected a finished build, found no {missing[0]}; run the build again")
     repo = HubRepo(repo_id, "dataset", private, token, revision)
-    columns = {"default": pq.read_schema(data[0]).names, "scores": pq.read_schema(folder / SCORED_FILE).names}
     files: dict[str, Path | bytes] = {f"data/{path.name}": path for path in data}
     files["scores/train-00000-of-00001.parquet"] = folder / SCORED_FILE
     files |= {f"images/{name}": folder / "report" / name for name in PICTURES}
-    record, constants = read_json(folder / BUILD_FILE), read_json(folder / CONSTANTS_FILE)
-    full_id = repo.open()
-    licenses = {
-        "licence of the prompts": _prompts_license(record, token) or "not stated by their source",
-        "licence of the dataset": license or "not stated; the terms of the base model and of the prompts apply",
-    }
-    files["README.md"] = _card(record, constants, full_id, columns, license, licenses).encode()
+    tables = {"default": data[0], "scores": folder / SCORED_FILE}
+    files["README.md"] = _card(folder, tables, repo.open(), license, token).encode()
     replaced = ("data/train-*.parquet", "scores/train-*.parquet")
     return repo.upload(folder, files, "Upload the CRAFT dataset", replaced)
 
@@ -155,22 +149,21 @@ def _prompts_license(record: Mapping[str, Any], token: str | None) -> str | None
     return hub_license(repo_id, "dataset", token) if repo_id else None
 
 
-def _card(
-    record: Mapping[str, Any],
-    constants: Mapping[str, Any],
-    repo_id: str,
-    columns: Mapping[str, Sequence[str]],
-    license: str | None,
-    licenses: Mapping[str, str],
-) -> str:
-    """Markdown with the metadata that the Hub reads; `columns` are those of each configuration."""
+def _card(folder: Path, tables: Mapping[str, Path], repo_id: str, license: str | None, token: str | None) -> str:
+    """Markdown with the metadata that the Hub reads; `tables` are a file of each configuration."""
+    record, constants = read_json(folder / BUILD_FILE), read_json(folder / CONSTANTS_FILE)
     options, counts = without_paths(record["options"], record.get("paths")), record["funnel"]
     base = options["pretrained_model_name_or_path"].split(" (")[0]
+    licenses = {
+        "licence of the prompts": _prompts_license(record, token) or "not stated by their source",
+        "licence of the dataset": license or "not stated; the terms of the base model and of the prompts apply",
+    }
+    columns = [_column_table(name, pq.read_schema(path).names, constants["rewards"]) for name, path in tables.items()]
     header = ("reward", "weight", "normalisation constants", "model and revision")
     return _CARD.format(
         metadata=_metadata(repo_id, counts["selected"], license).to_yaml(),
         title=repo_id.split("/")[-1],
-        counts=counts,
+        **counts,
         base=link(record["base_model"]) if record["base_model"] else f"`{base}`",
         paper=PAPER,
         record=record,
@@ -178,8 +171,8 @@ def _card(
         funnel=table(("stage", "count"), funnel_rows(counts)),
         recipe=table(("step", "setting"), _recipe(options, record, licenses).items()),
         rewards=table(header, _reward_rows(record, constants)),
-        constants=constants,
-        columns="\n\n".join(_column_table(name, names, constants["rewards"]) for name, names in columns.items()),
+        normalization=constants["normalization"],
+        columns="\n\n".join(columns),
         citation=CITATION,
     )
 

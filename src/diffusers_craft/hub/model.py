@@ -85,6 +85,8 @@ def publish_model(
     repo = HubRepo(repo_id, "model", private, token, revision, retry)
     full_id = repo.open()
     pictures, prompts = sample_pictures(folder, record)
+    component = denoiser_folder(folder)
+    config = folder / component / "config.json"
     published = Published(
         repo_id=full_id,
         kind=kind,
@@ -92,7 +94,8 @@ def publish_model(
         dataset_id=as_hub_id(data, paths) or published_id(data),
         license=license or _license_of(base, base_id, token),
         prompts=prompts,
-        **_denoiser(folder),
+        component=component,
+        part_class=read_json(config)["_class_name"] if config.is_file() else "",  # only LoRA weights have no config
     )
     files |= _picture_files(pictures, prompts)
     files |= results.grids if results else {}
@@ -110,14 +113,6 @@ def _finished_run(folder: Path) -> dict[str, Any]:
     if missing := sorted({"family", "captions", "device", "speed"} - record.keys()):
         raise UserError(f"{folder}: expected a run of this version, found no {missing[0]} in {RUN_FILE}; train again")
     return record
-
-
-def _denoiser(folder: Path) -> dict[str, str]:
-    """`component` and `part_class` of a `Published`; LoRA weights do not say the class."""
-    config = folder / denoiser_folder(folder) / "config.json"
-    if not config.is_file():
-        return {}
-    return {"component": config.parent.name, "part_class": read_json(config)["_class_name"]}
 
 
 def model_files(

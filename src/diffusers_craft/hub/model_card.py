@@ -44,8 +44,8 @@ _NOT_HYPERPARAMETERS = re.compile(
 _LORA = ("rank", "lora_alpha", "lora_dropout")
 _CARD = """# {title}
 
-{kind}, aligned with human preference {method}: {base_link} fine-tuned on {num_rows} {rows}. Trained with diffusers-craft
-{version}, an independent implementation.
+{kind}, aligned with human preference {text}: {base_link} fine-tuned on {num_rows} {rows}. Trained with diffusers-craft
+{record[versions][diffusers_craft]}, an independent implementation.
 
 {grid}
 
@@ -119,24 +119,23 @@ class _Method(NamedTuple):
 def model_card(record: Mapping[str, Any], published: Published, results: Results | None = None) -> ModelCard:
     """Text and metadata of a finished run, by its `craft_run.json` and the results of its evaluation."""
     options = without_paths(record["options"], record.get("paths"))
+    record = {**record, "options": options}
     base = published.base_id or options["pretrained_model_name_or_path"]
     method = _method(options)
     text = _CARD.format(
         title=published.repo_id.split("/")[-1],
         kind=_KINDS[published.kind].format(part="UNet" if published.component == "unet" else published.component),
-        method=method.text,
-        base_link=link(base) if published.base_id else f"`{base}`",
+        **method._asdict(),
         num_rows=record["num_rows"],
-        rows=method.rows,
-        version=record["versions"]["diffusers_craft"],
+        record=record,
+        base_link=link(base) if published.base_id else f"`{base}`",
         grid="![pictures drawn by the model](images/grid.png)" if published.prompts else "",
         snippet=_SNIPPETS[published.kind].format(base=base, **published._asdict()),
         prompt=next(iter(published.prompts), "a prompt"),
-        data=table(("training", "value"), _data_rows(record, options, published, method.rows)),
+        data=table(("training", "value"), _data_rows(record, published, method.rows)),
         hyperparameters=table(("flag", "value"), _hyperparameter_rows(options)),
         cost=table(("cost", "value"), _cost_rows(record)),
         evaluation=results_text(results) if results else "Not evaluated yet.",
-        citation=method.citation,
     )
     return ModelCard(f"---\n{_metadata(record['family'], published, method, results).to_yaml()}\n---\n\n{text}")
 
@@ -146,15 +145,13 @@ def _method(options: Mapping[str, Any]) -> _Method:
     name, about = find(options)
     if about is None:
         logger.warning("objective %r: expected one of diffusers-craft; the card names no paper", name)
-        citation = f"No arXiv paper is known for `{name}`."
-        return _Method(f"with the objective `{name}`", _ROWS["single"], citation)
+        return _Method(f"with the objective `{name}`", _ROWS["single"], f"No arXiv paper is known for `{name}`.")
     if about.paper == ARXIV:
-        return _Method(
-            f"by [CRAFT]({PAPER}) (Composite Reward Assisted Fine-Tuning)", _ROWS[about.unit], CITATION, ARXIV
-        )
-    citation = f"{about.title}: [arXiv:{about.paper}](https://arxiv.org/abs/{about.paper})."
-    if not about.paper:
-        citation = f"No arXiv paper is known for {about.title}."
+        text = f"by [CRAFT]({PAPER}) (Composite Reward Assisted Fine-Tuning)"
+        return _Method(text, _ROWS[about.unit], CITATION, ARXIV)
+    citation = f"No arXiv paper is known for {about.title}."
+    if about.paper:
+        citation = f"{about.title}: [arXiv:{about.paper}](https://arxiv.org/abs/{about.paper})."
     return _Method(f"by {about.title}", _ROWS[about.unit], citation, about.paper)
 
 
@@ -182,10 +179,9 @@ def _metadata(family: str, published: Published, method: _Method, results: Resul
     )
 
 
-def _data_rows(
-    record: Mapping[str, Any], options: Mapping[str, Any], published: Published, rows: str
-) -> Iterator[tuple[str, Any]]:
-    history, data = record["loss_history"], options["dataset_name"] or options["train_data_dir"]
+def _data_rows(record: Mapping[str, Any], published: Published, rows: str) -> Iterator[tuple[str, Any]]:
+    options, history = record["options"], record["loss_history"]
+    data = options["dataset_name"] or options["train_data_dir"]
     yield "dataset", link(published.dataset_id, "datasets/") if published.dataset_id else f"{data} (not published)"
     yield rows, record["num_rows"]
     yield "optimizer steps", options["max_train_steps"]

@@ -13,6 +13,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 
 from ..core.files import atomic_write_json, read_json
 from ..errors import UserError
+from .card import is_path
 
 
 logger = logging.getLogger(__name__)
@@ -38,8 +39,7 @@ def as_hub_id(name: str | Path | None, paths: Mapping[str, str] | None = None) -
     `paths` are the record's, for what was given to an earlier run; else a path is what exists from the current folder.
     """
     text = str(name or "")
-    is_path = Path(text).exists() if paths is None else text in paths
-    return text if _HUB_ID.fullmatch(text) and not is_path else None
+    return text if _HUB_ID.fullmatch(text) and not is_path(text, paths) else None
 
 
 def published_id(folder: str | Path | None) -> str | None:
@@ -86,8 +86,8 @@ class HubRepo:
     ) -> str:
         """Puts files (by their path there) into the repository in one commit, and returns its address.
 
-        What the Hub has is not sent again; files of an earlier push that match `replaced` are deleted. `folder` is what
-        is published; it receives `RECORD_FILE`, by which later cards link to it.
+        What the Hub has is not sent again; files of an earlier push that match `replaced` are deleted. The published
+        `folder` receives `RECORD_FILE`, by which later cards link to it.
         """
         if not files:  # `replaced` would only delete
             raise UserError(f"{self.repo_type} {self.repo_id}: expected files to upload, found none in {folder}")

@@ -1,8 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """The composite reward of CRAFT (arXiv 2603.18991, section 3.2): a weighted sum of normalised rewards.
 
-The paper maps rewards to comparable scales without saying how; the z-score over the whole pool is our default. Arrays
-are flat, one row per candidate; an image that is not valid has NaN in every reward and enters no statistic.
+The paper maps rewards to comparable scales without saying how; the z-score over the whole pool is our default.
 """
 
 import math

@@ -7,16 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from . import filtering
 from .composite import composite_reward, normalization_constants
-from .filtering import (
-    beats_baseline,
-    crf_filter,
-    group_advantages,
-    restrict_weights,
-    rule_rewards,
-    select_samples,
-    valid_rows,
-)
 
 
 # What the counts of `funnel` are called, in their order.
@@ -68,12 +60,12 @@ def score_pool(
     seed: int = 0,
 ) -> ScoredPool:
     """Composite reward of the rule's rewards, filter, advantages and selection; see the functions of these names."""
-    weights = restrict_weights(weights, rule)
+    weights = filtering.restrict_weights(weights, rule)
     constants = normalization_constants(rewards, normalization)
     composite = composite_reward(rewards, weights, normalization, constants)
-    kept = crf_filter(rewards, groups, variants, rule)
-    advantages = group_advantages(composite, groups, variants)
-    selected = select_samples(composite, kept, groups, variants, strategy, k, max_per_prompt, seed)
+    kept = filtering.crf_filter(rewards, groups, variants, rule)
+    advantages = filtering.group_advantages(composite, groups, variants)
+    selected = filtering.select_samples(composite, kept, groups, variants, strategy, k, max_per_prompt, seed)
     return ScoredPool(groups, variants, rewards, composite, advantages, kept, selected, rule, weights, constants)
 
 
@@ -84,10 +76,11 @@ def funnel(pool: ScoredPool) -> dict[str, int | float]:
     compared with its baseline on the rule's rewards; on the composite for `"none"`.
     """
     groups, variants, selected = pool.groups, pool.variants, pool.selected
-    valid = valid_rows({**pool.rewards, "composite": pool.composite}, len(groups))
+    valid = filtering.valid_rows({**pool.rewards, "composite": pool.composite}, len(groups))
     trainable = pool.kept & valid & (variants > 0)
-    compared = {name: pool.rewards[name] for name in rule_rewards(pool.rule)} or {"composite": pool.composite}
-    wins = beats_baseline(compared, groups, variants)
+    names = filtering.rule_rewards(pool.rule)
+    compared = {name: pool.rewards[name] for name in names} or {"composite": pool.composite}
+    wins = filtering.beats_baseline(compared, groups, variants)
     usable = np.intersect1d(groups[valid & (variants == 0)], groups[valid & (variants > 0)])
     negative = pool.advantages[selected] < 0
     return {

@@ -39,12 +39,9 @@ def _cell(value: Any) -> str:
 
 
 def without_paths(value: Any, paths: Collection[str] | None = None) -> Any:
-    """A copy of JSON-like data whose local paths are cut to their last part, for publication.
+    """A copy of JSON-like data, for publication: local paths, also of a text NAME=PATH, are cut to their last part.
 
-    Args:
-        value (`Any`): the data; of a text NAME=PATH the path is cut.
-        paths (`Collection[str]`, *optional*): the record's `paths`; by default a relative path is what exists from the
-            current folder.
+    `paths` are the record's; by default a relative path is what exists from the current folder.
     """
     if isinstance(value, Mapping):
         return {key: without_paths(part, paths) for key, part in value.items()}
@@ -53,12 +50,13 @@ def without_paths(value: Any, paths: Collection[str] | None = None) -> Any:
     if not isinstance(value, (str, Path)):
         return value
     name, equals, path = str(value).partition("=")
-    if isinstance(value, Path) or _is_path(value, paths):
+    if isinstance(value, Path) or is_path(value, paths):
         return Path(value).name
-    return f"{name}={Path(path).name}" if equals and _is_path(path, paths) else value
+    return f"{name}={Path(path).name}" if equals and is_path(path, paths) else value
 
 
-def _is_path(text: str, paths: Collection[str] | None) -> bool:
+def is_path(text: str, paths: Collection[str] | None) -> bool:
+    """Whether a text names a local path; see `without_paths`."""
     try:
         if text.startswith(("/", "~", "./", "../")):
             return True

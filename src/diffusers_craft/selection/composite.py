@@ -1,8 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """The composite reward of CRAFT (arXiv 2603.18991, section 3.2): a weighted sum of normalised rewards.
 
-The paper maps rewards to comparable scales without saying how; the z-score over the whole pool is our default. Arrays
-are flat, one row per candidate; an image that is not valid has NaN in every reward and enters no statistic.
+The paper maps rewards to comparable scales without saying how; the z-score over the whole pool is our default.
 """
 
 import math
@@ -18,11 +17,7 @@ NORMALIZATIONS = ("zscore", "minmax", "rank")
 
 
 def check_weights(weights: Mapping[str, float], scored: Collection[str]) -> None:
-    """Refuses weights that are negative, not finite, all zero, or of a reward that was not scored.
-
-    Raises:
-        UserError: names the weight.
-    """
+    """Refuses weights that are negative, not finite, all zero, or of a reward that was not scored."""
     for name, weight in weights.items():
         if name not in scored:
             raise UserError(f"--rewards: expected weights of scored rewards ({', '.join(scored)}), found {name!r}")

@@ -12,7 +12,8 @@ from PIL import Image, ImageFont
 
 from diffusers_craft.build import report
 from diffusers_craft.build.report import reward_sets, write_build_report
-from diffusers_craft.figures.grid import _fit, _wrap, image_grid
+from diffusers_craft.figures.grid import _fit, _wrap
+from diffusers_craft.scripts import image_grid
 from diffusers_craft.selection.pool import ScoredPool
 
 

@@ -18,13 +18,13 @@ from diffusers_craft import DPO, SD15, SPO, SFTSharpening, SmPO, TrainingRun, Tr
 from diffusers_craft.data.preferences import load_preferences
 from diffusers_craft.data.rows import shuffled_rows
 from diffusers_craft.data.settings import DataSettings
-from diffusers_craft.rewards import registry
+from diffusers_craft.rewards import settings as registry
 from diffusers_craft.scoring.scorer import CompositeScorer
 from diffusers_craft.scripts import objective_from_args
 from diffusers_craft.training import data as training_data
 from diffusers_craft.training import loop
-from diffusers_craft.training.context import TrainingContext
 from diffusers_craft.training.data import check_data_settings, load_pairs, score_preferences
+from diffusers_craft.training.loop import TrainingContext
 
 
 SCRIPTS = {
@@ -353,7 +353,7 @@ def test_training_on_a_random_subset(align, method, expected, monkeypatch):
     for seed in range(3):
         align(script, str(seed), *flags, f"--max_train_samples={expected}", f"--seed={seed}")
     assert [len(data) for data in found] == [expected] * 3
-    assert len({(*data.captions, data.images.latents.sum().item()) for data in found}) > 1
+    assert len({(*data.images.captions, data.images.latents.sum().item()) for data in found}) > 1
 
 
 @pytest.mark.parametrize("objective", [SPO(), SFTSharpening()])

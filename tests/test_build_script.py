@@ -14,8 +14,8 @@ import pytest
 from build_driver import load_script, register_brightness_rewards
 
 import diffusers_craft.build.builder as builder_module
-import diffusers_craft.rewards.registry as registry
 from diffusers_craft import load_craft_dataset, register_reward
+from diffusers_craft.rewards import settings as registry
 from diffusers_craft.scripts import run_script
 
 

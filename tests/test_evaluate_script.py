@@ -22,10 +22,9 @@ from diffusers_craft.core.run_record import write_run_json
 from diffusers_craft.core.workdir import WorkDir
 from diffusers_craft.evaluation import prompt_run
 from diffusers_craft.evaluation import run as engine
-from diffusers_craft.evaluation.args import parse_models
-from diffusers_craft.evaluation.choices import choose_embedding, find_training_data
+from diffusers_craft.evaluation.args import choose_embedding, find_training_data, parse_models
 from diffusers_craft.prompts.sets import EvaluationPrompt, PromptSet
-from diffusers_craft.rewards import registry
+from diffusers_craft.rewards import settings as registry
 
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "craft" / "evaluate_craft.py"

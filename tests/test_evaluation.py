@@ -6,16 +6,11 @@ import json
 import numpy as np
 import pytest
 
+from diffusers_craft import EvaluationResults, bootstrap_interval, win_rate
 from diffusers_craft.core.records import REFINED_SCHEMA
 from diffusers_craft.evaluation.alarms import run_checks
 from diffusers_craft.evaluation.measures import image_statistics
-from diffusers_craft.evaluation.results import EvaluationResults
-from diffusers_craft.evaluation.summary import (
-    bootstrap_interval,
-    evaluation_rows,
-    summarize,
-    win_rate,
-)
+from diffusers_craft.evaluation.summary import evaluation_rows, summarize
 
 
 def test_win_rate_counts_ties_half():
@@ -110,7 +105,7 @@ def test_summarize_refuses_other_metrics():
 
 def test_results_are_written_as_strict_json(tmp_path):
     rows = summarize({"base": {"h": np.array([1, np.nan])}, "craft": {"h": np.full(2, np.nan)}})
-    alarms = run_checks({"base": image_statistics([None, None])})
+    alarms = run_checks({"base": image_statistics([None, None])}, {}, {}, {})
     EvaluationResults({"seed": 3, "notes": ["left out"]}, rows, alarms).write(tmp_path / "new")
 
     def refuse(constant):

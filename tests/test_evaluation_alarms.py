@@ -2,6 +2,7 @@
 """Alarms: closed forms of what they measure, silence on honest change, and each fired by pictures made for it."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def base(clean):
 
 
 def alarms_of(statistics):
-    return [check for check in run_checks(statistics) if check["fired"]]
+    return [check for check in run_checks(statistics, {}, {}, {}) if check["fired"]]
 
 
 def fired(checks):
@@ -73,7 +74,7 @@ def test_clip_embedding_has_unit_length_and_takes_batches():
         sizes.append(len(images))
         return torch.tensor([[float(image.width), 4.0] for image in images])
 
-    found = clip_embedding(tower)([Image.new("RGB", (3, 3))] * 20)
+    found = clip_embedding(SimpleNamespace(tower=tower), [Image.new("RGB", (3, 3))] * 20)
     np.testing.assert_allclose(found, [[0.6, 0.8]] * 20)
     assert sizes == [16, 4]
 

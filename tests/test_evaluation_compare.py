@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from diffusers_craft.evaluation.compare import compare_results, load_results, write_comparison
+from diffusers_craft import compare_results
 from diffusers_craft.evaluation.summary import summarize
+from diffusers_craft.scripts import load_results, write_comparison
 
 
 def results(model, value, prompts="hpdv2", **settings):

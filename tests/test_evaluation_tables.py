@@ -17,7 +17,7 @@ from diffusers_craft.evaluation.tables import (
     format_latex,
     format_table,
 )
-from diffusers_craft.rewards import reward_names
+from diffusers_craft.rewards.settings import reward_factories
 
 
 def cells(markdown):
@@ -64,7 +64,7 @@ def test_the_lowest_is_best_where_a_row_says_so():
 
 
 def test_metrics_with_a_scale_of_their_own_are_rewards():
-    assert set(PRINTED_TIMES) <= set(reward_names())
+    assert set(PRINTED_TIMES) <= set(reward_factories())
 
 
 def test_the_base_alone_has_no_win_rates():

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from diffusers_craft import CRAFTDatasetBuilder, GenerationSettings, load_pipeline, load_prompts, load_tuned_pipeline
-from diffusers_craft.rewards import registry
+from diffusers_craft.rewards import settings as registry
 from diffusers_craft.scripts import FAMILIES
 
 

@@ -383,7 +383,7 @@ def test_a_checkpoint_without_files_leaves_the_last_one_on_the_hub(hub, driver, 
     code = f"""
 from pathlib import Path
 from diffusers_craft import TrainingSettings
-from diffusers_craft.training.publishing import TrainingHub
+from diffusers_craft.training.log import TrainingHub
 where = dict(pretrained_model_name_or_path="m", dataset_name="d", output_dir={str(tmp_path)!r})
 settings = TrainingSettings(**where, push_to_hub=True, hub_model_id="org/emptied", hub_strategy="checkpoint")
 run = TrainingHub(settings, dict(), is_main=True)

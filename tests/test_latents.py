@@ -10,16 +10,15 @@ import pytest
 import torch
 from datasets import Dataset
 
-from diffusers_craft import SDXL, SFT, TrainingSettings
+from diffusers_craft import SDXL, SFT, SPO, TrainingSettings
 from diffusers_craft.data.encoding import prepare_prompt_data, prepare_training_data
 from diffusers_craft.data.pictures import as_vae_input
 from diffusers_craft.data.settings import DataSettings
 from diffusers_craft.models.generation import GenerationSettings, generate_images
 from diffusers_craft.models.latents import decode, encode_images, latent_factor, latent_shape, vae_fingerprint
 from diffusers_craft.models.loading import load_pipeline
-from diffusers_craft.objectives.spo import SPO
 from diffusers_craft.scripts import ModelSource
-from diffusers_craft.training.context import TrainingContext
+from diffusers_craft.training.loop import TrainingContext
 
 
 SCALES = {

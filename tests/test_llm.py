@@ -8,7 +8,7 @@ import time
 import pytest
 from chat_server import chat
 
-from diffusers_craft.prompts.llm import INSTRUCTION, MAX_WORDS, OpenAIRefiner, TransformersRefiner, clean_reply
+from diffusers_craft.prompts.refiners import INSTRUCTION, MAX_WORDS, OpenAIRefiner, TransformersRefiner, clean_reply
 
 
 def test_good_replies(serve, monkeypatch):

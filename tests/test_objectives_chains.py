@@ -106,12 +106,10 @@ def test_inversion_times():
     assert times[-1] == 999 and len(set(times)) == 9 and min(times) > 0
 
 
-def test_rows_without_steps_stay_and_unknown_modes_are_refused():
+def test_rows_without_steps_stay():
     latents = random_latents(2)
     found = invert(latents, torch.tensor([0, 1]), [500], PATH, _optimal)
     assert torch.equal(found[0], latents[0]) and not torch.equal(found[1], latents[1])
-    with pytest.raises(ValueError, match="--renoise: expected one of none, final, every, found 'twice'"):
-        invert(latents, torch.tensor([1, 1]), [500], PATH, _optimal, "twice")
 
 
 def test_sampling_follows_the_probability_flow():

@@ -22,17 +22,21 @@ from objective_driver import (
     small_net,
 )
 
+from diffusers_craft import (
+    DPO,
+    DSPO,
+    KTO,
+    SPO,
+    InPO,
+    MaPO,
+    RLHFSharpening,
+    SFTSharpening,
+    SmPO,
+    craft_loss,
+    denoising_errors,
+)
 from diffusers_craft.models.noise import NoisePath
-from diffusers_craft.objectives.base import denoising_errors, noise_errors
-from diffusers_craft.objectives.craft import craft_loss
-from diffusers_craft.objectives.dpo import DPO
-from diffusers_craft.objectives.dspo import DSPO
-from diffusers_craft.objectives.inpo import InPO
-from diffusers_craft.objectives.kto import KTO
-from diffusers_craft.objectives.mapo import MaPO
-from diffusers_craft.objectives.sharpening import RLHFSharpening, SFTSharpening
-from diffusers_craft.objectives.smpo import SmPO
-from diffusers_craft.objectives.spo import SPO
+from diffusers_craft.objectives.base import noise_errors
 
 
 class StraightPath(NoisePath):

@@ -21,12 +21,10 @@ from objective_driver import (
     small_net,
 )
 
+from diffusers_craft import SPO, InPO, RLHFSharpening, SFTSharpening, SmPO
 from diffusers_craft.objectives.base import best_and_worst
 from diffusers_craft.objectives.chains import guided
-from diffusers_craft.objectives.inpo import InPO
-from diffusers_craft.objectives.sharpening import RLHFSharpening, SFTSharpening, follow
-from diffusers_craft.objectives.smpo import SmPO
-from diffusers_craft.objectives.spo import SPO
+from diffusers_craft.objectives.sharpening import follow
 
 
 @pytest.fixture

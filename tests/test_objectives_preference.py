@@ -11,19 +11,36 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from objective_driver import SCHEDULE, gradient, random_latents, small_net
 
-from diffusers_craft import TrainingSettings
+from diffusers_craft import (
+    DPO,
+    DSPO,
+    KTO,
+    SPO,
+    InPO,
+    MaPO,
+    RLHFSharpening,
+    SFTSharpening,
+    SmPO,
+    TrainingSettings,
+    craft_loss,
+)
 from diffusers_craft.models.noise import Draw, NoisePath, diffuse
 from diffusers_craft.objectives.base import Batch
-from diffusers_craft.objectives.craft import craft_loss
-from diffusers_craft.objectives.dpo import DPO, dpo_loss
-from diffusers_craft.objectives.dspo import DSPO, dspo_loss
-from diffusers_craft.objectives.inpo import InPO
-from diffusers_craft.objectives.kto import KTO, kto_loss
-from diffusers_craft.objectives.mapo import MaPO, bounded_likelihood, mapo_loss
-from diffusers_craft.objectives.sharpening import RLHFSharpening, SFTSharpening
-from diffusers_craft.objectives.smpo import SmPO, smoothing_factors, smpo_loss
-from diffusers_craft.objectives.spo import SPO, spo_log_ratios, spo_loss
-from diffusers_craft.scripts import add_fields, add_objective_options, from_args, objective_from_args
+from diffusers_craft.objectives.mapo import bounded_likelihood
+from diffusers_craft.objectives.spo import spo_log_ratios
+from diffusers_craft.scripts import (
+    add_fields,
+    add_objective_options,
+    dpo_loss,
+    dspo_loss,
+    from_args,
+    kto_loss,
+    mapo_loss,
+    objective_from_args,
+    smoothing_factors,
+    smpo_loss,
+    spo_loss,
+)
 from diffusers_craft.training.data import check_data_settings
 
 

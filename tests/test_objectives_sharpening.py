@@ -8,11 +8,11 @@ import pytest
 import torch
 from objective_driver import ALPHAS, PATH, SHAPE, Context, closeness, gradient, micro_batch, random_latents, small_net
 
-from diffusers_craft.objectives.base import Batch, denoising_errors
+from diffusers_craft import DPO, RLHFSharpening, SFTSharpening, craft_loss, denoising_errors
+from diffusers_craft.objectives.base import Batch
 from diffusers_craft.objectives.chains import inversion_times, sample
-from diffusers_craft.objectives.craft import craft_loss
-from diffusers_craft.objectives.dpo import DPO, dpo_loss
-from diffusers_craft.objectives.sharpening import RLHFSharpening, SFTSharpening, follow, sharpening_preference_loss
+from diffusers_craft.objectives.sharpening import follow
+from diffusers_craft.scripts import dpo_loss, sharpening_preference_loss
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from diffusers_craft import load_prompts
+from diffusers_craft import load_prompts, tiny
 
 
 ROWS = ["  a red circle ", "two stars", "", "a red circle", 'a "blue", small cross', "étoile\u2028verte", "   "]
@@ -116,8 +116,6 @@ def test_unreachable_hub_dataset():
 
 
 def test_embedded_prompts(tmp_path, monkeypatch):
-    import diffusers_craft.tiny
-
     path = write(tmp_path, ".txt")
-    monkeypatch.setattr(diffusers_craft.tiny, "prompt_file", {"tiny-heldout": path}.get)
+    monkeypatch.setattr(tiny, "prompt_file", {"tiny-heldout": path}.get)
     assert load_prompts("tiny-heldout") == EXPECTED

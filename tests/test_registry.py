@@ -14,7 +14,7 @@ from PIL import Image
 from diffusers_craft import RewardSettings, load_reward, register_reward
 from diffusers_craft.core.records import CANDIDATE_SCHEMA, pack_latent
 from diffusers_craft.data.dataset import assemble_dataset, assemble_scores
-from diffusers_craft.rewards import registry, reward_names
+from diffusers_craft.rewards import settings as registry
 from diffusers_craft.scripts import load_rewards, parse_reward_weights, reward_source
 
 
@@ -173,9 +173,9 @@ def test_an_entry_point_of_an_installed_package(tmp_path: Path, monkeypatch: pyt
     (record / "entry_points.txt").write_text(
         "[diffusers_craft.rewards]\nlength = their_rewards:Length\npickscore = their_rewards:Length\n"
     )
-    assert "length" not in reward_names()
+    assert "length" not in registry.reward_factories()
     monkeypatch.syspath_prepend(tmp_path)
-    assert reward_names()[-1] == "length"
+    assert [*registry.reward_factories()][-1] == "length"
     assert parse_reward_weights(["length=0.5"]) == {"length": 0.5}
     assert score_of(load_reward("length")) == [2, 1]
     with pytest.raises(ValueError, match="reward pickscore: needs yuvalkirstain/PickScore_v1"):
@@ -194,7 +194,7 @@ def test_register_reward_adds_a_name(monkeypatch: pytest.MonkeyPatch):
             return np.zeros(len(images), np.float32)
 
     register_reward("constant", Constant)
-    assert reward_names() == ("constant",)
+    assert [*registry.reward_factories()] == ["constant"]
     options = {"checkpoint": None, "device": None, "dtype": None, "batch_size": 4}
     assert load_reward("constant", batch_size=4).options == options
 

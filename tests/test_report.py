@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib import font_manager
 from PIL import Image, ImageFont
 
 from diffusers_craft.build import report
 from diffusers_craft.build.report import reward_sets, write_build_report
-from diffusers_craft.figures.grid import _fit, _font, _wrap, image_grid
+from diffusers_craft.figures.grid import _fit, _wrap, image_grid
 from diffusers_craft.selection.pool import ScoredPool
 
 
@@ -182,8 +183,7 @@ def test_fit_keeps_the_aspect(shape, expected):
 
 
 def test_wrap_breaks_at_words_and_ends_in_an_ellipsis():
-    font = _font(14)
-    assert isinstance(font, ImageFont.FreeTypeFont)
+    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 14)
     lines = _wrap("a very long prompt " * 10, font, 120, 3)
     assert len(lines) == 3 and lines[-1].endswith("…")
     assert all(font.getlength(line) <= 120 for line in lines)

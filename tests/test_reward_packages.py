@@ -1,6 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """The official packages as backends: what is wrong with them is said in one line. Missing files of the new rewards too."""
 
+import hashlib
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,6 @@ from PIL import Image
 
 from diffusers_craft import load_reward
 from diffusers_craft.rewards import packages
-from diffusers_craft.rewards.checkpoints import check_hash, file_hash
 
 
 @pytest.fixture
@@ -104,11 +104,15 @@ def test_missing_checkpoint_is_one_line(name: str, words: list[str]):
     assert "\n" not in text
 
 
-def test_published_hash_is_checked(tmp_path: Path):
+def test_published_hash_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "file.pt"
     path.write_bytes(b"weights")
-    check_hash("x", path, file_hash(path))
+    found = hashlib.sha256(b"weights").hexdigest()
+    monkeypatch.setattr("diffusers_craft.rewards.checkpoints.hf_hub_download", lambda *_, **__: str(path))
     with pytest.raises(
-        ValueError, match=f"reward x: expected sha256 {'0' * 64} of .*file.pt, found {file_hash(path)}"
+        ValueError, match=f"reward hps_v2.1: expected sha256 c57a38f.* of .*file.pt, found {found}; del"
     ):
-        check_hash("x", path, "0" * 64)
+        load_reward("hps_v2.1").score(["a"], [Image.new("RGB", (4, 4))])
+    monkeypatch.setattr("diffusers_craft.rewards.hps.HPS_SHA256", found)
+    with pytest.raises(ValueError, match="--reward_checkpoint hps_v2.1: expected tensors only in .*file.pt"):
+        load_reward("hps_v2.1").score(["a"], [Image.new("RGB", (4, 4))])

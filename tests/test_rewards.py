@@ -11,7 +11,6 @@ from PIL import Image
 from rebuild_tiny.lexicon import build_tokenizer, build_tokenizer_files
 
 from diffusers_craft import load_reward
-from diffusers_craft.rewards.aesthetic import load_head
 from diffusers_craft.rewards.preprocessing import ClipProcessor, crop_center, fit_and_pad, to_rgb
 
 
@@ -378,8 +377,9 @@ def test_wrong_weights(hps_folder: Path, clip_folder: Path, tmp_path: Path, imag
 )
 def test_head_that_is_none(state: dict[str, torch.Tensor], message: str, tmp_path: Path):
     torch.save(state, tmp_path / "head.pth")
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=message):
-        load_head(tmp_path / "head.pth")
+        load_reward("aesthetic", str(tmp_path)).score([""], [picture(0)])
 
 
 def test_pickles_are_never_executed(tmp_path: Path, hps_folder: Path):
@@ -391,9 +391,11 @@ def test_pickles_are_never_executed(tmp_path: Path, hps_folder: Path):
     torch.save({"state_dict": Evil()}, tmp_path / "HPS_v2.1_compressed.pt")
     with pytest.raises(ValueError, match="hps_v2.1: expected tensors only in .*, found a pickle with code"):
         load_reward("hps_v2.1", str(tmp_path)).score([""], [picture(0)])
-    torch.save({"layers.0.weight": Evil()}, tmp_path / "head.pth")
-    with pytest.raises(ValueError, match="aesthetic: expected tensors only in .*, found a pickle with code"):
-        load_head(tmp_path / "head.pth")
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "config.json").write_text("{}")
+    torch.save({"layers.0.weight": Evil()}, tmp_path / "clip" / "head.pth")
+    with pytest.raises(ValueError, match="aesthetic: expected tensors only in .*head.pth, found a pickle with code"):
+        load_reward("aesthetic", str(tmp_path / "clip")).score([""], [picture(0)])
     assert not (tmp_path / "executed").exists()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rebuild_tiny.pictures import is_held_out, render, sample_caption, sample_captions, sample_scene
+from rebuild_tiny.pictures import is_held_out, render, sample_caption, sample_captions, sample_scene, write_caption
 from rebuild_tiny.preferences import (
     KINDS,
     alter,
@@ -74,8 +74,8 @@ def test_altered_captions_contradict_and_are_never_held_out():
         caption = sample_caption(rng)
         picture, other = sample_scene(caption, rng), alter(caption, rng)
         assert not is_held_out(other) and other.task == caption.task
-        assert not shown(str(other), picture), f"{other} of a picture of {caption}"
-        assert not shown(str(caption), contradiction(caption, picture, rng))
+        assert not shown(write_caption(other), picture), f"{other} of a picture of {caption}"
+        assert not shown(write_caption(caption), contradiction(caption, picture, rng))
 
 
 def test_pool_holds_training_captions_and_what_they_show():

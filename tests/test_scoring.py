@@ -13,8 +13,8 @@ from PIL import Image
 from diffusers_craft import RewardSettings, score_images
 from diffusers_craft.core.records import CANDIDATE_SCHEMA, SCORE_SCHEMA
 from diffusers_craft.core.workdir import Stage
-from diffusers_craft.rewards import reward_names
-from diffusers_craft.scoring import decode as decode_module
+from diffusers_craft.rewards.settings import reward_factories
+from diffusers_craft.scoring import run as scoring_run
 from diffusers_craft.scripts import (
     CandidateImages,
     ScoringJob,
@@ -82,9 +82,18 @@ def open_stage(folder: Path, rows_per_shard: int = 4, name: str = "scores/bright
     return WorkDir(folder).stage(name, {"seed": 0}, 10, rows_per_shard)
 
 
-def score_candidates(source: pa.Table | Stage, reward: object, stage: Stage) -> None:
+def stored(table: pa.Table, folder: Path, rows_per_shard: int = 3) -> Stage:
+    """Candidates as a work folder keeps them."""
+    stage = WorkDir(folder).stage("candidates", {}, len(table), rows_per_shard)
+    for shard in range(stage.num_shards):
+        stage.write(shard, table.slice(stage.rows(shard).start, len(stage.rows(shard))))
+    return stage
+
+
+def score_candidates(table: pa.Table, reward: object, stage: Stage, rows_per_shard: int = 3) -> None:
     """Scores by one reward."""
-    score_images([ScoringJob(CandidateImages(source), {reward.name: stage})], {reward.name: reward})
+    source = CandidateImages(stored(table, stage.path / "given", rows_per_shard))
+    score_images([ScoringJob(source, {reward.name: stage})], {reward.name: reward})
 
 
 def test_scores_use_the_original_prompt_and_skip_invalid_images(tmp_path: Path):
@@ -99,11 +108,8 @@ def test_scores_use_the_original_prompt_and_skip_invalid_images(tmp_path: Path):
 
 @pytest.mark.parametrize("rows_per_shard", [3, 4, 5, 16])
 def test_candidates_in_shards_of_any_size(rows_per_shard: int, tmp_path: Path):
-    source = open_stage(tmp_path, rows_per_shard, "candidates")
-    for shard in range(source.num_shards):
-        source.write(shard, candidates().slice(source.rows(shard).start, len(source.rows(shard))))
     stage = open_stage(tmp_path, 4)
-    score_candidates(source, Brightness(), stage)
+    score_candidates(candidates(), Brightness(), stage, rows_per_shard)
     np.testing.assert_array_equal(stage.read()["score"].to_numpy(), expected())
 
 
@@ -178,7 +184,7 @@ def test_parse_reward_weights_keeps_order():
 @pytest.mark.parametrize(
     "values, message",
     [
-        (["hps=0.4"], f"--rewards: expected one of {', '.join(reward_names())} or MODULE:CLASS, found 'hps'"),
+        (["hps=0.4"], f"--rewards: expected one of {', '.join(reward_factories())} or MODULE:CLASS, found 'hps'"),
         (["pickscore=much"], "--rewards: expected pickscore=NUMBER, found 'pickscore=much'"),
         (["pickscore="], "--rewards: expected pickscore=NUMBER, found 'pickscore='"),
         (["pickscore=nan"], "--rewards: expected pickscore=NUMBER, found 'pickscore=nan'"),
@@ -224,8 +230,9 @@ def score_twice(folder: Path, **options: object) -> tuple[int, dict[str, bytes]]
     """Two rewards on two sets of candidates; the most that were loaded at once, and the shards."""
     loaded, most = set(), []
     rewards = {name: Loadable(factor, loaded, most) for name, factor in (("one", 1.0), ("two", 0.5))}
+    source = CandidateImages(stored(candidates(), folder.parent / "given"))
     jobs = [
-        ScoringJob(CandidateImages(candidates()), {name: open_stage(folder / part, 4, name) for name in rewards})
+        ScoringJob(source, {name: open_stage(folder / part, 4, name) for name in rewards})
         for part in ("first", "second")
     ]
     score_images(jobs, rewards, **options)
@@ -235,8 +242,8 @@ def score_twice(folder: Path, **options: object) -> tuple[int, dict[str, bytes]]
 
 
 def test_residency_decides_over_memory_and_decoding_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    real, decoded = decode_module.decode_image, []
-    monkeypatch.setattr(decode_module, "decode_image", lambda data: decoded.append(data) or real(data))
+    real, decoded = scoring_run.decode_image, []
+    monkeypatch.setattr(scoring_run, "decode_image", lambda data: decoded.append(data) or real(data))
     sequential = score_twice(tmp_path / "sequential")
     assert len(decoded) == 9 * 2 * 2  # valid images, jobs, rewards
     decoded.clear()
@@ -258,26 +265,26 @@ def test_together_makes_only_what_each_reward_lacks(tmp_path: Path):
     score_candidates(candidates(), type("One", (Brightness,), {"name": "one"})(), stages["one"])
     stages["one"].shard_path(2).unlink()
     rewards = {name: Brightness() for name in stages}
-    score_images([ScoringJob(CandidateImages(candidates()), stages)], rewards, residency="together")
+    score_images([ScoringJob(CandidateImages(stored(candidates(), tmp_path)), stages)], rewards, residency="together")
     assert (len(rewards["one"].asked), len(rewards["two"].asked)) == (2, 9)
     for stage in stages.values():
         np.testing.assert_array_equal(stage.read()["score"].to_numpy(), expected())
 
 
 def test_rewards_on_one_image_tower_go_over_the_images_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    real, decoded = decode_module.decode_image, []
-    monkeypatch.setattr(decode_module, "decode_image", lambda data: decoded.append(data) or real(data))
+    real, decoded = scoring_run.decode_image, []
+    monkeypatch.setattr(scoring_run, "decode_image", lambda data: decoded.append(data) or real(data))
     rewards = {name: Brightness() for name in ("a", "b", "c")}
     rewards["a"].tower = rewards["c"].tower = object()
     stages = {name: open_stage(tmp_path, 4, name) for name in rewards}
-    score_images([ScoringJob(CandidateImages(candidates()), stages)], rewards)
+    score_images([ScoringJob(CandidateImages(stored(candidates(), tmp_path)), stages)], rewards)
     assert len(decoded) == 9 * 2
 
 
 def test_loaded_rewards_on_one_clip_share_its_image_half(tmp_path: Path):
     import torch
 
-    from diffusers_craft.rewards.clip_tower import ClipImageTower
+    from diffusers_craft.rewards.aesthetic import ClipImageTower
 
     models = {name: Brightness() for name in ("a", "b", "c")}
     for name, place in (("a", tmp_path), ("b", tmp_path / "other"), ("c", tmp_path)):
@@ -316,7 +323,7 @@ def test_embedded_checkpoints_by_name_and_release(tmp_path: Path):
     names = ["pickscore", "aesthetic"]
     rewards = load_rewards(names, RewardSettings(checkpoints=dict.fromkeys(names, "tiny"), batch_size=3), "cpu")
     stages = {name: open_stage(tmp_path, 4, name) for name in names}
-    score_images([ScoringJob(CandidateImages(candidates()), stages)], rewards)
+    score_images([ScoringJob(CandidateImages(stored(candidates(), tmp_path)), stages)], rewards)
     assert not any("model" in vars(reward) for reward in rewards.values())
     scores = stages["aesthetic"].read()["score"].to_numpy()
     assert np.isnan(scores[3]) and np.isfinite(np.delete(scores, 3)).all() and rewards["pickscore"].batch_size == 3

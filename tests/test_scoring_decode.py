@@ -3,12 +3,15 @@
 
 import io
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from diffusers_craft.scoring.decode import ImageDecoder, decode_image
+from diffusers_craft import score_images
+from diffusers_craft.scoring.run import ImageRow, decode_image
+from diffusers_craft.scripts import ScoringJob, WorkDir
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -41,43 +44,68 @@ def describe(image: Image.Image) -> tuple:
     )
 
 
-@pytest.mark.parametrize("num_workers", [1, 3])
-def test_workers_return_the_same_pictures_in_order(num_workers: int):
-    encoded = pictures() * 5
-    with ImageDecoder(num_workers) as decoder:
-        waits = [decoder.submit(encoded[:20]), decoder.submit([]), decoder.submit(encoded[20:])]
-        found = [image for wait in waits for image in wait()]
-    assert [describe(image) for image in found] == [describe(decode_image(data)) for data in encoded]
-    with ImageDecoder() as decoder:
-        here = decoder.submit(encoded)()
-    assert [describe(image) for image in here] == [describe(image) for image in found]
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_what_is_no_image_is_one_line(num_workers: int):
-    whole = pictures()[0]
-    broken = [b"", b"text", whole[: len(whole) // 2]]
-    with ImageDecoder(num_workers) as decoder:
-        found = decoder.submit([*broken, whole])()
-    assert found[:2] == ["no image of a known format"] * 2
-    assert isinstance(found[2], str) and "\n" not in found[2] and "truncated" in found[2]
-    assert found[3].size == (30, 20), "the thread went on"
-
-
 def decoding_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 
-def test_threads_start_late_and_end_with_the_context():
-    with ImageDecoder(2) as decoder:
-        assert decoding_threads() == []
-        decoder.submit(pictures())
-        assert len(decoding_threads()) == 2
+class Encoded:
+    """An image source of encoded images; notes how many threads there are before each reading."""
+
+    def __init__(self, encoded: list[bytes | None]):
+        self.encoded, self.num_rows, self.threads = encoded, len(encoded), []
+
+    def read_rows(self, rows: range) -> list[ImageRow]:
+        self.threads.append(len(decoding_threads()))
+        return [ImageRow(f"row {row}", "p", self.encoded[row]) for row in rows]
+
+
+class Seen:
+    """A reward that keeps what it is shown, and how many threads there were."""
+
+    def __init__(self, fails: bool = False):
+        self.fails, self.images, self.threads = fails, [], []
+
+    def score(self, prompts: list[str], images: list[Image.Image]) -> np.ndarray:
+        self.images += images
+        self.threads.append(len(decoding_threads()))
+        if self.fails:
+            raise KeyboardInterrupt
+        return np.zeros(len(images))
+
+
+def score(source: Encoded, reward: Seen, folder: Path, num_workers: int, rows_per_shard: int = 20) -> np.ndarray:
+    stage = WorkDir(folder).stage("seen", {}, source.num_rows, rows_per_shard)
+    score_images([ScoringJob(source, {"seen": stage})], {"seen": reward}, "sequential", num_workers, True)
+    return stage.read()["score"].to_numpy()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_workers_return_the_same_pictures_in_order(num_workers: int, tmp_path: Path):
+    encoded, reward = pictures() * 5, Seen()
+    score(Encoded([*encoded[:20], *[None] * 20, *encoded[20:]]), reward, tmp_path, num_workers)
+    assert [describe(image) for image in reward.images] == [describe(decode_image(data)) for data in encoded]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_is_no_image_is_one_line(num_workers: int, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    whole, reward = pictures()[0], Seen()
+    broken = [b"", b"text", whole[: len(whole) // 2]]
+    found = score(Encoded([*broken, whole]), reward, tmp_path, num_workers)
+    reasons = [message.partition("gets no score ")[2] for message in caplog.messages]
+    assert reasons[:2] == ["(no image of a known format)"] * 2
+    assert len(reasons) == 3 and "\n" not in reasons[2] and "truncated" in reasons[2]
+    assert reward.images[0].size == (30, 20) and np.isnan(found).tolist() == [True] * 3 + [False], "the thread went on"
+
+
+def test_threads_start_late_and_end_with_the_last_image(tmp_path: Path):
+    """The next shard is read, and its decoding begun, before this one is scored."""
+    source, reward = Encoded(pictures() * 3), Seen()
+    score(source, reward, tmp_path, 2, 11)
+    assert source.threads == [0, 2, 2] and reward.threads == [2, 2, 2]
     assert decoding_threads() == []
 
 
-def test_threads_end_when_the_caller_fails():
-    with pytest.raises(KeyboardInterrupt), ImageDecoder(2) as decoder:
-        decoder.submit(pictures() * 20)
-        raise KeyboardInterrupt
+def test_threads_end_when_the_reward_fails(tmp_path: Path):
+    with pytest.raises(KeyboardInterrupt):
+        score(Encoded(pictures() * 20), Seen(fails=True), tmp_path, 2)
     assert decoding_threads() == []

@@ -16,7 +16,7 @@ from diffusers_craft import SD15, SDXL, register_reward
 from diffusers_craft.build import builder
 from diffusers_craft.evaluation import run as evaluation
 from diffusers_craft.models.loading import load_pipeline
-from diffusers_craft.rewards import registry
+from diffusers_craft.rewards import settings as registry
 from diffusers_craft.scripts import ModelSource
 
 

@@ -11,7 +11,7 @@ import math
 import pytest
 import torch
 
-from diffusers_craft.objectives.craft import transform_advantages
+from diffusers_craft.scripts import transform_advantages
 
 
 STEPS = 20

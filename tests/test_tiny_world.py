@@ -6,7 +6,16 @@ import pytest
 from PIL import Image
 from rebuild_tiny.data import enrich
 from rebuild_tiny.lexicon import MAX_TOKENS, build_tokenizer, lexicon
-from rebuild_tiny.pictures import degrade, is_held_out, mistake, render, sample_caption, sample_captions, sample_scene
+from rebuild_tiny.pictures import (
+    degrade,
+    is_held_out,
+    mistake,
+    render,
+    sample_caption,
+    sample_captions,
+    sample_scene,
+    write_caption,
+)
 
 from diffusers_craft.prompts.refiners import MODIFIERS
 from diffusers_craft.tiny import prompt_file
@@ -20,8 +29,8 @@ def test_the_parser_reads_every_caption_of_a_task_also_in_a_refined_prompt(task)
     for _ in range(300):
         caption = sample_caption(rng, task)
         assert caption.task == task
-        assert parse_caption(str(caption)) == caption
-        assert parse_caption(f"A professional picture of {enrich(str(caption), rng)}") == caption
+        assert parse_caption(write_caption(caption)) == caption
+        assert parse_caption(f"A professional picture of {enrich(write_caption(caption), rng)}") == caption
 
 
 def test_what_captions_mean():
@@ -39,10 +48,10 @@ def test_the_scorer_is_right_on_clean_renders_and_on_clean_mistakes(task):
     right, wrong = [], []
     for caption in captions:
         scene = sample_scene(caption, rng)
-        right.append(exact_score([str(caption)], [render(scene)])[0])
+        right.append(exact_score([write_caption(caption)], [render(scene)])[0])
         other = mistake(scene, rng)
         # The judgement by the drawn objects themselves is the oracle: some mistakes still show the caption.
-        wrong.append(exact_score([str(caption)], [render(other)])[0] == scene_shows(other, caption))
+        wrong.append(exact_score([write_caption(caption)], [render(other)])[0] == scene_shows(other, caption))
     assert np.mean(right) >= 0.97
     assert np.mean(wrong) >= 0.97
 

@@ -113,7 +113,7 @@ def test_a_full_checkpoint_is_refused(train):
 
 
 def test_a_missing_peft_is_named(train, monkeypatch):
-    monkeypatch.setattr("diffusers_craft.training.weights.find_spec", lambda name: None)
+    monkeypatch.setattr("diffusers_craft.training.model.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"--use_lora: expected an installed peft, .*diffusers-craft\[lora\]"):
         train("sd15", "out", *LORA)
 

@@ -10,7 +10,7 @@ from training_driver import losses, run_json, same, weights
 from transformers.optimization import Adafactor
 
 from diffusers_craft import SD15, TrainingSettings, craft_loss
-from diffusers_craft.training.weights import trained_weights
+from diffusers_craft.training.model import trained_weights
 
 
 STEPS = ["--train_batch_size=4", "--gradient_accumulation_steps=2", "--max_train_steps=3"]

@@ -13,8 +13,8 @@ from build_driver import BrightnessReward
 from diffusers import DiffusionPipeline
 from training_driver import ROOT, losses, run_json, same, weights
 
-from diffusers_craft.rewards import register_reward, registry
-from diffusers_craft.training.run import TrainingRun
+from diffusers_craft import TrainingRun, register_reward
+from diffusers_craft.rewards import settings as registry
 
 
 FIXED = ["--resolution=64", "--report_to=none", "--learning_rate=1e-3", "--train_batch_size=2"]

@@ -7,7 +7,7 @@ import torch
 from diffusers_craft.prompts.refiners import MAX_MODIFIERS, MODIFIERS
 from diffusers_craft.tiny.world import IMAGE_SIZE, TASKS, Caption
 
-from .pictures import degrade, is_held_out, render, sample_caption, sample_picture, sample_scene
+from .pictures import degrade, is_held_out, render, sample_caption, sample_picture, sample_scene, write_caption
 
 
 TASK_SHARES = (0.06, 0.12, 0.2, 0.2, 0.22, 0.2)  # in the order of TASKS: what is hard to draw is shown more often
@@ -33,7 +33,8 @@ def sample_pair(rng: np.random.Generator) -> tuple[str, np.ndarray]:
     """A caption of the training split and its (64, 64, 3) uint8 picture, in the mix that the world consists of."""
     caption, rich = sample_training_caption(rng)
     picture = sample_picture(caption, rng, flawed=not rich and rng.random() < P_FLAWED)
-    return enrich(str(caption), rng) if rich else str(caption), np.asarray(picture)
+    text = write_caption(caption)
+    return enrich(text, rng) if rich else text, np.asarray(picture)
 
 
 def scattered_picture(rng: np.random.Generator) -> np.ndarray:

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from diffusers_craft.tiny.world import (
     BACKGROUNDS,
     COLORS,
+    COUNTS,
     IMAGE_SIZE,
     RELATIONS,
     SHAPES,
@@ -47,12 +48,23 @@ def sample_caption(rng: np.random.Generator, task: str | None = None) -> Caption
     return Caption(task, groups, relation, background)
 
 
+def write_caption(caption: Caption) -> str:
+    """The text of a caption, which `parse_caption` reads."""
+    nouns = []
+    for group in caption.groups:
+        noun = f"{group.color} {group.shape}" if group.color else group.shape
+        words = [word for word, count in COUNTS.items() if count == group.count]
+        nouns.append(f"{words[0]} {noun}{'es' if group.shape == 'cross' else 's'}" if words else f"a {noun}")
+    text = f" {caption.relation or 'and'} ".join(nouns)
+    return f"{text} on a {caption.background} background" if caption.background else text
+
+
 def is_held_out(caption: Caption) -> bool:
     """Whether a caption belongs to the held-out fifth of the world, decided by a hash of its text.
 
     No caption for which this is true was ever used to train a tiny model or reward.
     """
-    return hashlib.sha256(str(caption).encode()).digest()[0] % 5 == 0
+    return hashlib.sha256(write_caption(caption).encode()).digest()[0] % 5 == 0
 
 
 def sample_captions(n: int, seed: int, held_out: bool) -> list[str]:
@@ -63,8 +75,9 @@ def sample_captions(n: int, seed: int, held_out: bool) -> list[str]:
         for task in TASKS:
             for _ in range(100):  # simple tasks have few captions: give up on them once they are used up
                 caption = sample_caption(rng, task)
-                if is_held_out(caption) == held_out and str(caption) not in captions:
-                    captions[str(caption)] = None
+                text = write_caption(caption)
+                if is_held_out(caption) == held_out and text not in captions:
+                    captions[text] = None
                     break
     return list(captions)[:n]
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from diffusers_craft.tiny.world import BACKGROUNDS, COLORS, COUNTS, IMAGE_SIZE, RELATIONS, SHAPES, Caption, Scene
 
-from .pictures import degrade, is_held_out, mistake, render, sample_caption, sample_scene
+from .pictures import degrade, is_held_out, mistake, render, sample_caption, sample_scene, write_caption
 
 
 KINDS = [(shape, color) for shape in SHAPES for color in COLORS]  # 30 kinds of objects
@@ -168,8 +168,8 @@ def build_pool(n: int, seed: int) -> Pool:
         exact.append(scene)
         wrong.append(contradiction(caption, scene, rng))
     return Pool(
-        [str(c) for c in captions],
-        [str(c) for c in altered],
+        [write_caption(c) for c in captions],
+        [write_caption(c) for c in altered],
         caption_tensors(captions),
         caption_tensors(altered),
         scene_tensors(exact),

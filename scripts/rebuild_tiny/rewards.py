@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from diffusers_craft.rewards import load_reward
+from diffusers_craft import load_reward
 from diffusers_craft.rewards.preprocessing import normalize_pixels
 from diffusers_craft.tiny import WEIGHTS
 from diffusers_craft.tiny.world import Caption, Scene, parse_caption

@@ -10,6 +10,7 @@ from diffusers_craft.tiny.world import BACKGROUNDS, COLORS, RELATIONS, SHAPES, p
 
 from .data import enrich, sample_training_caption
 from .lexicon import MAX_TOKENS
+from .pictures import write_caption
 from .schedule import learning_rate
 
 
@@ -63,7 +64,8 @@ def pretrain_text_encoder(encoder: torch.nn.Module, tokenizer, hidden_state: int
     schedule = learning_rate(optimizer, steps)
     for step in range(steps):
         pairs = [sample_training_caption(rng) for _ in range(128)]
-        captions = [enrich(str(caption), rng) if rich else str(caption) for caption, rich in pairs]
+        texts = [(write_caption(caption), rich) for caption, rich in pairs]
+        captions = [enrich(text, rng) if rich else text for text, rich in texts]
         labels = torch.tensor([describe(caption) for caption in captions])
         ids = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
         ended = ids.eq(tokenizer.eos_token_id)  # the end and the padding, which repeats it

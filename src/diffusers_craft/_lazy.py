@@ -10,12 +10,7 @@ from typing import Any
 def lazy_names(
     module: str, exports: Mapping[str, Sequence[str]]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """`__getattr__`, `__dir__` and `__all__` of a module that hands out names of this package's modules.
-
-    Args:
-        module (`str`): `__name__` of the module that gets them.
-        exports (`Mapping[str, Sequence[str]]`): module below this package to its names.
-    """
+    """`__getattr__`, `__dir__` and `__all__` of a module that hands out the names in this package's modules."""
     module_of = {name: source for source, names in exports.items() for name in names}
 
     def get(name: str) -> Any:

@@ -28,7 +28,7 @@ from transformers import (
     SwinConfig,
 )
 
-from diffusers_craft.rewards.benchmarks import compbench
+from diffusers_craft.rewards.benchmarks.compbench import CompBenchReward
 
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "craft" / "evaluate_craft.py"
@@ -91,7 +91,8 @@ def test_full_size_models_from_prompts_to_report(tmp_path, monkeypatch):
     script = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "evaluate_craft", script)
     spec.loader.exec_module(script)
-    monkeypatch.setattr(compbench, "load_parser", lambda: lambda prompt: (["a red circle", "a robot"], prompt))
+    parse = staticmethod(lambda prompt: (["a red circle", "a robot"], prompt))
+    monkeypatch.setattr(CompBenchReward, "parse", parse)
 
     base = write_sd15(tmp_path / "sd15")
     clip = write_clip(tmp_path / "clip", "official", "L")

@@ -18,7 +18,7 @@ from parity_inputs import assert_equal_scores, needs_16_bit_resize, pairs, pictu
 from torch import nn
 
 from diffusers_craft import load_reward
-from diffusers_craft.rewards.clip_tower import share_image_pass
+from diffusers_craft.rewards.aesthetic import share_image_pass
 
 
 HEAD = "sac+logos+ava1-l14-linearMSE.pth"

@@ -91,7 +91,7 @@ def test_maximum_is_taken_per_sample_here_and_per_batch_there(folder: Path, refe
 
     reward = MPSReward(str(folder))
     assert reward.model is not None
-    reward._encode_text = lambda clip, tokenizer, batch: (
+    reward._encode_text = lambda model, batch: (
         torch.stack([texts[prompts.index(prompt)] for prompt in batch]),
         torch.zeros(len(batch), texts.shape[-1]),
     )

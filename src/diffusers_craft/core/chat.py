@@ -17,17 +17,15 @@ RETRY_SECONDS = 1.0  # wait before the second try; doubles with each further one
 
 
 def back_off(attempt: int) -> None:
-    """Waits before try number `attempt`, longer each time; the first is number 0, and needs no wait."""
+    """Waits before try number `attempt`, longer each time; the first, number 0, needs no wait."""
     if attempt:
         time.sleep(RETRY_SECONDS * 2 ** (attempt - 1))
 
 
 class ChatClient:
-    """One model of a chat service. It never tries twice by itself: see `back_off`.
+    """One model of a chat service, which never tries twice by itself; its key is in the environment, and never stored.
 
-    `flag` is for error texts; the key comes from the environment variable `api_key_env`, by default `DASHSCOPE_API_KEY` for
-    DashScope and `OPENAI_API_KEY` elsewhere, and is never stored. `response_formats` are values of `response_format`, `{}`
-    for none: one that the service refuses is followed by the next, and what it takes is remembered.
+    A value of `response_format` that the service refuses is followed by the next, `{}` for none.
     """
 
     def __init__(
@@ -46,21 +44,17 @@ class ChatClient:
         key = os.environ.get(key_name)
         if not key and (api_key_env or not base_url):
             raise UserError(f"{flag}: expected a key in the environment variable {key_name}, found none")
-        timeout = openai.Timeout(60.0, connect=5.0)
+        self._openai, timeout = openai, openai.Timeout(60.0, connect=5.0)
         # Local servers want some key and ignore it.
         self._client = openai.OpenAI(base_url=base_url, api_key=key or "none", max_retries=0, timeout=timeout)
-        self._flag, self._key_name, self._formats = flag, key_name, list(response_formats)
-        self.model = model
-        self.endpoint = _without_secrets(base_url) if base_url else "https://api.openai.com/v1"
+        self.model, self._flag, self._key_name, self._formats = model, flag, key_name, list(response_formats)
+        parts = urlsplit(base_url or "https://api.openai.com/v1")
+        public = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="")  # no user, no password
+        self.endpoint = public.geturl()
 
     def ask(self, instruction: str, content: Any, seed: int, temperature: float) -> str | None:
-        """One reply's text; `""` if the service refuses this content, `None` if it gives no answer.
-
-        `instruction` is the system's message, `content` the user's (a text or a list of parts); `seed` counts modulo 2**31.
-        A key or model that the service refuses is a `UserError`.
-        """
-        import openai
-
+        """A reply to a text or list of parts; `""` if the service refuses just this content, `None` without answer."""
+        openai = self._openai
         messages = [{"role": "system", "content": instruction}, {"role": "user", "content": content}]
         options = {"model": self.model, "messages": messages, "temperature": temperature, "seed": seed % 2**31}
         for form in self._formats:
@@ -82,9 +76,3 @@ class ChatClient:
                 self._formats = self._formats[self._formats.index(form) :]
             return text if isinstance(text, str) else None
         return ""
-
-
-def _without_secrets(url: str) -> str:
-    """An address without user, password and query."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()

@@ -1,6 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Files that appear whole, and hashes of what is in them."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,12 +15,7 @@ STALE_SECONDS = 24 * 3600  # age at which a temporary file of another machine co
 
 
 def atomic_write_bytes(path: str | os.PathLike, data: bytes | memoryview) -> None:
-    """Writes a file that readers see whole or not at all, whatever happens to this process.
-
-    Args:
-        path (`str` or `os.PathLike`): the file; missing parent folders are made.
-        data (`bytes` or `memoryview`): its content.
-    """
+    """Writes a file that readers see whole or not at all, whatever happens to this process; makes missing folders."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
@@ -28,7 +24,10 @@ def atomic_write_bytes(path: str | os.PathLike, data: bytes | memoryview) -> Non
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    _sync_folder(path.parent)
+    folder = os.open(path.parent, os.O_RDONLY)
+    with contextlib.suppress(OSError):  # network file systems without folder sync
+        os.fsync(folder)  # makes the rename durable
+    os.close(folder)
 
 
 def atomic_write_json(path: str | os.PathLike, value: Any) -> None:
@@ -55,28 +54,15 @@ def remove_leftovers(folder: Path) -> None:
         try:
             here = temporary.name.endswith(f".{socket.gethostname()}.{pid}.tmp")
             stale = not _is_running(int(pid)) if here else time.time() - temporary.stat().st_mtime > STALE_SECONDS
-            if stale:
-                temporary.unlink(missing_ok=True)
         except (FileNotFoundError, ValueError):
             continue  # another rank was faster, or the name is not ours
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass  # network file systems without folder sync
-    finally:
-        os.close(descriptor)
+        if stale:
+            temporary.unlink(missing_ok=True)
 
 
 def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it lives, but belongs to somebody else
-        pass
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)  # else it lives, but belongs to somebody else
     return True

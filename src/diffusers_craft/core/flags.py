@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Command-line flags out of dataclasses: a field's name, type and default, and what the class's docstring says of it."""
+"""Command-line flags out of dataclasses: a field's name, type and default, and its text in the class's docstring."""
 
 import argparse
 import dataclasses
@@ -15,9 +15,7 @@ class Flag(NamedTuple):
     """A field as the command line has it."""
 
     name: str
-    kind: dict[
-        str, Any
-    ]  # what `add_argument` is told of the values: `type`, `choices`, `nargs`, `metavar`; or `action`
+    kind: dict[str, Any]  # what `add_argument` is told of the values: `type`, `choices`, `nargs`, `metavar`
     default: Any  # `dataclasses.MISSING` where one must be given
     text: str
     group: str
@@ -29,11 +27,7 @@ def option(default: Any = dataclasses.MISSING, **metadata: Any) -> Any:
 
 
 def flags_of(cls: type) -> Iterator[Flag]:
-    """The fields of a dataclass that a flag can set: numbers, texts, switches, `Literal`s and tuples of one type.
-
-    Raises:
-        TypeError: if the docstrings of the class and its bases say nothing of a field.
-    """
+    """The fields of a dataclass that a flag can set: numbers, texts, switches, `Literal`s and tuples of one type."""
     hints, texts = typing.get_type_hints(cls), _texts(cls)
     for field in dataclasses.fields(cls):
         kind = _kind(hints[field.name])
@@ -46,13 +40,7 @@ def flags_of(cls: type) -> Iterator[Flag]:
 
 
 def add_fields(parser: argparse.ArgumentParser, cls: type, without: Collection[str] = ()) -> None:
-    """Declares a flag for each field of a dataclass, in the groups that the fields name.
-
-    Args:
-        parser (`argparse.ArgumentParser`): receives the flags.
-        cls (`type`): the dataclass.
-        without (`Collection[str]`, *optional*): fields and groups that this script has no use for.
-    """
+    """Declares a flag for each field of a dataclass but for fields and groups in `without`, in the fields' groups."""
     groups = {group.title: group for group in parser._action_groups}
     for flag in flags_of(cls):
         if flag.name in without or flag.group in without:
@@ -65,7 +53,7 @@ def add_fields(parser: argparse.ArgumentParser, cls: type, without: Collection[s
 
 def add_flag(parser: Any, flag: Flag, options: Mapping[str, Any]) -> None:
     """Declares one flag in a parser or group; `options` go to `add_argument`, too."""
-    kind = dict(flag.kind)
+    kind = flag.kind
     if kind.get("type") is bool:  # a switch that is on gets a --no-NAME, too
         off = options.get("default") is False
         kind = {"action": "store_true" if off else argparse.BooleanOptionalAction}

@@ -5,25 +5,13 @@ import importlib
 import os
 import sys
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import UserError
 
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-
 def import_object(spec: str, flag: str | None = None) -> Any:
-    """What `"module:attribute"` names; the module may lie in the current directory, as a script's own does not.
-
-    Args:
-        spec (`str`): e.g. `"my_package.metrics:FID"`.
-        flag (`str`, *optional*): where the user typed it; failures are then user errors.
-
-    Raises:
-        UserError: with a flag, if it cannot be imported.
-    """
+    """What `"module:attribute"` names, also in the current directory; failures are user errors if a flag says it."""
     module, _, attribute = spec.partition(":")
     here = os.getcwd()
     try:
@@ -42,31 +30,12 @@ def import_object(spec: str, flag: str | None = None) -> Any:
         raise UserError(f"{flag}: expected MODULE:CLASS that can be imported, found {spec!r} ({found})") from error
 
 
-def load_hub_dataset(
-    name: str,
-    split: str = "train",
-    config_name: str | None = None,
-    cache_dir: str | None = None,
-    expected: str = "expected a dataset of the Hub",
-    found: str | None = None,
-) -> "Dataset":
-    """`datasets.load_dataset` whose failures are one line for the user.
-
-    Args:
-        name (`str`): Hub id or local folder.
-        split (`str`, *optional*, defaults to `"train"`): which split.
-        config_name (`str`, *optional*): configuration.
-        cache_dir (`str`, *optional*): where `datasets` keeps its copies.
-        expected (`str`, *optional*): how the error begins: the flag, and what it takes.
-        found (`str`, *optional*): what the user wrote, where that is not `name`.
-
-    Raises:
-        UserError: if it is missing, unreachable or empty, or has no such configuration or split.
-    """
+def load_hub_dataset(name: str, split: str, expected: str, found: str | None = None) -> Any:
+    """A split of a Hub id or a local folder, or a `UserError` of what was expected and found, by default `name`."""
     import datasets
 
     try:
-        return datasets.load_dataset(name, config_name, split=split, cache_dir=cache_dir)
+        return datasets.load_dataset(name, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{expected}, found {(found or name)!r}: {reason}") from None

@@ -29,40 +29,27 @@ def versions() -> dict[str, str | None]:
 
 
 def write_run_json(path: str | Path, options: Namespace | Mapping[str, Any], **results: Any) -> None:
-    """Writes a run's resolved options, seed and library versions beside its output; secrets are left out.
+    """Writes a run's resolved options without secrets, its seed, library versions and results beside its output.
 
-    Args:
-        path (`str` or `Path`): the JSON file, e.g. `outputs/craft/craft_run.json`.
-        options (`argparse.Namespace` or `Mapping`): the resolved options; `seed` is repeated at the top level.
-        results (`Any`): further top-level entries, e.g. `loss_history=[...]`; `paths` is `local_paths` of all others
-            unless given, for what was there when the run began.
+    `paths` is `local_paths` of all others, unless it is given for what was there when the run began.
     """
     named = dict(options) if isinstance(options, Mapping) else vars(options)
     public = {name: value for name, value in named.items() if not name.endswith(_SECRET_ENDINGS)}
     content = {"options": public, "paths": local_paths({"options": public, **results})}
     content |= {"seed": public.get("seed"), "versions": versions(), **results}
-    atomic_write_json(Path(path), content)
+    atomic_write_json(path, content)
 
 
 def local_paths(record: Any) -> dict[str, str]:
-    """Which texts of a record name files or folders, here and now: only now can a path be told from a Hub id.
+    """Absolute paths by the texts of a record that name files or folders: only now can they be told from Hub ids.
 
-    Args:
-        record (`Any`): JSON-like data; also the VALUE of a text NAME=VALUE counts, and every `output_dir`.
-
-    Returns:
-        `dict[str, str]`: text to absolute path.
+    Also the VALUE of a text NAME=VALUE counts, and every `output_dir`.
     """
     return {text: os.path.abspath(text) for text, is_output in _texts(record) if is_output or os.path.exists(text)}
 
 
 def recorded_option(record: Mapping[str, Any], name: str) -> Any:
-    """An option of a recorded run; a path is the absolute one that it meant where the run was made.
-
-    Args:
-        record (`Mapping`): what `write_run_json` wrote.
-        name (`str`): the option, whose value is a text or `None`.
-    """
+    """A text or `None` of a run's recorded options; a path is the absolute one that it meant on that machine."""
     value = record["options"].get(name)
     return record.get("paths", {}).get(value, value)
 

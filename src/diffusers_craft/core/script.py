@@ -11,23 +11,15 @@ from ..errors import UserError
 
 
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # as flags and as torch call them
-USER_ERROR_EXIT_CODE = 2  # argparse's own
 
 
 def run_script(main: Callable[[Namespace], Any], args: Namespace) -> None:
-    """Calls `main(args)`; a user error ends the process with one line on stderr and exit code 2.
-
-    Anything but a `UserError` is a defect, whose traceback is needed, and is left alone.
-
-    Args:
-        main (`Callable`): the script's `main`.
-        args (`argparse.Namespace`): its parsed arguments.
-    """
+    """Calls `main(args)`; a `UserError` ends the process with one line on stderr and exit code 2."""
     try:
         main(args)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(USER_ERROR_EXIT_CODE) from error
+        raise SystemExit(2) from error  # argparse's own
 
 
 def default_device() -> str:
@@ -45,19 +37,7 @@ def torch_dtype(precision: str) -> Any:
 
 
 def parse_pairs(flag: str, texts: Sequence[str], names: Collection[str]) -> dict[str, str]:
-    """Reads what a repeatable flag collected, `NAME=VALUE` each.
-
-    Args:
-        flag (`str`): the flag, for error texts, e.g. `"--reward_checkpoint"`.
-        texts (`Sequence[str]`): what the user wrote.
-        names (`Collection[str]`): the names that may be given, each once.
-
-    Returns:
-        `dict[str, str]`: name to value.
-
-    Raises:
-        UserError: if a text is no pair, or its name is unknown or repeated.
-    """
+    """Name to value of what a repeatable flag collected, `NAME=VALUE` each; each of the names may be given once."""
     pairs: dict[str, str] = {}
     for text in texts:
         name, _, value = text.partition("=")

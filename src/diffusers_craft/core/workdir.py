@@ -1,13 +1,13 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""The work folder: every stage keeps its rows as Parquet shards that appear whole or not at all.
+"""The work folder: every stage keeps its rows as Parquet shards that appear whole or not at all, by any of the ranks.
 
-A process may be killed at any moment and several ranks may share a folder: a shard is written under a temporary name,
-flushed to disk and renamed. Each stage folder remembers the options that determine its rows and refuses other ones.
+Each stage's folder remembers the options that determine its rows and refuses other ones.
 """
 
 import json
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,27 +39,21 @@ def _flatten(options: dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _show(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
 def _differences(there: dict, now: dict) -> list[str]:
     """Every option that differs, as `--name (old there, new now)`."""
     old, new = _flatten(there), _flatten(now)
-    found = []
-    for name in [*new, *(name for name in old if name not in new)]:
-        values = [_show(options[name]) if name in options else "absent" for options in (old, new)]
-        if (name in old) != (name in new) or old[name] != new[name]:
-            found.append(f"--{name} ({values[0]} there, {values[1]} now)")
-    return found
+
+    def show(options: dict, name: str) -> str:
+        text = json.dumps(options[name], ensure_ascii=False) if name in options else "absent"
+        return text if len(text) <= 80 else text[:77] + "..."
+
+    differing = (name for name in new | old if name not in old or name not in new or old[name] != new[name])
+    return [f"--{name} ({show(old, name)} there, {show(new, name)} now)" for name in differing]
 
 
 def rank_and_world() -> tuple[int, int]:
-    """This process's rank and the number of ranks, as `accelerate launch` and torchrun set them; (0, 1) without.
-
-    Ranks share work through the work folder alone, so they need no process group and may run on different machines.
-    """
+    """This process's rank and the number of ranks, as `accelerate launch` and torchrun set them; (0, 1) without."""
+    # Ranks share work through the work folder alone: they need no process group, and may run on different machines.
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
@@ -69,11 +63,7 @@ def is_first_rank() -> bool:
 
 
 class WorkDir:
-    """A folder that holds one subfolder per stage.
-
-    Args:
-        path (`str` or `os.PathLike`): the folder (`--output_dir`); made if missing.
-    """
+    """A folder (`--output_dir`, made if missing) that holds one subfolder per stage."""
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
@@ -83,23 +73,13 @@ class WorkDir:
             raise UserError(f"--output_dir: expected a folder, found the file {self.path}") from None
 
     def stage(self, name: str, options: dict[str, Any], num_rows: int, rows_per_shard: int) -> "Stage":
-        """Opens a stage, new or begun earlier.
+        """Opens a stage, e.g. `"scores/hps_v2.1"`; one begun earlier keeps its `rows_per_shard`: batches may change.
 
-        Args:
-            name (`str`): name of the subfolder, e.g. `"candidates"` or `"scores/hps_v2.1"`.
-            options (`dict`): every option that determines the rows, upstream ones included, as JSON values named like
-                the command-line flags; long values by their `fingerprint`.
-            num_rows (`int`): rows of the whole stage, at least 1.
-            rows_per_shard (`int`): rows of every shard but the last. A stage begun earlier keeps its own value: a
-                run may go on with another batch size.
-
-        Raises:
-            UserError: if the stage was begun with other options; names each of them.
+        `options` are all that determine the rows, upstream ones too, named like the flags, long ones by `fingerprint`.
         """
         if num_rows < 1 or rows_per_shard < 1:
-            raise UserError(
-                f"stage {name!r}: expected at least 1 row and 1 row per shard, found {num_rows} and {rows_per_shard}"
-            )
+            found = f"found {num_rows} and {rows_per_shard}"
+            raise UserError(f"stage {name!r}: expected at least 1 row and 1 row per shard, {found}")
         folder = self.path / name
         options_file = folder / OPTIONS_FILE
         now = json.loads(json.dumps(options, default=os.fspath))  # tuples become lists, as they read back
@@ -118,21 +98,18 @@ class WorkDir:
         return Stage(folder, num_rows, there["rows_per_shard"])
 
 
+@dataclass(eq=False)
 class Stage:
-    """The shards of one stage; open it with `WorkDir.stage`.
+    """The shards of one stage in its folder `path`; open it with `WorkDir.stage`."""
 
-    Attributes:
-        path (`Path`): the stage's folder.
-        num_rows (`int`): rows of the whole stage.
-        rows_per_shard (`int`): rows of every shard but the last.
-        num_shards (`int`): number of shards.
-    """
+    path: Path
+    num_rows: int
+    rows_per_shard: int  # of every shard but the last
 
-    def __init__(self, path: Path, num_rows: int, rows_per_shard: int):
-        self.path = path
-        self.num_rows = num_rows
-        self.rows_per_shard = rows_per_shard
-        self.num_shards = -(-num_rows // rows_per_shard)
+    @property
+    def num_shards(self) -> int:
+        """How many files the rows fill."""
+        return -(-self.num_rows // self.rows_per_shard)
 
     def shard_path(self, shard: int) -> Path:
         """The file of a shard."""
@@ -165,20 +142,14 @@ class Stage:
                 time.sleep(POLL_SECONDS)
 
     def write(self, shard: int, table: pa.Table) -> None:
-        """Puts a shard on disk, atomically and with the same bytes for the same rows.
-
-        Args:
-            shard (`int`): which one.
-            table (`pa.Table`): its rows, `rows(shard)` in order; a column `row` is checked.
-        """
+        """Puts the `rows(shard)` in order on disk, atomically and with the same bytes for the same rows."""
         rows = self.rows(shard)
         if len(table) != len(rows) or ("row" in table.column_names and table["row"].to_pylist() != list(rows)):
             raise RuntimeError(f"{self.shard_path(shard)}: expected the rows {rows.start} to {rows.stop - 1} in order")
         sink = pa.BufferOutputStream()
         # No dictionaries and statistics: columns are mostly images, and statistics would repeat their bytes.
-        pq.write_table(
-            table, sink, compression="zstd", compression_level=1, use_dictionary=False, write_statistics=False
-        )
+        options = {"compression_level": 1, "use_dictionary": False, "write_statistics": False}
+        pq.write_table(table, sink, compression="zstd", **options)
         atomic_write_bytes(self.shard_path(shard), memoryview(sink.getvalue()))
 
     @property
@@ -198,23 +169,14 @@ class Stage:
         try:
             return pq.ParquetFile(path).read(columns=columns)
         except pa.ArrowInvalid as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"{path}: expected a Parquet file, found {reason}; remove it to have it made again"
-            ) from None
+            found = f"found {str(error).splitlines()[0]}; remove it to have it made again"
+            raise UserError(f"{path}: expected a Parquet file, {found}") from None
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
-        """All rows in order, all columns or the named ones.
-
-        Raises:
-            UserError: if shards are missing.
-        """
+        """All rows in order, all columns or the named ones; a `UserError` if shards are missing."""
         self._require_all()
         return pa.concat_tables([self.read_shard(shard, columns) for shard in range(self.num_shards)])
 
     def _require_all(self) -> None:
-        missing = self.missing()
-        if missing:
-            raise UserError(
-                f"{self.path}: {len(missing)} of {self.num_shards} shards are missing; run the stage again"
-            )
+        if missing := len(self.missing()):
+            raise UserError(f"{self.path}: {missing} of {self.num_shards} shards are missing; run the stage again")

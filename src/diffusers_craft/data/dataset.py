@@ -12,7 +12,7 @@ import pyarrow as pa
 from datasets import Array3D, Dataset, Features, Image, Value, load_dataset
 
 from ..core.files import atomic_write_bytes
-from ..core.records import CANDIDATE_SCHEMA, unpack_latent
+from ..core.records import unpack_latent
 from ..core.workdir import DATASET_FOLDER, SCORED_FILE, Stage
 from ..errors import UserError
 
@@ -36,17 +36,9 @@ def take_rows(stage: Stage, rows: Sequence[int]) -> pa.Table:
 
 
 def assemble_dataset(candidates: pa.Table, scores: Mapping[str, np.ndarray], latent_vae: str | None = None) -> Dataset:
-    """Puts selected candidates and their scores together.
+    """k selected candidates with their (k,) raw scores, composite `reward` and `advantage`; prompts are the original ones.
 
-    Args:
-        candidates (`pa.Table`): k rows of `CANDIDATE_SCHEMA`.
-        scores (`Mapping[str, np.ndarray]`): (k,) raw scores by reward, `reward` (composite) and `advantage`.
-        latent_vae (`str`, *optional*): `vae_fingerprint` of the VAE that the candidates' latents belong to.
-
-    Returns:
-        `datasets.Dataset`: k rows with the columns `image`, `prompt` (the original, which training conditions on),
-        `refined_prompt` (which generated the image), `group`, `variant`, `seed`, those of `scores`, and where the
-        candidates have latents `latent` (float16, in the UNet's scale) and `latent_vae`.
+    Where candidates have latents: `latent`, float16 in the UNet's scale, and `latent_vae`, their VAE's fingerprint.
     """
     features = {"image": Image(), "prompt": Value("string"), "refined_prompt": Value("string")}
     features |= dict.fromkeys(("group", "variant", "seed"), Value("int64"))
@@ -64,23 +56,14 @@ def assemble_dataset(candidates: pa.Table, scores: Mapping[str, np.ndarray], lat
 def assemble_scores(
     candidates: pa.Table, scores: Mapping[str, np.ndarray], kept: np.ndarray, selected: np.ndarray
 ) -> Dataset:
-    """All candidates with their scores and without images, so that others can filter again.
+    """All n candidates with their (n,) scores and without images, so that others can filter again.
 
-    Args:
-        candidates (`pa.Table`): n rows with the columns `SCORED_COLUMNS` of `CANDIDATE_SCHEMA`.
-        scores (`Mapping[str, np.ndarray]`): as in `assemble_dataset`, (n,) each; NaN where the image is not valid.
-        kept (`np.ndarray`): (n,) bool, what the filter rule keeps.
-        selected (`np.ndarray`): (k,) row indices.
-
-    Returns:
-        `datasets.Dataset`: n rows in the order of the candidates.
+    `kept` is (n,) bool, what the filter rule keeps; `selected` are (k,) rows. Invalid images have NaN as their scores.
     """
-    columns = {name: candidates[name].to_pylist() for name in SCORED_COLUMNS}
-    columns |= {name: np.asarray(values, np.float32) for name, values in scores.items()}
-    columns |= {"kept": np.asarray(kept, bool), "selected": np.isin(np.arange(len(candidates)), selected)}
-    features = {
-        name: Value(str(CANDIDATE_SCHEMA.field(name).type).replace("double", "float64")) for name in SCORED_COLUMNS
-    }
+    table = candidates.select(SCORED_COLUMNS)
+    columns = table.to_pydict() | {name: np.asarray(values, np.float32) for name, values in scores.items()}
+    columns |= {"kept": np.asarray(kept, bool), "selected": np.isin(np.arange(len(table)), selected)}
+    features = Features.from_arrow_schema(table.schema)
     features |= dict.fromkeys(scores, Value("float32")) | dict.fromkeys(("kept", "selected"), Value("bool"))
     return Dataset.from_dict(columns, features=Features(features))
 
@@ -93,11 +76,7 @@ def save_scores(scores: Dataset, work_folder: str | Path) -> None:
 
 
 def save_dataset(dataset: Dataset, work_folder: str | Path) -> Path:
-    """Writes `work_folder/dataset/train-*.parquet`; an earlier dataset is replaced as a whole.
-
-    Returns:
-        `Path`: the folder, which `datasets.load_dataset` reads.
-    """
+    """Writes `work_folder/dataset/train-*.parquet` and returns the folder; an earlier dataset is replaced as a whole."""
     folder = Path(work_folder) / DATASET_FOLDER
     new, old = (folder.with_name(f"{folder.name}.{suffix}") for suffix in ("new", "old"))
     for leftover in (new, old):  # of a killed run
@@ -112,6 +91,22 @@ def save_dataset(dataset: Dataset, work_folder: str | Path) -> Path:
     new.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def is_build(folder: str | Path) -> bool:
+    """Whether this is what build_craft_dataset.py wrote."""
+    return (Path(folder) / "candidates").is_dir()
+
+
+def load_or_refuse(
+    source: str | Path, found: str | Path, expected: str, config_name: str | None, split: str, cache_dir: str | None
+) -> Dataset:
+    """`load_dataset` of what the user named `found`, whose failures are one line that says what is `expected`."""
+    try:
+        return load_dataset(str(source), config_name, split=split, cache_dir=cache_dir)
+    except (OSError, ValueError) as error:  # missing, empty, unreachable; unknown configuration or split
+        reason = " ".join(str(error).split())
+        raise UserError(f"--dataset_name: expected {expected}, found {str(found)!r} ({reason})") from error
 
 
 def load_craft_dataset(
@@ -135,16 +130,9 @@ def load_craft_dataset(
         UserError: if there is no such dataset, configuration or split.
     """
     folder = Path(name_or_folder)
-    if (folder / DATASET_FOLDER).is_dir():
-        folder = folder / DATASET_FOLDER
-    elif (folder / "candidates").is_dir():
+    has_dataset = (folder / DATASET_FOLDER).is_dir()
+    if is_build(folder) and not has_dataset:
         raise UserError(f"--dataset_name: expected a finished build, found {folder} without {DATASET_FOLDER}/")
-    source = str(folder) if folder.is_dir() else str(name_or_folder)
-    try:
-        return load_dataset(source, config_name, split=split, cache_dir=cache_dir)
-    except (OSError, ValueError) as error:  # missing, empty, unreachable; unknown configuration or split
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"--dataset_name: expected a Hub dataset, a folder written by build_craft_dataset.py or a folder of images,"
-            f" found {str(name_or_folder)!r} ({reason})"
-        ) from error
+    source = folder / DATASET_FOLDER if has_dataset else name_or_folder
+    expected = "a Hub dataset, a folder written by build_craft_dataset.py or a folder of images"
+    return load_or_refuse(source, name_or_folder, expected, config_name, split, cache_dir)

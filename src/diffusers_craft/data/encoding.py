@@ -1,20 +1,19 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """From a dataset of images, captions and advantages to tensors: every image and caption is encoded once.
 
-The result is kept in a cache file whose name depends on all that determines it, and on nothing else: encoder weights,
-caption tokens, pixels, resolution, crop. Another learning rate or seed, or SFT on the same data, finds it.
+The result is cached under a name that depends on all that determines it and on nothing else, so not on learning rate or seed.
 """
 
 import hashlib
 import json
 import logging
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from datasets import Dataset
 from huggingface_hub.constants import HF_HOME
 from safetensors.torch import load_file, save
 from tqdm.auto import tqdm
@@ -23,105 +22,110 @@ from ..core.files import atomic_write_bytes
 from ..core.records import derive_seed
 from ..errors import UserError
 from ..models.family import Components, Family
-from ..models.latents import encode_images, latent_scales, latent_shape
+from ..models.latents import encode_images, latent_scales, latent_shape, vae_fingerprint
 from ..objectives.base import Objective
-from .pictures import Pictures, as_vae_input, crop_image
+from .pictures import as_vae_input, crop_image, read_pictures
 from .rows import TrainingData
 from .settings import DataSettings
-from .stored_latents import check_latents, read_latents
 
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
 _CACHE_FORMAT = 3
 _PROMPTS_A_BATCH = 32
 _PIXELS_A_BATCH = 8 * 512 * 512  # bounds the VAE's activations: 8 images of 512 px, 2 of 1024 px
+_CHECKED_LATENTS = 4  # rows encoded to see whether latents of unknown origin fit
+# Of the latents' own root mean square. What a VAE makes of its own pictures is 0.1 to 0.4 off, more with more guidance
+# (LOG.md); latents of another VAE are at least 1 off, and 1.4 at the same scale.
+_MAX_DISTANCE = 0.7
 
 
 def prepare_training_data(
-    dataset: "Dataset",
+    dataset: Dataset,
     family: Family,
     components: Components,
     settings: DataSettings,
     objective: Objective | None = None,
 ) -> TrainingData:
-    """Encodes a dataset, or finds it in the cache.
+    """Encodes a dataset with VAE and text encoders on the device of `components`, or finds it in the cache.
 
-    Args:
-        dataset (`datasets.Dataset`): columns as named by `--image_column`, `--caption_column`, `--advantage_column`.
-        family (`Family`): says how captions and sizes condition the UNet.
-        components (`Components`): VAE and text encoders, on the device that encodes.
-        settings (`DataSettings`): columns, crop, subset and cache.
-        objective (`Objective`, *optional*): turns the advantages into weights; without it they are ones.
+    The settings name columns, crop, subset and cache. The objective turns advantages into weights; without it they are 1.
 
     Raises:
         UserError: if a column is missing, or a row has no caption, no picture, no finite advantage, or a latent of
             another shape or VAE.
     """
-    check_column(dataset, settings, "caption_column")
-    check_column(dataset, settings, "latent_column" if settings.use_generated_latents else "image_column")
+    for flag in ("caption_column", "latent_column" if settings.use_generated_latents else "image_column"):
+        check_column(dataset, settings, flag)
     if settings.max_train_samples is not None and settings.max_train_samples < len(dataset):
         dataset = dataset.shuffle(seed=settings.seed).select(range(settings.max_train_samples))
     if len(dataset) == 0:
         raise UserError("--dataset_name: expected at least one row, found none")
     if settings.use_generated_latents:
-        check_latents(dataset, components.vae, settings)
-    weights = row_weights(dataset, settings, objective)
-    captions = read_captions(dataset, settings)
-    distinct = list(dict.fromkeys(captions))
-    row_of = {caption: row for row, caption in enumerate(distinct)}
+        _check_latents(dataset, components.vae, settings)
+    weights = _row_weights(dataset, settings, objective)
+    captions, prompt_rows = _distinct(read_captions(dataset, settings))
 
-    path = (
-        _cache_folder(settings.cache_dir)
-        / f"{_fingerprint(dataset, distinct, family, components, settings)}.safetensors"
-    )
+    name = _fingerprint(dataset, captions, family, components, settings)
+    path = Path(settings.cache_dir or HF_HOME).expanduser() / "diffusers_craft" / f"{name}.safetensors"
     if path.is_file():
         tensors = load_file(path)
     else:
-        tensors = _encode(dataset, distinct, family, components, settings)
+        tensors = _encode(dataset, captions, family, components, settings)
         atomic_write_bytes(path, save(tensors))
     return TrainingData(
-        latents=tensors["latents"],
-        latent_stds=tensors.get("latent_stds"),
-        prompts=_with_prefix(tensors, "prompts."),
-        prompt_rows=torch.tensor([row_of[caption] for caption in captions]),
-        sizes=_with_prefix(tensors, "sizes."),
-        weights=weights,
-        captions=tuple(distinct),
+        tensors["latents"],
+        tensors.get("latent_stds"),
+        _with_prefix(tensors, "prompts."),
+        prompt_rows,
+        _with_prefix(tensors, "sizes."),
+        weights,
+        tuple(captions),
     )
 
 
 def prepare_prompt_data(
     captions: Sequence[str], family: Family, components: Components, settings: DataSettings
 ) -> TrainingData:
-    """Captions alone, for objectives that make their own images: the latents are zeros, the sizes those of a square.
-
-    Args:
-        captions (`Sequence[str]`): n captions; one row each.
-        family (`Family`): says how captions and sizes condition the UNet.
-        components (`Components`): VAE and text encoders, on the device that encodes.
-        settings (`DataSettings`): columns, crop, subset and cache.
-    """
-    distinct = list(dict.fromkeys(captions))
-    row_of = {caption: row for row, caption in enumerate(distinct)}
+    """n captions alone, for objectives that make their own images: the latents are zeros, the sizes those of a square."""
+    distinct, prompt_rows = _distinct(captions)
     shape = latent_shape(components.vae, settings.resolution)
-    square = torch.full((len(captions), 2), settings.resolution)
-    sizes = family.size_conditioning(square, torch.zeros_like(square), square)
     return TrainingData(
         latents=torch.zeros(1, 1, *shape).expand(1, len(captions), *shape),
         latent_stds=None,
         prompts={name: value.cpu() for name, value in _encode_captions(distinct, family, components).items()},
-        prompt_rows=torch.tensor([row_of[caption] for caption in captions]),
-        sizes=sizes,
+        prompt_rows=prompt_rows,
+        sizes=_square_sizes(len(captions), family, settings.resolution),
         weights=torch.ones(len(captions)),
         captions=tuple(distinct),
     )
 
 
-def row_weights(dataset: "Dataset", settings: DataSettings, objective: Objective | None) -> torch.Tensor:
+def check_column(dataset: Dataset, settings: DataSettings, flag: str) -> None:
+    """Raises a `UserError` unless the dataset has the column that a flag names."""
+    if (name := getattr(settings, flag)) not in dataset.column_names:
+        found = ", ".join(dataset.column_names)
+        raise UserError(f"--{flag}: expected one of the dataset's columns ({found}), found {name!r}")
+
+
+def read_captions(dataset: Dataset, settings: DataSettings) -> list[str]:
+    """(n,) texts that training conditions on."""
+    check_column(dataset, settings, "caption_column")
+    column = settings.caption_column
+    captions = list(dataset[column])
+    for row, caption in enumerate(captions):
+        if not isinstance(caption, str):
+            raise UserError(f"--caption_column: expected text in column {column!r}, found {caption!r} in row {row}")
+    return captions
+
+
+def _distinct(captions: Sequence[str]) -> tuple[list[str], torch.Tensor]:
+    """The distinct captions in their order, and the (n,) int64 place of each caption among them."""
+    places = {caption: place for place, caption in enumerate(dict.fromkeys(captions))}
+    return list(places), torch.tensor([places[caption] for caption in captions])
+
+
+def _row_weights(dataset: Dataset, settings: DataSettings, objective: Objective | None) -> torch.Tensor:
     """(n,) weights of the loss: what the objective makes of the advantages; ones for a dataset that has none."""
     if objective is None or not objective.uses_advantages:
         return torch.ones(len(dataset))
@@ -141,14 +145,13 @@ def row_weights(dataset: "Dataset", settings: DataSettings, objective: Objective
 
 
 def _encode(
-    dataset: "Dataset", captions: list[str], family: Family, components: Components, settings: DataSettings
+    dataset: Dataset, captions: list[str], family: Family, components: Components, settings: DataSettings
 ) -> dict[str, torch.Tensor]:
     if settings.use_generated_latents:
-        tensors = {"latents": read_latents(dataset, components.vae, settings)}
-        square = torch.full((len(dataset), 2), settings.resolution)
-        sizes = family.size_conditioning(square, torch.zeros_like(square), square)
+        tensors = {"latents": _read_latents(dataset, components.vae, settings)}
+        sizes = _square_sizes(len(dataset), family, settings.resolution)
     else:
-        tensors, sizes = _encode_images(dataset, family, components, settings)
+        tensors, sizes = _encode_images(dataset, family, components.vae, settings)
     prompts = _encode_captions(captions, family, components)
     tensors |= {f"prompts.{name}": value for name, value in prompts.items()}
     tensors |= {f"sizes.{name}": value for name, value in sizes.items()}
@@ -165,25 +168,30 @@ def _encode_captions(captions: list[str], family: Family, components: Components
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
+def _square_sizes(count: int, family: Family, resolution: int) -> dict[str, torch.Tensor]:
+    """Conditioning on the sizes of images that were never cropped."""
+    square = torch.full((count, 2), resolution)
+    return family.size_conditioning(square, torch.zeros_like(square), square)
+
+
 def _encode_images(
-    dataset: "Dataset", family: Family, components: Components, settings: DataSettings
+    dataset: Dataset, family: Family, vae: torch.nn.Module, settings: DataSettings
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Scaled posterior means and deviations (F, n, C, h, w), in float32 since SDXL's VAE overflows in float16."""
-    vae, resolution = components.vae, settings.resolution
+    resolution = settings.resolution
     latent_shape(vae, resolution)
     batch_size = max(1, _PIXELS_A_BATCH // resolution**2)
-    pictures = Pictures(dataset, settings.image_column)
+    pictures = read_pictures(dataset, settings.image_column)
     means, stds, originals, corners = [], [], [], []
     for start in tqdm(range(0, len(dataset), batch_size), desc="Encoding images", disable=len(dataset) < 50):
-        rows = range(start, min(start + batch_size, len(dataset)))
-        crops = [
-            # Of the row alone, not of --seed: runs that differ in their seed share the cache.
-            crop_image(pictures[row], resolution, settings.center_crop, derive_seed(0, "crop", row))
-            for row in rows
-        ]
-        originals += [original for _, original, _ in crops]
-        corners += [corner for _, _, corner in crops]
-        pixels = as_vae_input([pixels for pixels, _, _ in crops], vae.device)
+        crops = []
+        for row in range(start, min(start + batch_size, len(dataset))):
+            seed = derive_seed(0, "crop", row)  # not of --seed: runs that differ in their seed share the cache
+            crop, original, corner = crop_image(next(pictures), resolution, settings.center_crop, seed)
+            crops.append(crop)
+            originals.append(original)
+            corners.append(corner)
+        pixels = as_vae_input(crops, vae.device)
         views = [pixels, pixels.flip(3)] if settings.random_flip else [pixels]
         encoded = [encode_images(vae, view) for view in views]
         means.append(torch.stack([mean for mean, _ in encoded]))
@@ -197,57 +205,64 @@ def _encode_images(
     return latents, family.size_conditioning(torch.tensor(originals), torch.tensor(corners), targets)
 
 
-def check_column(dataset: "Dataset", settings: DataSettings, flag: str) -> None:
-    """Raises a `UserError` unless the dataset has the column that a flag names."""
-    if (name := getattr(settings, flag)) not in dataset.column_names:
-        found = ", ".join(dataset.column_names)
-        raise UserError(f"--{flag}: expected one of the dataset's columns ({found}), found {name!r}")
+def _read_latents(dataset: Dataset, vae: torch.nn.Module, settings: DataSettings) -> torch.Tensor:
+    """(1, n, C, h, w) stored latents: what the base model made, already scaled, so without a posterior."""
+    expected, latents = latent_shape(vae, settings.resolution), []
+    for row, latent in enumerate(dataset[settings.latent_column]):
+        found = () if latent is None else np.shape(latent)
+        if found != expected:
+            wanted = f"expected shape {expected} at --resolution {settings.resolution}"
+            raise UserError(f"--use_generated_latents: {wanted}, found {found} in row {row}")
+        latents.append(np.asarray(latent, dtype=np.float32))
+    return torch.from_numpy(np.stack(latents))[None]
 
 
-def read_captions(dataset: "Dataset", settings: DataSettings) -> list[str]:
-    """(n,) texts that training conditions on."""
-    check_column(dataset, settings, "caption_column")
-    column = settings.caption_column
-    captions = list(dataset[column])
-    for row, caption in enumerate(captions):
-        if not isinstance(caption, str):
-            raise UserError(f"--caption_column: expected text in column {column!r}, found {caption!r} in row {row}")
-    return captions
+def _check_latents(dataset: Dataset, vae: torch.nn.Module, settings: DataSettings) -> None:
+    """Refuses stored latents of another VAE, by the fingerprint that builds keep in a column of that name with `_vae`.
+
+    Without it the images of a few rows are encoded; without images either nothing can be checked, and the log says so.
+    """
+    origin = f"{settings.latent_column}_vae"
+    if origin in dataset.column_names:
+        own, found = vae_fingerprint(vae), set(dataset[origin])
+        if others := found - {own}:
+            other = min(others, key=str)
+            raise UserError(f"--use_generated_latents: expected latents of this model's VAE ({own}), found {other}")
+    elif settings.image_column in dataset.column_names:
+        rows = dataset.select(range(min(_CHECKED_LATENTS, len(dataset))))
+        stored, pictures = _read_latents(rows, vae, settings)[0], read_pictures(rows, settings.image_column)
+        crops = [crop_image(picture, settings.resolution, True, 0)[0] for picture in pictures]
+        encoded = torch.cat([encode_images(vae, as_vae_input([crop], vae.device))[0] for crop in crops])
+        distance = ((encoded.cpu() - stored).square().mean() / stored.square().mean()).sqrt().item()
+        if not distance < _MAX_DISTANCE:
+            raise UserError(
+                "--use_generated_latents: expected latents of this model's VAE, which encoding the images gives within"
+                f" {_MAX_DISTANCE} of their size, found {distance:.2f} in the first rows"
+            )
+    else:
+        logger.warning("--use_generated_latents: no column %r and no images, the VAE is taken on trust.", origin)
 
 
 def _fingerprint(
-    dataset: "Dataset", captions: list[str], family: Family, components: Components, settings: DataSettings
+    dataset: Dataset, captions: list[str], family: Family, components: Components, settings: DataSettings
 ) -> str:
-    digest = hashlib.sha256()
     options = {"format": _CACHE_FORMAT, "backbone": family.name, "resolution": settings.resolution}
-    options |= {
-        "tokens": components.tokens(captions),
-        "zeros": components.zeroes_empty_prompt,
-        "generated": settings.use_generated_latents,
-    }
+    options |= {"tokens": components.tokens(captions), "zeros": components.zeroes_empty_prompt}
+    options["generated"] = settings.use_generated_latents
     modules = components.encoders()
     if settings.use_generated_latents:
         pictures = (np.asarray(latent, dtype=np.float32) for latent in dataset[settings.latent_column])
     else:
         options |= {"scaling": latent_scales(components.vae), "flip": settings.random_flip}
-        options |= {"center_crop": settings.center_crop}
+        options["center_crop"] = settings.center_crop
         modules.append(components.vae)
-        pictures = (np.asarray(image) for image in Pictures(dataset, settings.image_column))
-    digest.update(json.dumps(options, sort_keys=True).encode())
-    _update(digest, pictures)
-    for module in modules:
-        _update(digest, (value.detach().cpu().numpy() for value in module.state_dict().values()))
-    return digest.hexdigest()[:32]
-
-
-def _update(digest: "hashlib._Hash", arrays: Iterable[np.ndarray]) -> None:
-    for array in arrays:
+        pictures = (np.asarray(image) for image in read_pictures(dataset, settings.image_column))
+    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+    weights = (value.detach().cpu().numpy() for module in modules for value in module.state_dict().values())
+    for array in chain(pictures, weights):
         digest.update(str(array.shape).encode())
         digest.update(np.ascontiguousarray(array))
-
-
-def _cache_folder(cache_dir: str | None) -> Path:
-    return Path(os.path.expanduser(cache_dir or HF_HOME)) / "diffusers_craft"
+    return digest.hexdigest()[:32]
 
 
 def _with_prefix(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

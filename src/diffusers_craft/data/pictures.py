@@ -2,77 +2,52 @@
 """The pictures of a dataset, one at a time, and the squares that training cuts out of them."""
 
 import struct
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from datasets import Dataset
+from datasets import Image as ImageFeature
 from PIL import Image
 
 from ..errors import UserError
 
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 # What Pillow raises on damaged files, and the system on missing ones.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
-class Pictures(Sequence):
-    """The RGB pictures of a dataset's column, decoded when they are asked for; no other column is.
+def read_pictures(dataset: Dataset, column: str) -> Iterator[Image.Image]:
+    """The RGB pictures of a column in order, decoded when their turn comes; no other column is.
 
-    Args:
-        dataset (`datasets.Dataset`): n rows.
-        column (`str`): with the pictures.
+    One that is missing or broken is a `UserError` that names row and file.
     """
-
-    def __init__(self, dataset: "Dataset", column: str) -> None:
-        self._dataset, self._column = dataset.select_columns([column]), column
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, row: int) -> Image.Image:
-        """The picture of a row.
-
-        Raises:
-            UserError: if there is none, or it is broken; names row and file.
-        """
-        if row >= len(self):
-            raise IndexError(row)
+    dataset = dataset.select_columns([column])
+    for row in range(len(dataset)):
+        cause = None
         try:
-            image = self._dataset[row][self._column]
-            if isinstance(image, Image.Image):
-                return image.convert("RGB")
+            image = dataset[row][column]
+            found = repr(image)[:60]
+            image = image.convert("RGB") if isinstance(image, Image.Image) else None
         except _BROKEN as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(self._complaint(row, f"one that cannot be read ({reason:.200})")) from error
-        raise UserError(self._complaint(row, repr(image)[:60]))
-
-    def _complaint(self, row: int, found: str) -> str:
-        from datasets import Image as ImageFeature
-
-        place = f"row {row}"
-        if isinstance(self._dataset.features[self._column], ImageFeature):
-            encoded = self._dataset.cast_column(self._column, ImageFeature(decode=False))[row][self._column]
-            place += f" ({encoded['path']})" if encoded and encoded["path"] else ""
-        return f"--image_column: expected a picture in column {self._column!r}, {place}, found {found}"
+            image, found, cause = None, f"one that cannot be read ({reason:.200})", error
+        if image is None:
+            place = f"row {row}"
+            if isinstance(dataset.features[column], ImageFeature):
+                encoded = dataset.cast_column(column, ImageFeature(decode=False))[row][column]
+                place += f" ({encoded['path']})" if encoded and encoded["path"] else ""
+            words = f"--image_column: expected a picture in column {column!r}, {place}, found {found}"
+            raise UserError(words) from cause
+        yield image
 
 
 def crop_image(
     image: Image.Image, resolution: int, center_crop: bool, seed: int
 ) -> tuple[np.ndarray, tuple[int, int], tuple[int, int]]:
-    """Scales the shorter side to `resolution` and cuts a square out of the longer one.
+    """Scales the shorter side to `resolution` and cuts a square out: at the centre, else at a place that `seed` chooses.
 
-    Args:
-        image (`PIL.Image.Image`): any mode and size.
-        resolution (`int`): side of the square, pixels.
-        center_crop (`bool`): cut the centre, else a place that `seed` chooses.
-        seed (`int`): of the place.
-
-    Returns:
-        (resolution, resolution, 3) uint8 pixels, the original (height, width), the crop's (top, left).
+    Returns (resolution, resolution, 3) uint8 pixels, the original (height, width), the crop's (top, left).
     """
     width, height = image.size
     scale = resolution / min(width, height)

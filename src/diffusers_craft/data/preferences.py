@@ -5,8 +5,6 @@ A build keeps every candidate with its raw scores, so pairs come out of the same
 """
 
 import hashlib
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +15,13 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Image, concatenate_datasets, load_dataset
 from tqdm.auto import tqdm
 
+from ..core.files import read_json
 from ..core.records import derive_seed
+from ..core.workdir import BUILD_FILE, CONSTANTS_FILE
 from ..errors import UserError
 from ..selection.composite import composite_reward
 from ..selection.filtering import PAIRINGS, check_num_pairs, group_pairs
+from .dataset import is_build, load_or_refuse
 from .settings import DataSettings
 
 
@@ -48,10 +49,7 @@ class Preferences(NamedTuple):
         return self._replace(images=self.images.select(used), pairs=places.reshape(self.pairs.shape))
 
     def without_repeated_images(self) -> "Preferences":
-        """Every image once for a prompt, so that what it won and lost in several pairs comes together.
-
-        Images are the same if they are called the same, else if their files hold the same bytes.
-        """
+        """Every image once for a prompt, so that what it won and lost in several pairs comes together."""
         keys: dict[tuple, int] = {}
         names = zip(_image_names(self.images), self.images["prompt"], strict=True)
         places = np.array([keys.setdefault(name, len(keys)) for name in names], dtype=np.int64)
@@ -66,50 +64,26 @@ def random_rows(num_rows: int, count: int | None, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(derive_seed(seed, "subset")).choice(num_rows, count, replace=False))
 
 
-def load_preferences(name_or_folder: str | Path, settings: DataSettings, split: str = "train") -> Preferences:
-    """Pairs of a build's folder, or of a dataset with two images per row.
+def load_preferences(name_or_folder: str | Path, settings: DataSettings) -> Preferences:
+    """Pairs of a build's folder, or of a dataset with two images per row; the settings say how, and where to load from.
 
-    Args:
-        name_or_folder (`str` or `Path`): folder that build_craft_dataset.py wrote, or a dataset (Hub id or folder) with
-            the columns `jpg_0`, `jpg_1`, `caption`, `label_0` (Pick-a-Pic) or `image_0`, `image_1`, `prompt`, `label_0`;
-            optionally `score_0`, `score_1` and `image_0_uid`, `image_1_uid`. `label_0` is 1 where image 0 won, 0 where
-            image 1 did, 0.5 for a tie.
-        settings (`DataSettings`): `pairing`, `num_pairs` (of a build; see `best_pairs`), `dataset_config_name`,
-            `cache_dir`.
-        split (`str`, *optional*, defaults to `"train"`): of a dataset.
-
-    Raises:
-        UserError: if columns or scores are missing, a pair has no image, caption or possible label, or no pair is left.
+    A dataset has the columns `jpg_0`, `jpg_1`, `caption`, `label_0` (Pick-a-Pic) or `image_0`, `image_1`, `prompt`,
+    `label_0`; optionally `score_0`, `score_1` and `image_0_uid`, `image_1_uid`. `label_0` is 1 where image 0 won, 0 where
+    image 1 did, 0.5 for a tie. Every pair with a winner must have its images and a caption.
     """
-    folder = Path(name_or_folder)
-    if is_build(folder):
-        return _pairs_of_build(folder, settings)
+    if is_build(name_or_folder):
+        return _pairs_of_build(Path(name_or_folder), settings)
     if settings.pairing != PAIRINGS[0]:
         raise UserError(
             f"--pairing: expected a build's folder with {settings.pairing}, found a dataset, whose pairs are made"
         )
-    try:
-        dataset = load_dataset(
-            str(name_or_folder), settings.dataset_config_name, split=split, cache_dir=settings.cache_dir
-        )
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        wanted = "expected a build's folder or a dataset of pairs"
-        raise UserError(f"--dataset_name: {wanted}, found {str(name_or_folder)!r} ({reason})") from error
-    return _pairs_of_dataset(dataset)
-
-
-def is_build(folder: str | Path) -> bool:
-    """Whether this is what build_craft_dataset.py wrote."""
-    return (Path(folder) / "candidates").is_dir()
+    expected = "a build's folder or a dataset of pairs"
+    where = (settings.dataset_config_name, "train", settings.cache_dir)
+    return _pairs_of_dataset(load_or_refuse(name_or_folder, name_or_folder, expected, *where))
 
 
 def best_pairs(preferences: Preferences, count: int | None) -> Preferences:
-    """What `--num_pairs` leaves of a dataset: the pairs whose winners score highest, ties in the dataset's order.
-
-    Raises:
-        UserError: if there are no scores, or fewer pairs.
-    """
+    """What `--num_pairs` leaves of a dataset: the pairs whose winners score highest, ties in the dataset's order."""
     if count is None:
         return preferences
     if preferences.scores is None:
@@ -120,21 +94,12 @@ def best_pairs(preferences: Preferences, count: int | None) -> Preferences:
 
 
 def composite_scores(folder: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The composite reward of every candidate of a build, with the build's own weights and constants.
-
-    Returns:
-        (n,) composite, groups and variants.
-
-    Raises:
-        UserError: if the build is not finished.
-    """
+    """(n,) composite rewards, groups and variants of a build's candidates, with its own weights and constants."""
     folder = Path(folder)
-    record, constants = folder / "craft_build.json", folder / "normalization.json"
-    for path in (record, constants):
-        if not path.is_file():
-            raise UserError(f"--dataset_name: expected a finished build, found {folder} without {path.name}")
-    weights = json.loads(record.read_text(encoding="utf-8"))["composite_weights"]
-    constants = json.loads(constants.read_text(encoding="utf-8"))
+    for name in (BUILD_FILE, CONSTANTS_FILE):
+        if not (folder / name).is_file():
+            raise UserError(f"--dataset_name: expected a finished build, found {folder} without {name}")
+    weights, constants = read_json(folder / BUILD_FILE)["composite_weights"], read_json(folder / CONSTANTS_FILE)
     rewards = {name: _column(folder / "scores" / name, "score") for name in weights}
     composite = composite_reward(rewards, weights, constants["normalization"], constants)
     groups, variants = (_column(folder / "candidates", name) for name in ("group", "variant"))
@@ -142,15 +107,7 @@ def composite_scores(folder: str | Path) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 def labels_of_pairs(pairs: np.ndarray, num_images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Single labels: +1 for an image that won at least once, -1 for one that only lost (Diffusion-KTO's rule).
-
-    Args:
-        pairs (`np.ndarray`): (n, 2) rows of winner and loser.
-        num_images (`int`): m.
-
-    Returns:
-        (k,) rows that are in a pair, ascending, and their (k,) labels.
-    """
+    """(k,) rows that are in a pair, ascending, and their labels: +1 if it won at least once, else -1 (Diffusion-KTO)."""
     labels = np.zeros(num_images)
     labels[pairs[:, 1]] = -1.0
     labels[pairs[:, 0]] = 1.0
@@ -168,11 +125,10 @@ def _pairs_of_build(folder: Path, settings: DataSettings) -> Preferences:
     pairs = group_pairs(composite, groups, variants, settings.pairing, settings.num_pairs)
     if not len(pairs):
         raise UserError(f"--dataset_name: expected groups with a better and a worse image, found none in {folder}")
-    used, places = np.unique(pairs, return_inverse=True)
     files = [str(path) for path in _shards(folder / "candidates")]
     images = load_dataset("parquet", data_files=files, split="train", columns=["image", "prompt"])
-    images = images.select(used).cast_column("image", Image())
-    return Preferences(images, places.reshape(pairs.shape), composite[pairs], spread(composite))
+    preferences = Preferences(images.cast_column("image", Image()), pairs, composite[pairs], spread(composite))
+    return preferences.without_unused_images()
 
 
 def _pairs_of_dataset(dataset: Dataset) -> Preferences:
@@ -182,8 +138,12 @@ def _pairs_of_dataset(dataset: Dataset) -> Preferences:
     if names is None:
         wanted = " or ".join(", ".join([*names, "label_0"]) for names in _PAIR_COLUMNS[:2])
         raise UserError(f"--dataset_name: expected the columns {wanted}, found {', '.join(dataset.column_names)}")
-    labels = _labels(dataset)
-    decided = np.isfinite(labels) & (labels != _TIE)
+    labels = _numbers(dataset, "label_0")  # NaN where there is none
+    known = np.isfinite(labels)
+    if len(wrong := np.flatnonzero(known & ~np.isin(labels, (0.0, _TIE, 1.0)))):
+        row = int(wrong[0])
+        raise UserError(f"label_0: expected 1, 0 or 0.5 for a tie, found {labels[row]:g} in row {row}")
+    decided = known & (labels != _TIE)
     if "has_label" in found:
         decided &= np.asarray(dataset["has_label"], dtype=bool)
     if not decided.any():
@@ -213,21 +173,10 @@ def _images_of_pairs(dataset: Dataset, names: tuple[str, str, str]) -> Dataset:
     """All images 0, then all images 1, as columns `image`, `prompt` and `uid` where the dataset has it."""
     halves, has_uids = [], set(_UIDS) <= set(dataset.column_names)
     for image, uid in zip(names[:2], _UIDS, strict=True):
-        columns = {"image": image, "prompt": names[2]} | ({"uid": uid} if has_uids else {})
-        half = dataset.select_columns(list(columns.values()))
-        half = half.rename_columns({old: new for new, old in columns.items() if old != new})
+        columns = {image: "image", names[2]: "prompt"} | ({uid: "uid"} if has_uids else {})
+        half = dataset.select_columns(list(columns)).rename_columns(columns)
         halves.append(half.cast_column("image", Image()))
     return concatenate_datasets(halves)
-
-
-def _labels(dataset: Dataset) -> np.ndarray:
-    """(n,) 1, 0 or 0.5, NaN where there is none."""
-    labels = _numbers(dataset, "label_0")
-    known = np.isfinite(labels)
-    if len(wrong := np.flatnonzero(known & ~np.isin(labels, (0.0, _TIE, 1.0)))):
-        row = int(wrong[0])
-        raise UserError(f"label_0: expected 1, 0 or 0.5 for a tie, found {labels[row]:g} in row {row}")
-    return labels
 
 
 def _numbers(dataset: Dataset, column: str) -> np.ndarray:
@@ -241,11 +190,7 @@ def _numbers(dataset: Dataset, column: str) -> np.ndarray:
 
 
 def _complete(dataset: Dataset, names: tuple[str, str, str], decided: np.ndarray) -> np.ndarray:
-    """(n,) whether a row has both images and a caption.
-
-    Raises:
-        UserError: if one of the decided pairs has not.
-    """
+    """(n,) whether a row has both images and a caption; refuses the dataset if one of the decided pairs has not."""
     complete = np.ones(len(dataset), dtype=bool)
     kind = getattr(dataset.features[names[2]], "dtype", None)
     if kind not in ("string", "large_string"):
@@ -280,7 +225,7 @@ def _image_names(images: Dataset) -> list[Any]:
     return names
 
 
-def _shards(folder: Path) -> Sequence[Path]:
+def _shards(folder: Path) -> list[Path]:
     return sorted(folder.glob("part-*.parquet"))
 
 

@@ -6,6 +6,7 @@ A run therefore depends neither on the number of processes, nor on gradient accu
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -15,26 +16,15 @@ from ..models.noise import Draw, NoisePath
 
 @dataclass
 class TrainingData:
-    """All rows of a dataset as tensors.
+    """n rows of a dataset as tensors."""
 
-    Args:
-        latents (`torch.Tensor`): (F, n, C, h, w) scaled posterior means; F = 2 holds the flipped images too.
-        latent_stds (`torch.Tensor`, *optional*): like `latents`; `None` where the latents are exact.
-        prompts (`dict[str, torch.Tensor]`): name -> (u + 1, ...) conditioning of the u distinct captions; the last
-            row is the empty caption.
-        prompt_rows (`torch.Tensor`): (n,) int64 row of `prompts` that belongs to each image.
-        sizes (`dict[str, torch.Tensor]`): name -> (n, ...) conditioning on sizes, float32.
-        weights (`torch.Tensor`): (n,) of the loss: advantages, or labels by their sign.
-        captions (`tuple[str, ...]`, *optional*): the u distinct captions, for objectives that score images.
-    """
-
-    latents: torch.Tensor
-    latent_stds: torch.Tensor | None
-    prompts: dict[str, torch.Tensor]
-    prompt_rows: torch.Tensor
-    sizes: dict[str, torch.Tensor]
-    weights: torch.Tensor
-    captions: tuple[str, ...] = ()
+    latents: torch.Tensor  # (F, n, C, h, w) scaled posterior means; F = 2 holds the flipped images too
+    latent_stds: torch.Tensor | None  # like `latents`; `None` where the latents are exact
+    prompts: dict[str, torch.Tensor]  # name -> (u + 1, ...) conditioning of u distinct captions, last the empty one
+    prompt_rows: torch.Tensor  # (n,) int64 row of `prompts` that belongs to each image
+    sizes: dict[str, torch.Tensor]  # name -> (n, ...) conditioning on sizes, float32
+    weights: torch.Tensor  # (n,) of the loss: advantages, or labels by their sign
+    captions: tuple[str, ...] = ()  # the u distinct captions, for objectives that score images
 
     def __len__(self) -> int:
         return self.latents.shape[1]
@@ -66,17 +56,10 @@ class TrainingData:
         caption_dropout: float,
         noise_offset: float = 0.0,
     ) -> Draw:
-        """Draws the rows of one micro-batch.
+        """The B dataset rows of a micro-batch, whose places in the global batch of a step (from 0) are the slots.
 
-        Args:
-            step (`int`): optimizer step, from 0.
-            slots (`Sequence[int]`): (B,) position of each row in the global batch.
-            rows (`torch.Tensor`): (B,) dataset rows.
-            seed (`int`): the run's seed.
-            path (`NoisePath`): of the base, for the density of its times.
-            caption_dropout (`float`): probability of the empty caption.
-            noise_offset (`float`, *optional*, defaults to 0): deviation of a constant that each channel's noise gets,
-                which lets the model learn very dark and very bright images (diffusers' `--noise_offset`).
+        `noise_offset` is the deviation of a constant that each channel's noise gets, which lets the model learn very
+        dark and very bright images (diffusers' `--noise_offset`).
         """
         draws = 1 if self.latent_stds is None else 2  # the posterior's sample needs noise of its own
         device, pinned = self.latents.device, self.latents.is_cuda  # a copy from pinned memory does not wait
@@ -107,77 +90,41 @@ class TrainingData:
 
 @dataclass
 class PairData:
-    """Pairs of a better and a worse image of one caption; one row is one pair.
+    """n pairs of a better and a worse image of one caption; one row is one pair."""
 
-    Args:
-        images (`TrainingData`): m images.
-        pairs (`torch.Tensor`): (n, 2) int64 rows of `images`: winner, loser.
-        factors (`torch.Tensor`): (n,) how much each pair counts; 1 is a plain preference.
-    """
-
-    images: TrainingData
-    pairs: torch.Tensor
-    factors: torch.Tensor
+    images: TrainingData  # m images
+    pairs: torch.Tensor  # (n, 2) int64 rows of `images`: winner, loser
+    weights: torch.Tensor  # (n,) how much each pair counts; 1 is a plain preference
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    @property
-    def weights(self) -> torch.Tensor:
-        """(n,) the factors."""
-        return self.factors
-
-    @property
-    def captions(self) -> tuple[str, ...]:
-        """The distinct captions of the images."""
-        return self.images.captions
-
     def to(self, device: torch.device, prompt_dtype: torch.dtype) -> "PairData":
         """As `TrainingData.to`."""
-        return PairData(self.images.to(device, prompt_dtype), self.pairs, self.factors.to(device))
+        return PairData(self.images.to(device, prompt_dtype), self.pairs, self.weights.to(device))
 
-    def draw(
-        self,
-        step: int,
-        slots: Sequence[int],
-        rows: torch.Tensor,
-        seed: int,
-        path: NoisePath,
-        caption_dropout: float,
-        noise_offset: float = 0.0,
-    ) -> Draw:
-        """Draws P pairs as 2P rows, winners first. What is random belongs to the slot, so that a pair shares its
-        timestep, its noise, its flip and whether its caption is dropped. `weights` are +factor and -factor.
+    def draw(self, step: int, slots: Sequence[int], rows: torch.Tensor, *args: Any, **options: Any) -> Draw:
+        """P pairs as 2P rows, winners first, with weights +w and -w; arguments as of `TrainingData.draw`.
+
+        What is random belongs to the slot, so that a pair shares its time, its noise, its flip and whether its caption
+        is dropped.
         """
-        options = (seed, path, caption_dropout, noise_offset)
-        winners, losers = (self.images.draw(step, slots, self.pairs[rows, side], *options) for side in (0, 1))
-        factors = self.factors[rows.to(self.factors.device)]
-        return Draw(
-            latents=torch.cat([winners.latents, losers.latents]),
-            noise=torch.cat([winners.noise, losers.noise]),
-            times=torch.cat([winners.times, losers.times]),
-            conditioning={
-                name: torch.cat([value, losers.conditioning[name]]) for name, value in winners.conditioning.items()
-            },
-            weights=torch.cat([factors, -factors]),
-            rows=torch.cat([winners.rows, losers.rows]),
-            slots=winners.slots,
-        )
+        sides = [self.images.draw(step, slots, self.pairs[rows, side], *args, **options) for side in (0, 1)]
+        winners, losers = sides
+        joined = {
+            name: torch.cat([getattr(side, name) for side in sides]) for name in ("latents", "noise", "times", "rows")
+        }
+        conditioning = {
+            name: torch.cat([value, losers.conditioning[name]]) for name, value in winners.conditioning.items()
+        }
+        weights = self.weights[rows.to(self.weights.device)]
+        return winners._replace(**joined, conditioning=conditioning, weights=torch.cat([weights, -weights]))
 
 
 def shuffled_rows(num_rows: int, step: int, batch_size: int, seed: int) -> torch.Tensor:
-    """The dataset rows of one global batch: consecutive shuffles of the whole dataset, cut into batches.
+    """(batch_size,) int64 dataset rows of a global batch: consecutive shuffles of the whole dataset, cut into batches.
 
     After any number of steps no row has been drawn twice more often than another; a batch may be larger than the data.
-
-    Args:
-        num_rows (`int`): rows of the dataset.
-        step (`int`): optimizer step, from 0.
-        batch_size (`int`): rows of a global batch.
-        seed (`int`): the run's seed.
-
-    Returns:
-        `torch.Tensor`: (batch_size,) int64.
     """
     start = step * batch_size
     first, last = start // num_rows, (start + batch_size - 1) // num_rows

@@ -1,9 +1,8 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Alarms against reward hacking: what can please a reward without better pictures.
+"""Alarms against reward hacking: each check compares a tuned model with its base on the same prompts and seeds.
 
-Each check compares a tuned model with its base on the same prompts and seeds, and says what it measured and its limit,
-alarm or not. The limits leave room for honest improvement: they were set on the tiny world, where alignment makes washed
-out pictures clean (LOG.md has the figures), and a real model deserves a look at its pictures before they are believed.
+The limits leave room for honest improvement: they were set on the tiny world, where alignment makes washed out pictures
+clean (LOG.md has the figures). A real model deserves a look at its pictures before they are believed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,39 +24,25 @@ MIN_DECIDED = 30  # pairs that are no ties, for a rate to say anything
 _CHUNK = 1024  # rows of a distance matrix in memory
 
 Check = dict[str, Any]
+Number = float | None
+Scores = Mapping[str, np.ndarray]  # metric -> scores of the same prompts and seeds
 
 
-def _check(model: str, alarm: str, value: float, base: float | None, limit: str, fired: bool, why: str) -> Check:
-    base = None if base is None else round(float(base), 6)
-    message = f"{model}: {why}"
-    return {
-        "model": model,
-        "alarm": alarm,
-        "value": round(float(value), 6),
-        "base": base,
-        "limit": limit,
-        "fired": bool(fired),
-        "message": message,
-    }
+def _check(model: str, alarm: str, value: Number, base: Number, limit: str, fired: bool, why: str) -> Check:
+    value, base = (None if number is None else round(float(number), 6) for number in (value, base))
+    found = {"value": value, "base": base, "limit": limit, "fired": bool(fired)}
+    return {"model": model, "alarm": alarm, **found, "message": f"{model}: {why}"}
 
 
 def skipped_check(model: str, alarm: str, why: str) -> Check:
     """The record of a check that could not be made."""
-    empty = {"value": None, "base": None, "limit": f"not checked: {why}", "fired": False}
-    return {"model": model, "alarm": alarm, **empty, "message": f"{model}: {alarm} not checked: {why}"}
+    return _check(model, alarm, None, None, f"not checked: {why}", False, f"{alarm} not checked: {why}")
 
 
 def pair_diversity(embeddings: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
-    """Root mean square distance between two images of different prompts, and between two of one prompt.
+    """Root mean square distance of two of (n, d) images of different prompts (`groups`, (n,)), and of two of one prompt.
 
     Sums of |a - b|^2 over all pairs of a set of m are m times its sum of squared distances to the mean, so it costs O(n).
-
-    Args:
-        embeddings (`np.ndarray`): (n, d).
-        groups (`np.ndarray`): (n,) int, the prompt of each row.
-
-    Returns:
-        `tuple[float, float]`: between prompts and within a prompt; NaN where there is no such pair.
     """
 
     def pairs(part: np.ndarray) -> tuple[float, int]:
@@ -67,20 +52,12 @@ def pair_diversity(embeddings: np.ndarray, groups: np.ndarray) -> tuple[float, f
     within = [pairs(embeddings[groups == group]) for group in np.unique(groups)]
     inside, number_inside = sum(s for s, _ in within), sum(m for _, m in within)
     outside, number_outside = max(0.0, total - inside), number - number_inside
-    return (
-        float(np.sqrt(outside / number_outside)) if number_outside else float("nan"),
-        float(np.sqrt(inside / number_inside)) if number_inside else float("nan"),
-    )
+    kinds = ((outside, number_outside), (inside, number_inside))
+    return tuple(float(np.sqrt(squares / count)) if count else float("nan") for squares, count in kinds)
 
 
 def nearest_distances(embeddings: np.ndarray, others: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
-    """Distance of each row to the nearest of `others`: (n,).
-
-    Args:
-        embeddings (`np.ndarray`): (n, d).
-        others (`np.ndarray`): (m, d).
-        groups (`np.ndarray`, *optional*): (n,) where `others` are the same rows: those of one's own group do not count.
-    """
+    """Distance (n,) of each row to the nearest of `others`; with `groups` (n,) of the same rows, of another group."""
     nearest = np.full(len(embeddings), np.inf)
     for start in range(0, len(embeddings), _CHUNK):
         rows = embeddings[start : start + _CHUNK]
@@ -97,8 +74,8 @@ def change_checks(model: str, tuned: ImageStatistics, base: ImageStatistics) -> 
     for name, measure in MEASURES.items():
         if not pairs.any() or (before := base.measures[name][pairs].mean()) == 0:
             continue
-        after, limit = tuned.measures[name][pairs].mean(), measure.limit
-        change = after / before - 1
+        after = tuned.measures[name][pairs].mean()
+        change, limit = after / before - 1, measure.limit
         why = f"mean {name} changed by {change:+.0%} against the base (limit {limit:.0%})"
         checks.append(_check(model, name, after, before, f"+-{limit:.0%}", abs(change) > limit, why))
     return checks
@@ -107,9 +84,7 @@ def change_checks(model: str, tuned: ImageStatistics, base: ImageStatistics) -> 
 def diversity_checks(model: str, tuned: ImageStatistics, base: ImageStatistics) -> list[Check]:
     """Whether pictures came to look alike: between prompts, between seeds, and by collapse onto a few pictures.
 
-    A model that found one look or layout that a reward likes draws it for every prompt: distances between prompts shrink.
-    One that draws a handful of pictures in turn keeps the mean distance, but many images then have a twin, one closer than
-    a tenth of the base's mean distance, under another prompt.
+    Drawing a handful of pictures in turn keeps the mean distance, but gives many images a twin under another prompt.
     """
     pairs = tuned.valid & base.valid
     groups, now, then = tuned.groups[pairs], tuned.embeddings[pairs], base.embeddings[pairs]
@@ -130,65 +105,41 @@ def diversity_checks(model: str, tuned: ImageStatistics, base: ImageStatistics) 
 
 
 def memory_check(model: str, tuned: ImageStatistics, base: ImageStatistics, training: np.ndarray) -> list[Check]:
-    """Whether images are near-duplicates of training images: twins, see `diversity_checks`, in more than 10 % more rows.
-
-    Args:
-        training (`np.ndarray`): (m, d) embeddings of the training images, made as those of `tuned`.
-    """
+    """Whether images are twins of training images, whose (m, d) embeddings were made as those of `tuned`."""
     pairs = tuned.valid & base.valid
-    scale, _ = pair_diversity(base.embeddings[pairs], base.groups[pairs])
+    now, then = tuned.embeddings[pairs], base.embeddings[pairs]
+    scale, _ = pair_diversity(then, base.groups[pairs])
     if not len(training) or not np.isfinite(scale) or scale == 0:
         return []
-    new, old = (
-        float((nearest_distances(s.embeddings[pairs], training) < TWIN_DISTANCE * scale).mean()) for s in (tuned, base)
-    )
+    new, old = (float((nearest_distances(e, training) < TWIN_DISTANCE * scale).mean()) for e in (now, then))
     why = f"{new:.0%} of its images nearly repeat a training image, {old:.0%} of the base's (limit {MEMORY_LIMIT:.0%} more)"
     return [_check(model, "memory", new, old, f"base + {MEMORY_LIMIT:.0%}", new - old > MEMORY_LIMIT, why)]
 
 
 def decided_win_rate(tuned: np.ndarray, base: np.ndarray) -> float:
-    """Wins over wins and losses: ties, which are most pairs of a yes-or-no score, do not pull it to one half.
+    """Wins over wins and losses, NaN for fewer than 30, whose standard error is 9 points.
 
-    NaN for fewer than 30 decided pairs, whose standard error is 9 points.
+    Ties, which are most pairs of a yes-or-no score, do not pull it to one half.
     """
     wins, losses = (int((sign * (tuned - base) > 0).sum()) for sign in (1, -1))
     return wins / (wins + losses) if wins + losses >= MIN_DECIDED else float("nan")
 
 
-def gap_check(
-    model: str,
-    tuned: Mapping[str, np.ndarray],
-    base: Mapping[str, np.ndarray],
-    trained_on: Sequence[str],
-) -> list[Check]:
+def gap_check(model: str, tuned: Scores, base: Scores, trained_on: Sequence[str]) -> list[Check]:
     """Whether a metric that had no part in the training gained much less than the rewards that had: hacking's own sign.
 
-    Compares the mean decided win rate by the rewards trained on with the lowest by another metric, which may be 25 points
-    less. `base` is that lowest rate here.
-
-    Args:
-        tuned (`Mapping[str, np.ndarray]`): metric to scores.
-        base (`Mapping[str, np.ndarray]`): likewise, same prompts and seeds.
-        trained_on (`Sequence[str]`): the metrics that decided about the training images.
+    Compares the mean decided win rate by the rewards trained on with the lowest by another metric, the record's `base`.
     """
     rates = {name: decided_win_rate(np.asarray(tuned[name], float), np.asarray(base[name], float)) for name in tuned}
     seen = [rate for name, rate in rates.items() if name in trained_on and np.isfinite(rate)]
     unseen = {name: rate for name, rate in rates.items() if name not in trained_on and np.isfinite(rate)}
     if not seen or not unseen:
-        return [
-            skipped_check(
-                model,
-                "reward_gap",
-                f"needs a reward that was trained on and one that was not, with {MIN_DECIDED} decided pairs each",
-            )
-        ]
-    won, judge = float(np.mean(seen)), min(unseen, key=unseen.get)
-    why = (
-        f"wins {won:.0%} of decided pairs by what it was trained on, {unseen[judge]:.0%} by {judge}"
-        f" (limit {GAP_LIMIT:.0%} more)"
-    )
-    limit, fired = f"{judge} + {GAP_LIMIT:.0%}", won - unseen[judge] > GAP_LIMIT
-    return [_check(model, "reward_gap", won, unseen[judge], limit, fired, why)]
+        why = f"needs a reward that was trained on and one that was not, with {MIN_DECIDED} decided pairs each"
+        return [skipped_check(model, "reward_gap", why)]
+    judge = min(unseen, key=unseen.get)
+    won, lowest, limit = float(np.mean(seen)), unseen[judge], f"{GAP_LIMIT:.0%}"
+    why = f"wins {won:.0%} of decided pairs by what it was trained on, {lowest:.0%} by {judge} (limit {limit} more)"
+    return [_check(model, "reward_gap", won, lowest, f"{judge} + {limit}", won - lowest > GAP_LIMIT, why)]
 
 
 def validity_check(model: str, tuned: ImageStatistics) -> list[Check]:
@@ -200,33 +151,22 @@ def validity_check(model: str, tuned: ImageStatistics) -> list[Check]:
 
 def run_checks(
     statistics: Mapping[str, ImageStatistics],
-    scores: Mapping[str, Mapping[str, np.ndarray]] | None = None,
-    training: Mapping[str, np.ndarray] | None = None,
-    trained_on: Mapping[str, Sequence[str]] | None = None,
+    scores: Mapping[str, Scores],
+    training: Mapping[str, np.ndarray],
+    trained_on: Mapping[str, Sequence[str]],
 ) -> list[Check]:
-    """All checks of all models; the first is the base.
-
-    Args:
-        statistics (`Mapping[str, ImageStatistics]`): model to its n rows.
-        scores (`Mapping`, *optional*): model to metric to scores, as `summarize` takes them.
-        training (`Mapping[str, np.ndarray]`, *optional*): model to (m, d) embeddings of the images it was trained on.
-        trained_on (`Mapping[str, Sequence[str]]`, *optional*): model to the rewards that selected these images.
-
-    Returns:
-        `list[dict]`: in the models' order, each with `model`, `alarm` (its name), `value`, `base`, `limit` (text),
-        `fired` and `message`.
-    """
+    """All checks of all models by name, the base first; `training`: (m, d) embeddings of the images trained on."""
     (base_name, base), *others = statistics.items()
     checks = [check for check in validity_check(base_name, base) if check["fired"]]
     for model, tuned in others:
         checks += validity_check(model, tuned) + change_checks(model, tuned, base)
         checks += diversity_checks(model, tuned, base)
-        if model in (training or {}):
+        if model in training:
             checks += memory_check(model, tuned, base, training[model])
-        elif training is not None:
+        else:
             checks.append(skipped_check(model, "memory", "its training images are unknown"))
-        if scores and model in (trained_on or {}):
+        if model in trained_on:
             checks += gap_check(model, scores[model], scores[base_name], trained_on[model])
-        elif trained_on is not None:
+        else:
             checks.append(skipped_check(model, "reward_gap", "the rewards it was trained on are unknown"))
     return checks

@@ -1,62 +1,47 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Merges the results of several evaluations into one table, and refuses what does not compare.
+"""Merges the results of several evaluations into one table.
 
-Scores do not transfer across guidance scales, samplers, resolutions, versions of a scorer, prompts or seeds, and a mean
-does not compare with a median. A difference is an error until it is allowed by name, and then the table says so.
+A difference in guidance, sampler, scorer, prompts, seeds or statistic is an error unless allowed by name; then noted.
 """
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.files import atomic_write_bytes, atomic_write_json
+from ..core.files import atomic_write_bytes, atomic_write_json, read_json
 from ..errors import UserError
-from .tables import STATISTICS, Table, category_tables, format_csv, model_table, to_latex, to_markdown
+from .tables import STATISTICS, category_tables, distinct, format_csv, model_table, to_latex, to_markdown
 
 
 MODEL_SETTINGS = ("scheduler", "num_inference_steps", "guidance_scale", "resolution", "seed", "dtype")
 
 
 def load_results(path: str | Path) -> dict[str, Any]:
-    """Reads a `results.json` of an evaluation, or the folder that holds it; numbers of a paper in that form will do.
-
-    Raises:
-        UserError: if it is none.
-    """
+    """Reads a `results.json` of an evaluation, or that of a folder; numbers of a paper in that form will do."""
     file = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
         valid = isinstance(found["settings"], dict) and all({"model", "metric"} <= set(row) for row in found["rows"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"results: expected a results.json of an evaluation, found {file} ({type(error).__name__})"
-        ) from None
+        reason = type(error).__name__
+        raise UserError(f"results: expected a results.json of an evaluation, found {file} ({reason})") from None
     if not valid:
         raise UserError(f"results: expected rows with model and metric in {file}, found other ones")
     return found
 
 
 def flat_settings(results: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be equal for two results to compare, one level deep; what a file does not say is left out.
-
-    Sampler settings are those of the models, which an evaluation keeps equal; `base` is the base's weights, which decide
-    about win rates.
-    """
+    """What must be equal for two results to compare, one level deep; what a file does not say is left out."""
     settings = results["settings"]
-    models = settings.get("models", {})
-    flat: dict[str, Any] = {}
-    for name in MODEL_SETTINGS:
-        values = [model[name] for model in models.values() if name in model] or (
-            [settings[name]] if name in settings else []
-        )
-        if values:
-            flat[name] = values[0]
-    for name, source in settings.get("metrics", {}).items():
-        flat[f"metric {name}"] = source
-    for name, about in settings.get("prompts", {}).items() if isinstance(settings.get("prompts"), dict) else ():
+    models, prompts = settings.get("models", {}), settings.get("prompts")
+    known = ChainMap(*models.values(), settings)  # a file's models have the same sampler settings
+    flat = {name: known[name] for name in MODEL_SETTINGS if name in known}
+    flat |= {f"metric {name}": source for name, source in settings.get("metrics", {}).items()}
+    for name, about in prompts.items() if isinstance(prompts, dict) else ():
         flat[f"prompts {name}"] = about.get("prompts")
         flat[f"images_per_prompt {name}"] = about.get("images_per_prompt")
     if base := models.get(settings.get("base", "")):
@@ -71,16 +56,13 @@ def _weights(results: Mapping[str, Any], model: str) -> str | None:
     return found[1] if found else text
 
 
-def _show(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-
-
-def _detail(one: Any, other: Any) -> tuple[str, str]:
+def _detail(*values: Any) -> list[str]:
     """Two different values as text; of dictionaries only the entries that differ."""
-    if isinstance(one, dict) and isinstance(other, dict):
+    if all(isinstance(value, dict) for value in values):
+        one, other = values
         names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
-        one, other = ({name: value.get(name) for name in names} for value in (one, other))
-    return _show(one), _show(other)
+        values = tuple({name: value.get(name) for name in names} for value in values)
+    return [value if isinstance(value, str) else json.dumps(value, sort_keys=True) for value in values]
 
 
 def find_differences(results: Mapping[str, Mapping[str, Any]], statistic: str) -> dict[str, str]:
@@ -88,14 +70,12 @@ def find_differences(results: Mapping[str, Mapping[str, Any]], statistic: str) -
     flat = {name: flat_settings(one) for name, one in results.items()}
     differences: dict[str, str] = {}
     for setting in dict.fromkeys(key for one in flat.values() for key in one):
-        if setting == "base" and statistic != "win_rate":
-            continue
         (first, value), *others = [(name, one[setting]) for name, one in flat.items() if setting in one]
-        for name, other in others:
-            if other != value:
-                here, there = _detail(value, other)
-                differences[setting] = f"{here} in {first}, {there} in {name}"
-                break
+        others = [(name, other) for name, other in others if other != value]
+        if others and (setting != "base" or statistic == "win_rate"):  # other numbers do not depend on the base
+            name, other = others[0]
+            here, there = _detail(value, other)
+            differences[setting] = f"{here} in {first}, {there} in {name}"
     for name, one in results.items():
         rows = [row for row in one["rows"] if row.get("category") is None]
         has = [key for key in STATISTICS if any(row.get(key) is not None for row in rows)]
@@ -107,10 +87,10 @@ def find_differences(results: Mapping[str, Mapping[str, Any]], statistic: str) -
 def compare_results(
     results: Mapping[str, Mapping[str, Any]], statistic: str = "mean", allow: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Merges evaluations.
+    """Merges evaluations, and refuses those that do not compare.
 
-    A model that several files hold with the same weights and numbers (the base, mostly) appears once. One of the same name
-    with other weights or numbers is another model, `model (file)`; a file that says nothing of weights goes by the numbers.
+    A model that several files hold with the same weights and numbers (the base, mostly) appears once. One of the same
+    name with others is another model, `model (file)`; a file that says nothing of weights goes by the numbers.
 
     Args:
         results (`Mapping[str, Mapping[str, Any]]`): name of the file to what `load_results` returns, at least one.
@@ -126,66 +106,53 @@ def compare_results(
     if statistic not in STATISTICS:
         raise UserError(f"--statistic: expected one of {', '.join(STATISTICS)}, found {statistic!r}")
     differences = find_differences(results, statistic)
-    refused = {name: text for name, text in differences.items() if "all" not in allow and name not in allow}
+    refused = [f"{name} ({text})" for name, text in differences.items() if not {"all", name} & set(allow)]
     if refused:
-        listed = "; ".join(f"{name} ({text})" for name, text in refused.items())
-        raise UserError(
-            f"results: expected settings that compare, found {listed}; --allow NAME merges them all the same"
-        )
+        hint = "--allow NAME merges them all the same"
+        raise UserError(f"results: expected settings that compare, found {'; '.join(refused)}; {hint}")
     rows: list[dict[str, Any]] = []
     lines: dict[str, list[_Line]] = {}  # name of a model -> those that bear it
     for name, one in results.items():
-        for model in dict.fromkeys(row["model"] for row in one["rows"]):
-            own = [dict(row) for row in one["rows"] if row["model"] == model]
+        for model in distinct(one["rows"], "model"):
+            own = [row for row in one["rows"] if row["model"] == model]
+            own = {(row.get("prompts"), row.get("category"), row["metric"]): row for row in own}
             known, weights = lines.setdefault(model, []), _weights(one, model)
             line = next((line for line in known if line.agrees(weights, own)), None)
             if line is None:
-                line = _Line(f"{model} ({name})" if known else model, weights)
+                line = _Line(f"{model} ({name})" if known else model)
                 known.append(line)
-            rows += line.add(weights, own)
+            line.weights = line.weights or weights
+            new = {place: {**row, "model": line.label} for place, row in own.items() if place not in line.rows}
+            line.rows |= new
+            rows += new.values()
     return {"rows": rows, "statistic": statistic, "differences": differences}
-
-
-def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return row.get("prompts"), row.get("category"), row["metric"]
 
 
 @dataclass
 class _Line:
-    """One model of the merged table: its label, its weights where a file says them, its rows by their place."""
+    """One model of the merged table; `rows` by prompt set, category and metric, `weights` where a file says them."""
 
     label: str
-    weights: str | None
     rows: dict[tuple[Any, ...], Mapping[str, Any]] = field(default_factory=dict)
+    weights: str | None = None
 
-    def agrees(self, weights: str | None, rows: Sequence[Mapping[str, Any]]) -> bool:
+    def agrees(self, weights: str | None, rows: Mapping[tuple[Any, ...], Mapping[str, Any]]) -> bool:
         """Whether rows of another file are this model's: the same weights, where both say, and the same numbers."""
         if None not in (weights, self.weights) and weights != self.weights:
             return False
-        pairs = [(self.rows[place], row) for row in rows if (place := _place(row)) in self.rows]
+        pairs = [(self.rows[place], rows[place]) for place in self.rows.keys() & rows.keys()]
         return all(a.get(key) == b.get(key) for a, b in pairs for key in ("n", "mean", "median"))
-
-    def add(self, weights: str | None, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Takes the rows whose place is free and returns them under its label."""
-        self.weights = self.weights or weights
-        new = {_place(row): {**row, "model": self.label} for row in rows if _place(row) not in self.rows}
-        self.rows |= new
-        return list(new.values())
 
 
 def write_comparison(folder: str | Path, merged: Mapping[str, Any]) -> str:
     """Writes `comparison.json`, `.md`, `.csv` and `.tex` and returns the Markdown."""
-    keys = dict.fromkeys((*STATISTICS, "n", "win_rate_low", "win_rate_high", "prompts", "category"))
-    rows = [{**keys, **row} for row in merged["rows"]]
-    models = list(dict.fromkeys(row["model"] for row in rows if row[merged["statistic"]] is not None))
-    tables: list[Table] = [model_table(rows, merged["statistic"], models)]
-    if merged["statistic"] == "mean":
-        tables += category_tables(rows)
+    rows, statistic = merged["rows"], merged["statistic"]
+    models = distinct([row for row in rows if row.get(statistic) is not None], "model")
+    tables = [model_table(rows, statistic, models), *(category_tables(rows) if statistic == "mean" else [])]
     notes = [f"Not comparable, {name} differs: {text}" for name, text in merged["differences"].items()]
     text = "\n\n".join([*map(to_markdown, tables), *(f"- {note}" for note in notes)]) + "\n"
     latex = "\n".join(f"% {note}" for note in notes) + "\n\n".join(["", *map(to_latex, tables)]) + "\n"
-    folder = Path(folder)
-    atomic_write_json(folder / "comparison.json", dict(merged))
-    for name, content in {"comparison.md": text, "comparison.csv": format_csv(rows), "comparison.tex": latex}.items():
-        atomic_write_bytes(folder / name, content.encode())
+    atomic_write_json(Path(folder) / "comparison.json", dict(merged))
+    for kind, content in {"md": text, "csv": format_csv(rows), "tex": latex}.items():
+        atomic_write_bytes(Path(folder) / f"comparison.{kind}", content.encode())
     return text

@@ -5,12 +5,13 @@ A further measure is a function and a line in `MEASURES`, which also says when i
 """
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -64,28 +65,17 @@ MEASURES = {
     "contrast": Measure(_contrast, 0.50),
     "high_frequency": Measure(_high_frequency, 0.50),
 }
-STATISTICS_SCHEMA = pa.schema(
-    [
-        pa.field("row", pa.int64(), False),
-        *(pa.field(name, pa.float64()) for name in MEASURES),
-        pa.field("embedding", pa.list_(pa.float32())),
-    ]
-)
+_NUMBERS = [(name, pa.float64()) for name in MEASURES]
+STATISTICS_SCHEMA = pa.schema([pa.field("row", pa.int64(), False), *_NUMBERS, ("embedding", pa.list_(pa.float32()))])
 
 
 @dataclass
 class ImageStatistics:
-    """What the alarms look at, one row per image; NaN rows for images that are missing or not valid.
+    """What the alarms look at, one row per image; NaN rows for images that are missing or not valid."""
 
-    Args:
-        measures (`Mapping[str, np.ndarray]`): (n,) of each of `MEASURES`.
-        embeddings (`np.ndarray`): (n, d) whose Euclidean distance says how different two images look.
-        images_per_prompt (`int`): rows of one prompt, which follow each other.
-    """
-
-    measures: Mapping[str, np.ndarray]
-    embeddings: np.ndarray
-    images_per_prompt: int = 1
+    measures: Mapping[str, np.ndarray]  # (n,) of each of `MEASURES`
+    embeddings: np.ndarray  # (n, d) whose Euclidean distance says how different two images look
+    images_per_prompt: int = 1  # rows of one prompt, which follow each other
 
     @property
     def valid(self) -> np.ndarray:
@@ -99,58 +89,31 @@ class ImageStatistics:
 
 
 def thumbnail_embedding(images: Sequence[Image.Image]) -> np.ndarray:
-    """Images of any size at 16 x 16 RGB pixels, scaled so that distances are root mean square differences in [0, 1].
-
-    Returns:
-        `np.ndarray`: (B, 768).
-    """
+    """Images at 16 x 16 pixels, (B, 768), scaled so that distances are root mean square differences in [0, 1]."""
     box = Image.Resampling.BOX
     small = [np.asarray(i.convert("RGB").resize((THUMBNAIL, THUMBNAIL), box), dtype=np.float64) for i in images]
     return np.array(small).reshape(len(images), -1) / 255 / np.sqrt(3 * THUMBNAIL**2)
 
 
-def clip_embedding(tower: Callable[[list[Image.Image]], Any]) -> Embed:
-    """Unit-length embeddings of a CLIP image tower; their distance is sqrt(2 - 2 cosine).
-
-    Args:
-        tower (`Callable`): B images to (B, d) tensor, e.g. the `tower` of the rewards `aesthetic` and `clip_score`.
-    """
-
-    def embed(images: Sequence[Image.Image]) -> np.ndarray:
-        import torch
-
-        with torch.inference_mode():
-            parts = [tower(list(images[i : i + CLIP_BATCH])).cpu().numpy() for i in range(0, len(images), CLIP_BATCH)]
-        vectors = np.concatenate(parts).astype(np.float64)
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-    return embed
+def clip_embedding(reward: Any, images: Sequence[Image.Image]) -> np.ndarray:
+    """Unit-length embeddings (B, d) of the CLIP `tower` of a reward; their distance is sqrt(2 - 2 cosine)."""
+    batches = [list(images[i : i + CLIP_BATCH]) for i in range(0, len(images), CLIP_BATCH)]
+    with torch.inference_mode():
+        vectors = np.concatenate([reward.tower(batch).cpu().numpy() for batch in batches]).astype(np.float64)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def image_statistics(
     images: Iterable[Image.Image | None], embed: Embed = thumbnail_embedding, images_per_prompt: int = 1
 ) -> ImageStatistics:
-    """Measures images one at a time, so that a generator can decode them on the way.
-
-    Args:
-        images (`Iterable[PIL.Image.Image | None]`): n images; `None` gives a NaN row.
-        embed (`Callable`, *optional*): B images to (B, d) embeddings; by default 16 x 16 thumbnails.
-        images_per_prompt (`int`, *optional*, defaults to 1): images of one prompt, which follow each other.
-
-    Returns:
-        `ImageStatistics`: n rows.
-    """
-    numbers, embeddings = [], []
-    for image in images:
-        numbers.append(np.full(len(MEASURES), np.nan) if image is None else _measure(image))
-        embeddings.append(None if image is None else embed([image])[0])
-    return _statistics(np.array(numbers).reshape(-1, len(MEASURES)), embeddings, images_per_prompt)
-
-
-def _statistics(numbers: np.ndarray, embeddings: Sequence[Any], images_per_prompt: int) -> ImageStatistics:
-    width = next((len(row) for row in embeddings if row is not None), 1)
-    table = np.array([np.full(width, np.nan) if row is None else row for row in embeddings]).reshape(-1, width)
-    return ImageStatistics(dict(zip(MEASURES, numbers.T)), table, images_per_prompt)
+    """Measures images, all in memory; `None` gives a NaN row."""
+    images = list(images)
+    numbers, embeddings = (np.full((len(images), width), np.nan) for width in (len(MEASURES), 1))
+    if valid := [i for i, image in enumerate(images) if image is not None]:
+        found = embed([images[i] for i in valid])
+        embeddings = np.full((len(images), found.shape[1]), np.nan)
+        embeddings[valid], numbers[valid] = found, [_measure(images[i]) for i in valid]
+    return ImageStatistics(dict(zip(MEASURES, numbers.T)), embeddings, images_per_prompt)
 
 
 def _measure(image: Image.Image) -> np.ndarray:
@@ -163,34 +126,41 @@ def _measure(image: Image.Image) -> np.ndarray:
     return np.array([measure.function(small, crop) for measure in MEASURES.values()])
 
 
-def decode_images(rows: Iterable[Mapping[str, Any]]) -> Iterator[Image.Image | None]:
-    """The pictures of rows with `image`, a picture or its bytes, and maybe `valid`; `None` where they are not valid."""
-    for row in rows:
-        image = row["image"]
-        if not row.get("valid", True):
-            yield None
-        else:
-            yield (Image.open(io.BytesIO(image["bytes"])) if isinstance(image, Mapping) else image).convert("RGB")
+def decode_image(row: Mapping[str, Any]) -> Image.Image | None:
+    """The picture of a row with `image`, a picture or its bytes, and maybe `valid`; `None` where it is not."""
+    if not row.get("valid", True):
+        return None
+    image = row["image"]
+    return (Image.open(io.BytesIO(image["bytes"])) if isinstance(image, Mapping) else image).convert("RGB")
+
+
+class StoredImages(Sequence):
+    """Rows of a stage of `CANDIDATE_SCHEMA` as images, decoded as they are asked for, with one shard in memory."""
+
+    def __init__(self, stage: Stage, rows: Sequence[int]):
+        self.stage, self.rows = stage, rows
+        self._shard: tuple[int, list[dict[str, Any]]] = (-1, [])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        shard, place = divmod(self.rows[index], self.stage.rows_per_shard)
+        if shard != self._shard[0]:
+            self._shard = shard, self.stage.read_shard(shard, ["image", "valid"]).to_pylist()
+        return decode_image(self._shard[1][place])
 
 
 def measure_images(images: Stage, stage: Stage, embed: Embed = thumbnail_embedding) -> None:
-    """Measures this rank's share of a model's images and waits for the other ranks.
-
-    Args:
-        images (`Stage`): rows of `CANDIDATE_SCHEMA`.
-        stage (`Stage`): receives rows of `STATISTICS_SCHEMA`; shards of the same rows as those of `images`.
-        embed (`Callable`, *optional*): B images to (B, d) embeddings.
-    """
+    """Measures this rank's share of a model's images into `stage`, of shards alike, and waits for the other ranks."""
     shards = stage.share()
     for shard in tqdm(shards, desc="Measuring images", unit="shard", disable=not shards):
-        rows, numbers = stage.rows(shard), np.full((len(stage.rows(shard)), len(MEASURES)), np.nan)
-        pictures = list(decode_images(images.read_shard(shard, ["image", "valid"]).to_pylist()))
-        valid = [i for i, picture in enumerate(pictures) if picture is not None]
-        embeddings: list[Any] = [None] * len(pictures)
-        if valid:
-            for i, embedding in zip(valid, embed([pictures[i] for i in valid])):
-                numbers[i], embeddings[i] = _measure(pictures[i]), embedding.astype(np.float32)
-        columns = [np.asarray(rows), *numbers.T, pa.array(embeddings, pa.list_(pa.float32()))]
+        rows = stage.rows(shard)
+        found = image_statistics(StoredImages(images, rows), embed)
+        vectors = [row.astype(np.float32) if ok else None for row, ok in zip(found.embeddings, found.valid)]
+        columns = [np.asarray(rows), *found.measures.values(), pa.array(vectors, pa.list_(pa.float32()))]
         stage.write(shard, pa.table(dict(zip(STATISTICS_SCHEMA.names, columns)), schema=STATISTICS_SCHEMA))
     stage.finish()
 
@@ -198,5 +168,7 @@ def measure_images(images: Stage, stage: Stage, embed: Embed = thumbnail_embeddi
 def read_statistics(stage: Stage, images_per_prompt: int = 1) -> ImageStatistics:
     """What `measure_images` wrote."""
     table = stage.read()
-    numbers = np.stack([table[name].to_numpy() for name in MEASURES], axis=1)
-    return _statistics(numbers, table["embedding"].to_pylist(), images_per_prompt)
+    vectors = table["embedding"].to_pylist()  # `None` where an image is not valid
+    width = next((len(row) for row in vectors if row is not None), 1)
+    embeddings = np.array([[np.nan] * width if row is None else row for row in vectors])
+    return ImageStatistics({name: table[name].to_numpy() for name in MEASURES}, embeddings, images_per_prompt)

@@ -1,9 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Metrics of a whole set of images, such as FID or diversity, by name; metrics of one image are rewards.
 
-A new one is a class with `name` and `compute` and one line: in `_METRICS` here, `register_metric` in a program, or
-`--set_metrics module:Class`. Its number of every model is stored in the work folder and stands beside the means of the
-other metrics in all tables.
+A new one is a class with `name` and `compute` and a line in `_METRICS`, `register_metric` or `--set_metrics module:Class`.
 """
 
 import re
@@ -19,7 +17,7 @@ from ..core.load import import_object
 from ..core.workdir import Stage
 from ..errors import UserError
 from .alarms import pair_diversity
-from .measures import decode_images, thumbnail_embedding
+from .measures import StoredImages, thumbnail_embedding
 
 
 VALUE_SCHEMA = pa.schema([("row", pa.int64()), ("value", pa.float64()), ("n", pa.int64())])  # n: prompts that count
@@ -84,11 +82,7 @@ def register_metric(name: str, factory: str | Callable[[], SetMetric]) -> None:
 
 
 def load_set_metrics(wanted: Iterable[str | SetMetric], taken: Iterable[str] = ()) -> dict[str, SetMetric]:
-    """Name to metric, of registered names, `module:Class` and objects; `taken` are names of other metrics.
-
-    Raises:
-        UserError: for an unknown, repeated or taken name, or what has no `name` and `compute`.
-    """
+    """Name to metric, of registered names, `module:Class` and objects; `taken` are names of other metrics."""
     metrics: dict[str, SetMetric] = {}
     for one in wanted:
         metric = one
@@ -105,57 +99,20 @@ def load_set_metrics(wanted: Iterable[str | SetMetric], taken: Iterable[str] = (
     return metrics
 
 
-class StoredImages(Sequence):
-    """Images of a stage, decoded as they are asked for, with one shard in memory."""
-
-    def __init__(self, stage: Stage, rows: Sequence[int]):
-        self.stage, self.rows = stage, rows
-        self._shard: tuple[int, list[dict[str, Any]]] = (-1, [])
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        shard, place = divmod(self.rows[index], self.stage.rows_per_shard)
-        if shard != self._shard[0]:
-            self._shard = shard, self.stage.read_shard(shard, ["image"]).to_pylist()
-        (image,) = decode_images([self._shard[1][place]])
-        return image
-
-
-def measure_set(
-    metric: SetMetric, images: Stage, base: Stage | None, stage: Stage, images_per_prompt: int = 1
-) -> None:
-    """Computes a metric of a model's images unless it is there; one rank does, the others wait.
-
-    Args:
-        metric (`SetMetric`): what to compute.
-        images (`Stage`): rows of `CANDIDATE_SCHEMA`; those that are not valid, here or in `base`, are left out.
-        base (`Stage`, *optional*): the base's images of the same rows; `None` for the base itself.
-        stage (`Stage`): receives one row of `VALUE_SCHEMA`.
-        images_per_prompt (`int`, *optional*, defaults to 1): images of one prompt, which follow each other.
-    """
-    for shard in stage.share():
+def measure_set(metric: SetMetric, images: Stage, base: Stage | None, into: Stage, images_per_prompt: int = 1) -> None:
+    """Computes a metric of a model's images that are valid, here and in `base`, unless it is there; one rank does."""
+    for shard in into.share():
         valid = [one.read(["valid"])["valid"].to_numpy() for one in (images, base) if one is not None]
         rows = np.flatnonzero(np.logical_and.reduce(valid)).tolist()
         pictures = [None if one is None else StoredImages(one, rows) for one in (images, base)]
         value = float(metric.compute(*pictures)) if rows else float("nan")
         prompts = len({row // images_per_prompt for row in rows})
-        stage.write(shard, pa.table({"row": [0], "value": [value], "n": [prompts]}, schema=VALUE_SCHEMA))
-    stage.finish()
+        into.write(shard, pa.table({"row": [0], "value": [value], "n": [prompts]}, schema=VALUE_SCHEMA))
+    into.finish()
 
 
-def set_metric_rows(
-    values: Mapping[str, Mapping[str, Stage]], metrics: Mapping[str, SetMetric]
-) -> list[dict[str, Any]]:
-    """One row per model and metric in the form of `summarize`, the number as `mean`.
-
-    Args:
-        values (`Mapping[str, Mapping[str, Stage]]`): model to metric to what `measure_set` wrote.
-        metrics (`Mapping[str, SetMetric]`): metric by name.
-    """
+def set_metric_rows(values: Mapping[str, Mapping[str, Stage]], metrics: dict[str, SetMetric]) -> list[dict[str, Any]]:
+    """What `measure_set` wrote by model and metric, as rows in the form of `summarize`, the number as `mean`."""
     empty = dict.fromkeys(("median", "mean_of_categories", "win_rate", "win_rate_low", "win_rate_high"))
     rows = []
     for model, stages in values.items():

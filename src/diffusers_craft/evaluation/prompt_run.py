@@ -14,10 +14,10 @@ from ..core.workdir import Stage, WorkDir
 from ..models.generation import ROWS_PER_SHARD, GenerationSettings
 from ..prompts.sets import PromptSet
 from ..rewards.settings import reward_source
-from .alarms import run_checks
-from .measures import Embed, measure_images, read_statistics
+from .alarms import Check, run_checks
+from .measures import Embed, StoredImages, measure_images, read_statistics
 from .metrics import SetMetric, measure_set, set_metric_rows
-from .results import ExampleRow, read_examples
+from .results import ExampleRow
 from .summary import evaluation_rows, summarize
 
 
@@ -41,7 +41,8 @@ class PromptRun:
 
     prompts: PromptSet
     num_images: int  # k
-    metrics: Sequence[str] = ()  # of single images, those that fit the prompts
+    metrics: dict[str, Any] = field(default_factory=dict)  # of single images, those that fit the prompts
+    set_metrics: dict[str, SetMetric] = field(default_factory=dict)  # of a model's images as a whole
     images: dict[str, Stage] = field(default_factory=dict)
     scores: dict[str, dict[str, Stage]] = field(default_factory=dict)  # by metric
     statistics: dict[str, Stage] = field(default_factory=dict)
@@ -53,18 +54,10 @@ class PromptRun:
     @property
     def about(self) -> dict[str, Any]:
         """What determines the prompts, for records."""
-        texts = self.prompts.prompts
-        found = f"{len(texts)} prompts, hash {fingerprint(texts)}"
+        found = f"{len(self.prompts.rows)} prompts, hash {fingerprint(self.prompts.prompts)}"
         return {"prompts": found, "images_per_prompt": self.num_images}
 
-    def open(
-        self,
-        work: WorkDir,
-        evaluated: Mapping[str, EvaluatedModel],
-        metrics: Mapping[str, Any],
-        set_metrics: Mapping[str, SetMetric],
-        embedding: Mapping[str, Any],
-    ) -> None:
+    def open(self, work: WorkDir, evaluated: Mapping[str, EvaluatedModel], embedding: Mapping[str, Any]) -> None:
         """Opens all stages; each is bound to what determines its content."""
         size, base = (len(self.rows), ROWS_PER_SHARD), next(iter(evaluated))
         for name, one in evaluated.items():
@@ -72,51 +65,57 @@ class PromptRun:
             self.images[name] = work.stage(f"images/{place}", options, *size)
             self.statistics[name] = work.stage(f"statistics/{place}", options | embedding, *size)
             self.scores[name], self.set_values[name] = {}, {}
-            for title in self.metrics:
-                about = options | {f"reward {title}": reward_source(metrics[title])}
+            for title, metric in self.metrics.items():
+                about = options | {f"reward {title}": reward_source(metric)}
                 self.scores[name][title] = work.stage(f"scores/{place}/{title}", about, *size)
-            for title, metric in set_metrics.items():
+            for title, metric in self.set_metrics.items():
                 about = options | {f"metric {title}": reward_source(metric)}
                 about |= {} if name == base else {"base": evaluated[base].options}
                 self.set_values[name][title] = work.stage(f"set_metrics/{place}/{title}", about, 1, 1)
 
-    def measure(self, set_metrics: Mapping[str, SetMetric], embed: Embed) -> None:
+    def measure(self, embed: Embed) -> None:
         """Measures what the alarms look at, and computes the metrics of whole sets."""
         base = next(iter(self.images))
         for name, images in self.images.items():
             measure_images(images, self.statistics[name], embed)
             reference = None if name == base else self.images[base]
             for title, stage in self.set_values[name].items():
-                measure_set(set_metrics[title], images, reference, stage, self.num_images)
+                measure_set(self.set_metrics[title], images, reference, stage, self.num_images)
 
     def read_scores(self) -> dict[str, dict[str, np.ndarray]]:
         """Model to metric to (n, k) raw scores."""
-        return {
-            model: {
-                name: s.read(["score"])["score"].to_numpy().reshape(-1, self.num_images) for name, s in one.items()
-            }
-            for model, one in self.scores.items()
-        }
 
-    def summarize(self, seed: int, set_metrics: Mapping[str, SetMetric]) -> list[dict[str, Any]]:
+        def read(stage: Stage) -> np.ndarray:
+            return stage.read(["score"])["score"].to_numpy().reshape(-1, self.num_images)
+
+        return {model: {name: read(stage) for name, stage in one.items()} for model, one in self.scores.items()}
+
+    def summarize(self, seed: int) -> list[dict[str, Any]]:
         """The rows of the results."""
         scores = self.read_scores()
         for name in self.metrics:
             if not any(np.isfinite(values[name]).any() for values in scores.values()):
                 logger.warning("%s: %s scored none of the images, so no table shows it", self.prompts.name, name)
-        rows = summarize(scores, seed, self.prompts.categories)
-        rows += set_metric_rows(self.set_values, set_metrics)
+        rows = summarize(scores, seed, self.prompts.categories) + set_metric_rows(self.set_values, self.set_metrics)
         return [{"prompts": self.prompts.name, **row} for row in rows]
 
     def read_examples(self) -> list[ExampleRow]:
-        """The first prompts with their pictures."""
-        return read_examples(self.prompts.prompts[:GRID_ROWS], self.images, self.read_scores(), self.num_images)
+        """The first prompts with the first image of every model and its scores."""
+        prompts, scores = self.prompts.prompts[:GRID_ROWS], self.read_scores()
+        first = range(0, len(prompts) * self.num_images, self.num_images)
+        pictures = {model: StoredImages(stage, first) for model, stage in self.images.items()}
+        return [
+            ExampleRow(
+                prompt,
+                {model: images[i] for model, images in pictures.items()},
+                {model: {name: float(values[i, 0]) for name, values in by.items()} for model, by in scores.items()},
+            )
+            for i, prompt in enumerate(prompts)
+        ]
 
-    def check(
-        self, memories: Mapping[str, np.ndarray], training_columns: Mapping[str, Sequence[str]]
-    ) -> Iterator[dict[str, Any]]:
-        """The checks against reward hacking; `memories`: model to (m, d) embeddings of its training images."""
+    def check(self, memories: Mapping[str, np.ndarray], columns: Mapping[str, Sequence[str]]) -> Iterator[Check]:
+        """The checks against reward hacking, with (m, d) embeddings of models' training images and their columns."""
         statistics = {name: read_statistics(stage, self.num_images) for name, stage in self.statistics.items()}
-        trained_on = {name: [m for m in self.metrics if m in columns] for name, columns in training_columns.items()}
+        trained_on = {name: [m for m in self.metrics if m in known] for name, known in columns.items()}
         for found in run_checks(statistics, self.read_scores(), memories, trained_on):
             yield {"prompts": self.prompts.name, **found}

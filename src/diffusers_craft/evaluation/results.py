@@ -10,8 +10,6 @@ import numpy as np
 from PIL import Image
 
 from ..core.files import atomic_write_bytes, atomic_write_json
-from ..core.workdir import Stage
-from .measures import decode_images
 from .tables import Rows, format_checks, format_csv, format_latex, format_table
 
 
@@ -21,17 +19,11 @@ Scores = Mapping[str, Mapping[str, np.ndarray]]  # model -> metric -> (n, k)
 
 @dataclass(frozen=True)
 class ExampleRow:
-    """One prompt with an image and the scores of every model.
-
-    Args:
-        prompt (`str`): the text.
-        images (`Mapping[str, PIL.Image.Image | None]`): model to picture; `None` where it is not valid.
-        scores (`Mapping[str, Mapping[str, float]]`): model to metric to raw score.
-    """
+    """One prompt with an image and the scores of every model."""
 
     prompt: str
-    images: Mapping[str, Image.Image | None]
-    scores: Mapping[str, Mapping[str, float]]
+    images: Mapping[str, Image.Image | None]  # by model; `None` where it is not valid
+    scores: Mapping[str, Mapping[str, float]]  # by model and metric, raw
 
 
 @dataclass(frozen=True)
@@ -65,11 +57,7 @@ class EvaluationResults:
         return "\n".join([*parts, *(f"Alarm: {alarm['message']}" for alarm in self.alarms)])
 
     def write(self, folder: str | Path) -> None:
-        """Writes `results.json`, `table.md`, `.csv`, `.tex`, and `report.html` and grids of pictures if there are any.
-
-        Args:
-            folder (`str | Path`): made if missing.
-        """
+        """Writes what `write_tables` does, and `report.html` and grids of pictures if there are any."""
         folder = Path(folder)
         self.write_tables(folder)
         if self.examples:
@@ -82,40 +70,11 @@ class EvaluationResults:
     def write_tables(self, folder: str | Path) -> None:
         """Writes `results.json` (`format`, `settings`, `rows`, `alarms`, `checks`; strict JSON), `table.md`, `.csv`, `.tex`."""
         content = {"format": RESULTS_FORMAT, "settings": dict(self.settings), "rows": list(self.rows)}
-        atomic_write_json(
-            Path(folder) / "results.json", content | {"alarms": self.alarms, "checks": list(self.checks)}
-        )
+        content |= {"alarms": self.alarms, "checks": list(self.checks)}
+        atomic_write_json(Path(folder) / "results.json", content)
         lines = [*self.settings.get("notes", ()), *(f"Alarm: {alarm['message']}" for alarm in self.alarms)]
         markdown = format_table(self.rows) + "".join(f"\n- {line}" for line in lines) + "\n" * bool(lines)
         if self.checks:
             markdown += "\n" + format_checks(self.checks)
         for kind, text in {"md": markdown, "csv": format_csv(self.rows), "tex": format_latex(self.rows)}.items():
             atomic_write_bytes(Path(folder) / f"table.{kind}", text.encode())
-
-
-def read_examples(
-    prompts: Sequence[str], images: Mapping[str, Stage], scores: Scores, images_per_prompt: int = 1
-) -> list[ExampleRow]:
-    """The first prompts of a set with the first image of every model and its scores.
-
-    Args:
-        prompts (`Sequence[str]`): as many of the set's first prompts as to show.
-        images (`Mapping[str, Stage]`): model to rows of `CANDIDATE_SCHEMA`.
-        scores (`Mapping`): model to metric to (n, k) raw scores.
-        images_per_prompt (`int`, *optional*, defaults to 1): k.
-    """
-    columns = {}
-    for model, stage in images.items():
-        rows: list[dict[str, Any]] = []
-        for shard in range(stage.num_shards):
-            if len(rows) < len(prompts) * images_per_prompt:
-                rows += stage.read_shard(shard, ["image", "valid"]).to_pylist()
-        columns[model] = list(decode_images(rows[::images_per_prompt][: len(prompts)]))
-    return [
-        ExampleRow(
-            prompt,
-            {model: pictures[i] for model, pictures in columns.items()},
-            {model: {name: float(values[i, 0]) for name, values in by.items()} for model, by in scores.items()},
-        )
-        for i, prompt in enumerate(prompts)
-    ]

@@ -1,8 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Compares tuned models with their base on the same prompts and seeds: generate, score, measure, summarise, check.
 
-Every step writes shards into the work folder, so that a killed evaluation goes on where it was, several processes share
-the work, and a further model or metric costs only its own part.
+Every step writes shards: a killed evaluation goes on where it was, a further model or metric costs only its own part.
 """
 
 import logging
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
@@ -26,15 +26,16 @@ from ..rewards.settings import RewardSettings, load_rewards, parse_reward_weight
 from ..scoring.run import CandidateImages, ScoringJob, score_images
 from ..tiny import is_tiny
 from ..tiny.scorer import ExactReward
-from .args import as_texts, images_per_prompt, parse_models
-from .choices import choose_embedding, choose_metrics, find_training_data
-from .measures import decode_images, image_statistics
+from .args import as_texts, choose_embedding, choose_metrics, find_training_data, parse_models
+from .measures import decode_image
 from .metrics import SetMetric, load_set_metrics
 from .prompt_run import EvaluatedModel, PromptRun
 from .results import EvaluationResults
 
 
 logger = logging.getLogger(__name__)
+
+PROTOCOL_IMAGES = {"geneval": 4}  # images per prompt where the benchmark itself says so; 1 elsewhere
 
 
 @dataclass(eq=False)
@@ -48,11 +49,9 @@ class Evaluation:
 
     Args:
         base (`str`): the base pipeline, as `load_pipeline` takes it; `NAME=MODEL` sets its name in the tables.
-        tuned (`Mapping[str, str]` or `Sequence[str]`): name to what `load_tuned_pipeline` takes, or a list
-            of MODEL and NAME=MODEL.
+        tuned (`Mapping[str, str]` or `Sequence[str]`): name to what `load_tuned_pipeline` takes, or MODEL, NAME=MODEL.
         prompts (`str`, `PromptSet` or a sequence of them): what `load_prompt_set` takes, or sets that exist.
-        rewards (`Sequence[str]`, *optional*): metrics of single images: what `load_reward` takes. A tiny base adds
-            `exact`.
+        rewards (`Sequence[str]`, *optional*): of single images: what `load_reward` takes. A tiny base adds `exact`.
         set_metrics (`Sequence[str | SetMetric]`, *optional*): metrics of a model's images as a whole.
         settings (`GenerationSettings`, *optional*): how images are sampled; what it leaves open, the base decides for all.
         images_per_prompt (`int`, *optional*): each from a seed of its own; by default 4 for GenEval, else 1.
@@ -62,15 +61,12 @@ class Evaluation:
         reward_models (`Mapping[str, Any]`, *optional*): further metrics: name to an object with `score(prompts, images)`.
         training_data (`Mapping[str, str]` or `Sequence[str]`, *optional*): tuned model to the dataset that it was trained
             on, for the alarms; by default what its own run record says.
-        alarm_embedding (`str`, *optional*, defaults to `"auto"`): how images are compared for the alarms: `"clip"`, by
-            the CLIP of the reward `aesthetic` or `clip_score`; `"pixels"`, as thumbnails; `"auto"`, CLIP where there is
-            one, thumbnails for a tiny base.
+        alarm_embedding (`str`, *optional*, defaults to `"auto"`): how alarms compare images: `"clip"` (of the reward
+            `aesthetic` or `clip_score`), `"pixels"` (thumbnails), `"auto"` (CLIP if there is one and the base not tiny).
         dtype (`torch.dtype`, *optional*, defaults to `torch.float16`): of generation; a CPU always gets float32.
         device (`str`, *optional*): defaults to the GPU of this rank if there is one, else the CPU.
-        source (`Mapping[str, Any]`, *optional*): further arguments of `load_pipeline` for all models: `revision`,
-            `variant`, `config`, `cache_dir`.
-        output_dir (`str` or `Path`, *optional*): work folder, which also receives tables and report; by default a
-            temporary one, without them.
+        source (`Mapping[str, Any]`, *optional*): `revision`, `variant`, `config`, `cache_dir` of `load_pipeline`.
+        output_dir (`str` or `Path`, *optional*): work folder, with tables and report; else temporary, without them.
         seed (`int`, *optional*, defaults to 0): of prompts, images and bootstrap.
     """
 
@@ -100,8 +96,7 @@ class Evaluation:
             `EvaluationResults`: on the first rank; `None` on others.
 
         Raises:
-            UserError: for models, prompts, metrics or settings that cannot be, before anything is generated, and for a
-                work folder that was made with others.
+            UserError: for what cannot be, before anything is generated, and for a work folder made with other settings.
         """
         if self.output_dir is not None:
             return self._run(Path(self.output_dir))
@@ -123,23 +118,21 @@ class Evaluation:
         training = find_training_data(models, self.training_data)
         evaluated = self._open_models(models, device)
         for run in runs:
-            run.open(WorkDir(folder), evaluated, metrics, set_metrics, embedding)
+            run.set_metrics = set_metrics
+            run.open(WorkDir(folder), evaluated, embedding)
 
         self._generate(evaluated, runs)
-        self._score(runs, metrics, device)
+        self._score(runs, device)
         for run in runs:
-            run.measure(set_metrics, embed)
+            run.measure(embed)
         if not is_first_rank():
             return None
-        memories = {
-            name: image_statistics(decode_images(data.select_columns("image")), embed).embeddings
-            for name, data in training.items()
-            if "image" in data.column_names
-        }
         columns = {name: data.column_names for name, data in training.items()}
+        images = {name: training[name].select_columns("image") for name in training if "image" in columns[name]}
+        memories = {name: np.array([embed([decode_image(row)])[0] for row in rows]) for name, rows in images.items()}
         results = EvaluationResults(
             settings=self._describe(evaluated, metrics | set_metrics, runs) | embedding,
-            rows=[row for run in runs for row in run.summarize(self.seed, set_metrics)],
+            rows=[row for run in runs for row in run.summarize(self.seed)],
             checks=[found for run in runs for found in run.check(memories, columns)],
             scores={run.prompts.name: run.read_scores() for run in runs},
             examples={run.prompts.name: run.read_examples() for run in runs},
@@ -150,16 +143,15 @@ class Evaluation:
 
     def _load_prompt_sets(self) -> list[PromptRun]:
         given = [self.prompts] if isinstance(self.prompts, str | PromptSet) else list(self.prompts)
-        sets = [
-            load_prompt_set(one, self.prompt_column, self.num_prompts, self.seed) if isinstance(one, str) else one
-            for one in given
-        ]
+        options = (self.prompt_column, self.num_prompts, self.seed)
+        sets = [load_prompt_set(one, *options) if isinstance(one, str) else one for one in given]
         if not sets:
             raise UserError("--prompts: expected at least one prompt set, found none")
         if len({one.name for one in sets}) < len(sets):
             found = " ".join(one if isinstance(one, str) else one.name for one in given)
             raise UserError(f"--prompts: expected sets of different names, found {found}; write NAME=FILE")
-        return [PromptRun(one, images_per_prompt(self.images_per_prompt, one.name)) for one in sets]
+        asked = self.images_per_prompt
+        return [PromptRun(one, PROTOCOL_IMAGES.get(one.name, 1) if asked is None else asked) for one in sets]
 
     def _load_metrics(self, device: str, base: str) -> dict[str, Any]:
         """Metric name to model. Finds all checkpoints now, before hours of generation."""
@@ -174,14 +166,13 @@ class Evaluation:
         evaluated: dict[str, EvaluatedModel] = {}
         for name, model in models.items():
             source = {"name_or_path": model, "dtype": self.dtype, "device": device, **self.source}
-            if evaluated:
-                source["base"] = next(iter(models.values()))
+            source |= {"base": next(iter(models.values()))} if evaluated else {}
             pipeline = load_model(source)
             settings = settings.resolve(pipeline)  # what the settings leave open, the base decides for all
             options = generation_options(pipeline, settings, self.seed, save_latents=False)
             evaluated[name] = EvaluatedModel(source, settings, options)
             del pipeline  # one model in memory at a time
-            free_memory()
+            torch.cuda.empty_cache()
         return evaluated
 
     def _generate(self, evaluated: Mapping[str, EvaluatedModel], runs: Sequence[PromptRun]) -> None:
@@ -195,27 +186,24 @@ class Evaluation:
                     stage, noise_seed = run.images[name], derive_seed(self.seed, "evaluation")
                     generate_candidates(pipeline, run.rows, one.settings, stage, noise_seed, shards=stage.share())
                 del pipeline
-                free_memory()
+                torch.cuda.empty_cache()
             for run in runs:
                 run.images[name].finish()
 
-    def _score(self, runs: Sequence[PromptRun], metrics: Mapping[str, Any], device: str) -> None:
+    def _score(self, runs: Sequence[PromptRun], device: str) -> None:
         """Scores all sets with the same metrics together, so that each reward model is loaded once."""
         workers = self.reward_settings.workers(device)
         for chosen in dict.fromkeys(tuple(run.metrics) for run in runs):
-            jobs = [
-                ScoringJob(CandidateImages(run.images[name]), stages)
-                for run in runs
-                if tuple(run.metrics) == chosen
-                for name, stages in run.scores.items()
-            ]
-            score_images(jobs, {name: metrics[name] for name in chosen}, self.reward_settings.residency, workers)
+            alike = [run for run in runs if tuple(run.metrics) == chosen]
+            scores = [(run.images[name], stages) for run in alike for name, stages in run.scores.items()]
+            jobs = [ScoringJob(CandidateImages(images), stages) for images, stages in scores]
+            score_images(jobs, alike[0].metrics, self.reward_settings.residency, workers)
 
     def _describe(
         self, evaluated: Mapping[str, EvaluatedModel], metrics: Mapping[str, Any], runs: Sequence[PromptRun]
     ) -> dict[str, Any]:
         """All that the numbers depend on."""
-        used = {run.prompts.name: [*run.metrics, *next(iter(run.set_values.values()))] for run in runs}
+        used = {run.prompts.name: [*run.metrics, *run.set_metrics] for run in runs}
         known = {name: metric for name, metric in metrics.items() if any(name in names for names in used.values())}
         return {
             "base": next(iter(evaluated)),
@@ -225,12 +213,6 @@ class Evaluation:
             "notes": [note for metric in known.values() if (note := getattr(metric, "note", ""))],
             "seed": self.seed,
         }
-
-
-def free_memory() -> None:
-    """Gives the GPU memory of deleted models back."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def load_model(source: Mapping[str, Any]) -> DiffusionPipeline:

@@ -1,9 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Stage 6: scores of a base and of tuned models become means, medians and win rates with their uncertainty.
-
-Every model draws every prompt from the same seeds, so models are compared image by image. `alarms` looks for what
-pleases a reward without better pictures, `tables` prints, `compare` merges several runs.
-"""
+"""Stage 6: means, medians and win rates with intervals; models share seeds, so images are compared in pairs."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,15 +13,7 @@ from ..errors import UserError
 
 
 def evaluation_rows(prompts: Sequence[str], images_per_prompt: int = 1) -> pa.Table:
-    """The prompts as unrefined rows, one group per prompt, in the form in which candidates are generated.
-
-    Args:
-        prompts (`Sequence[str]`): n prompts.
-        images_per_prompt (`int`, *optional*, defaults to 1): k images, each from a seed of its own.
-
-    Returns:
-        `pa.Table`: n * k rows of `REFINED_SCHEMA`, a prompt's images together as variants 0 .. k - 1.
-    """
+    """n prompts as n * k unrefined rows of `REFINED_SCHEMA`: a group each, its k images as variants 0 .. k - 1."""
     if images_per_prompt < 1:
         raise UserError(f"--images_per_prompt: expected at least 1, found {images_per_prompt}")
     rows = [
@@ -74,11 +62,10 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean (Efron and Tibshirani 1993, section 13.3).
 
-    Resamples draw how often each distinct value occurs, which is the same as drawing rows, and fast for win rates with
-    their three values. Where all values are equal the interval has no width, however few they are.
+    Where all values are equal the interval has no width, however few they are.
 
     Args:
-        values (`np.ndarray`): (n,) without NaN, e.g. 1 / 0.5 / 0 per prompt. One value per prompt: images of one prompt
+        values (`np.ndarray`): (n,) without NaN, e.g. 1 / 0.5 / 0 per prompt. One value per prompt: images of a prompt
             are not independent, and resampling them would give too narrow an interval.
         confidence (`float`, *optional*, defaults to 0.95): coverage aimed at.
         num_resamples (`int`, *optional*, defaults to 10000): resamples.
@@ -89,6 +76,7 @@ def bootstrap_interval(
     """
     if not len(values):
         return float("nan"), float("nan")
+    # Drawing how often each distinct value occurs is the same as drawing rows, and fast for a win rate's three.
     distinct, counts = np.unique(values, return_counts=True)
     resamples = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=num_resamples)
     means = resamples @ distinct / len(values)
@@ -99,27 +87,15 @@ def bootstrap_interval(
 def summarize(
     scores: Mapping[str, Mapping[str, np.ndarray]], seed: int = 0, categories: Sequence[str | None] | None = None
 ) -> list[dict[str, Any]]:
-    """One row per model and metric, then one per model, metric and category. The first model is the base.
+    """One row per model and metric, then one per model, metric and category; the first model is the base.
 
-    Args:
-        scores (`Mapping[str, Mapping[str, np.ndarray]]`): model to metric to (n,) scores on the same prompts, or (n, k)
-            with k images per prompt, whose mean then counts. NaN marks an image without a score: the base's row leaves it
-            out, a tuned model's row leaves out every prompt that lacks either score.
-        seed (`int`, *optional*, defaults to 0): seed of the bootstrap; a row's own does not depend on other rows.
-        categories (`Sequence[str | None]`, *optional*): (n,) category of each prompt, `None` for none.
-
-    Returns:
-        `list[dict]`: `category` (`None`: all prompts), `model`, `metric`, `n` (prompts counted), `mean`, `median`,
-        `mean_of_categories` (unweighted, GenEval's overall score; `None` without categories or within one), and
-        `win_rate`, `win_rate_low`, `win_rate_high` (95 % bootstrap interval over prompts), in [0, 1]; `None` for the
-        base, and where nothing could be counted.
-
-    Raises:
-        UserError: if models have different metrics, or there is not one category per prompt.
+    `scores`: model to metric to (n,) or (n, k), whose mean counts. NaN marks an image without a score; a tuned model's
+    row leaves out every prompt that lacks either score. Missing numbers are `None`. Win rates are in [0, 1].
     """
     base_name, base = next(iter(scores.items()))
     known = np.array([category or "" for category in categories or []], dtype=object)
     names = [name for name in dict.fromkeys(known.tolist()) if name]
+    groups: list[tuple[str | None, Any]] = [(None, slice(None)), *((name, known == name) for name in names)]
     rows: list[dict[str, Any]] = []
     for model, metrics in scores.items():
         if set(metrics) != set(base):
@@ -128,16 +104,14 @@ def summarize(
             values, other = np.asarray(metrics[metric], float), np.asarray(base[metric], float)
             if len(known) not in (0, len(values)):
                 raise UserError(f"categories: expected one for each of {len(values)} prompts, found {len(known)}")
-            against = None if model == base_name else other
-            parts = []
-            for name in names:
-                part = None if against is None else against[known == name]
-                row = _row(values[known == name], part, derive_seed(seed, "bootstrap", model, metric, name))
-                parts.append({"category": name, "model": model, "metric": metric, **row})
-            row = _row(values, against, derive_seed(seed, "bootstrap", model, metric))
-            row["mean_of_categories"] = _number(np.mean, [p["mean"] for p in parts if p["mean"] is not None])
-            rows.append({"category": None, "model": model, "metric": metric, **row})
-            rows += parts
+            found = []
+            for name, chosen in groups:
+                own_seed = derive_seed(seed, "bootstrap", model, metric, *([name] if name else []))
+                row = _row(values[chosen], None if model == base_name else other[chosen], own_seed)
+                found.append({"category": name, "model": model, "metric": metric, **row})
+            if means := [row["mean"] for row in found[1:] if row["mean"] is not None]:
+                found[0]["mean_of_categories"] = float(np.mean(means))  # unweighted: GenEval's overall score
+            rows += found
     return sorted(rows, key=lambda row: row["category"] is not None)  # stable: rows of all prompts come first
 
 
@@ -145,14 +119,11 @@ def _row(values: np.ndarray, base: np.ndarray | None, seed: int) -> dict[str, An
     """The numbers of one model and metric on some prompts; without `base` the model is the base."""
     means = _per_prompt(values)
     counted = ~np.isnan(means) & (True if base is None else ~np.isnan(_per_prompt(base)))
-    row = {"n": int(counted.sum()), "mean": _number(np.mean, means[counted])}
-    row |= {"median": _number(np.median, means[counted]), "mean_of_categories": None}
-    row |= dict.fromkeys(("win_rate", "win_rate_low", "win_rate_high"))
+    keys = ("mean", "median", "mean_of_categories", "win_rate", "win_rate_low", "win_rate_high")
+    row = {"n": int(counted.sum()), **dict.fromkeys(keys)}
+    if counted.any():
+        row |= {"mean": float(np.mean(means[counted])), "median": float(np.median(means[counted]))}
     if base is not None and len(outcomes := _outcomes(values, base)):
         low, high = bootstrap_interval(outcomes, seed=seed)
         row |= {"win_rate": float(outcomes.mean()), "win_rate_low": low, "win_rate_high": high}
     return row
-
-
-def _number(statistic: Any, values: Sequence[float]) -> float | None:
-    return float(statistic(values)) if len(values) else None

@@ -1,21 +1,25 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Tables of an evaluation, models x prompt sets x metrics, as Markdown, LaTeX and CSV.
 
-The best value of a column is bold and the second best underlined; values that print alike rank alike. Higher is better
-unless a row says `lower_is_better`. Metrics are printed in the scale of the papers (HPSv2.1 and GenEval times 100).
+A column's best value is bold, the second best underlined. Higher is better unless a row says `lower_is_better`.
 """
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 
 PRINTED_TIMES = {"hps_v2.1": 100, "geneval": 100}  # raw score to the number that papers print
-CSV_COLUMNS = ("prompts", "category", "model", "metric", "n", "mean", "median", "mean_of_categories")
-CSV_COLUMNS += ("win_rate", "win_rate_low", "win_rate_high")
 STATISTICS = {"mean": "Mean", "median": "Median", "mean_of_categories": "Mean of categories", "win_rate": "Win rate"}
+CSV_COLUMNS = ("prompts", "category", "model", "metric", "n", *STATISTICS, "win_rate_low", "win_rate_high")
+MARKDOWN_MARKS = ("{}", "**{}**", "<ins>{}</ins>")  # by rank
+LATEX_MARKS = ("{}", r"\textbf{{{}}}", r"\underline{{{}}}")
+LATEX_ESCAPES = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+LATEX_ESCAPES |= {char: f"\\{char}" for char in "&%$#_{}"}
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -32,17 +36,17 @@ class Table:
     """Lines of cells; `groups` spans the columns in order, as (title, number of columns)."""
 
     title: str
-    groups: list[tuple[str, int]]
     columns: list[str]
     lines: list[tuple[str, list[Cell]]]
+    groups: Sequence[tuple[str, int]] = ()
 
     @property
     def header(self) -> list[str]:
-        """The columns' titles, with the group's where there are several."""
+        """The title and those of the columns, with the group's where there are several."""
         if len(self.groups) < 2:
-            return self.columns
+            return [self.title, *self.columns]
         names = [name for name, width in self.groups for _ in range(width)]
-        return [f"{name}: {column}" for name, column in zip(names, self.columns)]
+        return [self.title, *(f"{name}: {column}" for name, column in zip(names, self.columns))]
 
 
 def metric_label(metric: str) -> str:
@@ -50,19 +54,24 @@ def metric_label(metric: str) -> str:
     return f"{metric} x{PRINTED_TIMES[metric]}" if metric in PRINTED_TIMES else metric
 
 
+def printed_score(metric: str, value: float) -> str:
+    """A raw score in the scale of the papers."""
+    return f"{value * PRINTED_TIMES.get(metric, 1):.4g}"
+
+
 def _printed(row: Mapping[str, Any] | None, key: str) -> tuple[str, float | None]:
     """A row's number as text, and as the value that ranks it."""
-    if row is None or row[key] is None:
+    if row is None or row.get(key) is None:
         return "-", None
     if key == "win_rate":
         text = f"{row[key]:.1%} [{row['win_rate_low']:.1%}, {row['win_rate_high']:.1%}]".replace("%", "")
         return text, round(row[key], 3)
-    text = f"{row[key] * PRINTED_TIMES.get(row['metric'], 1):.4g}"
+    text = printed_score(row["metric"], row[key])
     return text, float(text)
 
 
 def _column(rows: Sequence[Mapping[str, Any] | None], key: str) -> list[Cell]:
-    """The cells of one metric, ranked; a column of one number has nothing to rank."""
+    """The cells of one metric, ranked as they print; a column of one number has nothing to rank."""
     found = [_printed(row, key) for row in rows]
     values = [value for _, value in found if value is not None]
     descending = not any(row.get("lower_is_better") for row in rows if row is not None)
@@ -70,125 +79,87 @@ def _column(rows: Sequence[Mapping[str, Any] | None], key: str) -> list[Cell]:
     return [Cell(text, ranking.index(value) + 1 if value in ranking else 0) for text, value in found]
 
 
-def _distinct(rows: Rows, key: str) -> list[Any]:
+def distinct(rows: Iterable[Mapping[str, Any]], key: str) -> list[Any]:
+    """The values of a column, each once, in the order in which they come."""
     return list(dict.fromkeys(row.get(key) for row in rows))
 
 
-def model_table(rows: Rows, key: str, models: Sequence[str]) -> Table:
-    """One line per model, one column per prompt set and metric (the paper's tables 2 and 3).
-
-    Args:
-        rows (`Sequence[Mapping[str, Any]]`): what `summarize` returns; those of single categories are left out.
-        key (`str`): the statistic: `mean`, `median`, `mean_of_categories` or `win_rate`.
-        models (`Sequence[str]`): the lines.
-    """
+def model_table(rows: Rows, key: str, models: Sequence[str], title: str = "") -> Table:
+    """One line per model, one column per prompt set and metric (the paper's tables 2 and 3); `key`: the statistic."""
     rows = [row for row in rows if row.get("category") is None]
     cells = {(row.get("prompts"), row["metric"], row["model"]): row for row in rows}
-    groups, columns, numbers = [], [], []
-    for prompts in _distinct(rows, "prompts"):
-        metrics = _distinct(
-            [row for row in rows if row.get("prompts") == prompts and row.get(key) is not None], "metric"
-        )
-        groups.append((prompts or "", len(metrics)))
-        columns += map(metric_label, metrics)
-        numbers += [_column([cells.get((prompts, metric, model)) for model in models], key) for metric in metrics]
-    groups = [group for group in groups if group[1]]
-    return Table(
-        STATISTICS[key],
-        groups,
-        columns,
-        [(model, [column[i] for column in numbers]) for i, model in enumerate(models)],
-    )
+    sets = distinct(rows, "prompts")
+    places = dict.fromkeys(place[:2] for place, row in cells.items() if row.get(key) is not None)
+    places = sorted(places, key=lambda place: sets.index(place[0]))  # stable: the metrics of a set keep their order
+    columns = [_column([cells.get((*place, model)) for model in models], key) for place in places]
+    lines = [(model, [column[i] for column in columns]) for i, model in enumerate(models)]
+    groups = Counter(prompts or "" for prompts, _ in places)
+    return Table(title or STATISTICS[key], [metric_label(metric) for _, metric in places], lines, list(groups.items()))
 
 
 def category_tables(rows: Rows) -> list[Table]:
     """Means by category, a table per prompt set and metric: one line per category, one column per model."""
-    tables, sets = [], _distinct(rows, "prompts")
+    tables, sets = [], distinct(rows, "prompts")
     for prompts in sets:
-        here = [row for row in rows if row.get("prompts") == prompts and row.get("category") is not None]
-        models, cells = _distinct(here, "model"), {(r["category"], r["metric"], r["model"]): r for r in here}
-        for metric in _distinct(here, "metric"):
+        here = [row for row in rows if row.get("prompts") == prompts]
+        cells = {(row["metric"], row.get("category"), row["model"]): row for row in here}
+        parts = [row for row in here if row.get("category") is not None]
+        models = distinct(parts, "model")
+        statistics = dict.fromkeys(distinct(parts, "category"), "mean") | {None: "mean_of_categories"}
+        for metric in distinct(parts, "metric"):
             lines = [
-                (str(name), _column([cells.get((name, metric, model)) for model in models], "mean"))
-                for name in _distinct(here, "category")
+                (str(name or "mean of categories"), _column([cells.get((metric, name, m)) for m in models], key))
+                for name, key in statistics.items()
             ]
-            overall = {
-                r["model"]: r
-                for r in rows
-                if r.get("prompts") == prompts and r["metric"] == metric and r.get("category") is None
-            }
-            lines.append(("mean of categories", _column([overall.get(m) for m in models], "mean_of_categories")))
             title = f"{metric_label(metric)} by category" + (f", {prompts}" if len(sets) > 1 else "")
-            tables.append(Table(title, [], list(models), lines))
+            tables.append(Table(title, models, lines))
     return tables
 
 
 def to_markdown(table: Table, marks: bool = True) -> str:
     """A table as Markdown whose columns also line up in a terminal."""
-    wrap: Callable[[Cell], str] = _mark_markdown if marks else lambda cell: cell.text
-    text = [[table.title, *table.header], *([line, *map(wrap, cells)] for line, cells in table.lines)]
-    widths = [max(len(line[i]) for line in text) for i in range(len(text[0]))]
-    lines = [[line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:]))] for line in text]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:]))
-
-
-def _mark_markdown(cell: Cell) -> str:
-    return {1: f"**{cell.text}**", 2: f"<ins>{cell.text}</ins>"}.get(cell.rank, cell.text)
+    formats = MARKDOWN_MARKS if marks else ("{}",) * 3
+    text = [table.header, *([line, *(formats[c.rank].format(c.text) for c in cells)] for line, cells in table.lines)]
+    first, *widths = [max(map(len, column)) for column in zip(*text)]
+    lines = [[line[0].ljust(first), *map(str.rjust, line[1:], widths)] for line in text]
+    lines.insert(1, ["-" * first, *("-" * (width - 1) + ":" for width in widths)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def to_latex(table: Table) -> str:
     """A table as a `tabular` of the package booktabs."""
 
-    def mark(cell: Cell) -> str:
-        text = _escape_latex(cell.text)
-        return {1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}.get(cell.rank, text)
+    def escape(text: str) -> str:
+        return text.translate(str.maketrans(LATEX_ESCAPES))
 
     lines = [rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule"]
     if any(name for name, _ in table.groups):
-        lines.append(
-            " & " + " & ".join(rf"\multicolumn{{{w}}}{{c}}{{{_escape_latex(n)}}}" for n, w in table.groups) + r" \\"
-        )
-        ends = [2]
-        for _, width in table.groups:
-            ends.append(ends[-1] + width)
-        lines.append(" ".join(rf"\cmidrule(lr){{{a}-{b - 1}}}" for a, b in zip(ends, ends[1:])))
-    lines.append(" & ".join(map(_escape_latex, [table.title, *table.columns])) + r" \\")
-    lines.append(r"\midrule")
-    lines += [" & ".join([_escape_latex(line), *map(mark, cells)]) + r" \\" for line, cells in table.lines]
+        spans = [rf"\multicolumn{{{width}}}{{c}}{{{escape(name)}}}" for name, width in table.groups]
+        lines.append(" & ".join(["", *spans]) + r" \\")
+        ends = accumulate((width for _, width in table.groups), initial=1)
+        lines.append(" ".join(rf"\cmidrule(lr){{{before + 1}-{end}}}" for before, end in pairwise(ends)))
+    lines += [" & ".join(map(escape, [table.title, *table.columns])) + r" \\", r"\midrule"]
+    for line, cells in table.lines:
+        marked = [LATEX_MARKS[cell.rank].format(escape(cell.text)) for cell in cells]
+        lines.append(" & ".join([escape(line), *marked]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
-
-
-def _escape_latex(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return "".join(special.get(char, "\\" + char if char in "&%$#_{}" else char) for char in text)
 
 
 def all_tables(rows: Rows) -> list[Table]:
     """All tables of an evaluation; empty ones are left out."""
-    models = _distinct(rows, "model")
-    bases = {row["model"] for row in rows if row["win_rate"] is not None}
-    tables = [model_table(rows, key, models) for key in ("mean", "median", "mean_of_categories")]
-    wins = model_table(rows, "win_rate", [model for model in models if model in bases])
-    base = [model for model in models if model not in bases]
+    models = distinct(rows, "model")
+    tuned = distinct([row for row in rows if row["win_rate"] is not None], "model")
+    base = [model for model in models if model not in tuned]
     title = f"Win rate against {base[0] if len(base) == 1 else 'the base'} in %, with 95 % interval"
-    tables.append(Table(title, wins.groups, wins.columns, wins.lines))
+    tables = [model_table(rows, key, models) for key in ("mean", "median", "mean_of_categories")]
+    tables.append(model_table(rows, "win_rate", [model for model in models if model in tuned], title))
     return [table for table in tables if table.columns] + category_tables(rows)
 
 
 def format_table(rows: Rows, marks: bool = True) -> str:
-    """The summary as Markdown: mean, median and win rate (%) with its interval, a line per model; then by category.
-
-    Args:
-        rows (`Sequence[Mapping[str, Any]]`): what `summarize` returns; `prompts`, if there, names the prompt set.
-        marks (`bool`, *optional*, defaults to `True`): whether to set the best value of a column bold and the second
-            best underlined.
-
-    Returns:
-        `str`: several tables.
-    """
+    """The rows as Markdown tables, under the number of prompts and the sets; `marks`: best bold, second underlined."""
     counts = [row["n"] for row in rows if row.get("category") is None]
-    sets = [name for name in _distinct(rows, "prompts") if name]
+    sets = [name for name in distinct(rows, "prompts") if name]
     n = str(max(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
     head = f"{n} prompts" + (f" of {', '.join(sets)}" if sets else "") + "."
     return "\n\n".join([head, *(to_markdown(table, marks) for table in all_tables(rows))]) + "\n"
@@ -204,48 +175,30 @@ def format_csv(rows: Rows) -> str:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: row.get(key) for key in CSV_COLUMNS} for row in rows)
+    writer.writerows(rows)
     return buffer.getvalue()
 
 
-def check_table(checks: Rows) -> Table:
-    """One line per check and prompt set, one column per model: what the base has, what the tuned model has, the verdict.
-
-    The limit comes last: a narrow screen shows the first columns.
-    """
-    models = _distinct(checks, "model")
-    sets = [name for name in _distinct(checks, "prompts") if name]
-    cells = {(check.get("prompts"), check["alarm"], check["model"]): check for check in checks}
-    lines = []
-    for prompts, alarm in dict.fromkeys((check.get("prompts"), check["alarm"]) for check in checks):
-        found = [cells.get((prompts, alarm, model)) for model in models]
-        limit = next((check["limit"] for check in found if check and check["value"] is not None), "-")
-        name = f"{alarm}, {prompts}" if len(sets) > 1 else alarm
-        lines.append((name, [*(Cell(_check_text(check)) for check in found), Cell(limit)]))
-    return Table("Check", [], [*models, "limit"], lines)
-
-
-def _check_text(check: Mapping[str, Any] | None) -> str:
-    if check is None or check["value"] is None:
-        return "-"
-    before = "" if check["base"] is None else f"{check['base']:.3g} to "
-    return f"{before}{check['value']:.3g}{' ALARM' if check['fired'] else ''}"
-
-
-def unchecked_notes(checks: Rows) -> list[str]:
-    """Why checks could not be made, one line per model and reason; with the prompt sets where it does not hold for all."""
-    sets = {check.get("prompts") for check in checks}
-    found: dict[str, list[str]] = {}
+def check_table(checks: Rows) -> tuple[Table, list[str]]:
+    """One line per check and prompt set, one column per model, limits last for narrow screens; reasons for gaps."""
+    models, sets = distinct(checks, "model"), distinct(checks, "prompts")
+    lines: dict[str, dict[str | None, str]] = {}  # a check's text by model, and its limit under None
+    skipped: dict[str, list[str]] = {}  # reason -> prompt sets, which are named where they are not all
     for check in checks:
-        if check["value"] is None:
-            found.setdefault(check["message"], []).append(check.get("prompts"))
-    return [text if len(own) == len(sets) else f"{text} ({', '.join(own)})" for text, own in found.items()]
+        prompts, value = check.get("prompts"), check["value"]
+        line = lines.setdefault(f"{check['alarm']}, {prompts}" if len(sets) > 1 else check["alarm"], {})
+        if value is None:
+            skipped.setdefault(check["message"], []).append(prompts)
+            continue
+        before = "" if check["base"] is None else f"{check['base']:.3g} to "  # the base's value to the tuned model's
+        line[check["model"]] = f"{before}{value:.3g}{' ALARM' if check['fired'] else ''}"
+        line.setdefault(None, check["limit"])
+    cells = [(name, [Cell(line.get(key, "-")) for key in (*models, None)]) for name, line in lines.items()]
+    notes = [text if len(own) == len(sets) else f"{text} ({', '.join(own)})" for text, own in skipped.items()]
+    return Table("Check", [*models, "limit"], cells), notes
 
 
 def format_checks(checks: Rows) -> str:
-    """The checks against reward hacking as Markdown: by model the base's value, its own, the alarm if any; limits.
-
-    Below, as a list, what was not checked and why.
-    """
-    notes = "".join(f"- {note}\n" for note in unchecked_notes(checks))
-    return to_markdown(check_table(checks)) + "\n" + ("\n" + notes if notes else "")
+    """The checks against reward hacking as Markdown; below, as a list, what was not checked and why."""
+    table, notes = check_table(checks)
+    return to_markdown(table) + "\n" + "".join(["\n" * bool(notes), *(f"- {note}\n" for note in notes)])

@@ -2,18 +2,12 @@
 """Images side by side with titles and captions, as one picture."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 from matplotlib import font_manager
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 
 INK, FAINT = "#222222", "#999999"
-
-
-@lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float, max_lines: int) -> list[str]:
@@ -44,13 +38,10 @@ def _shorten(line: str, font: ImageFont.FreeTypeFont, width: float) -> str:
 
 def _fit(image: Image.Image, size: int) -> Image.Image:
     """`image` in a square of `size` pixels: small ones enlarged by whole pixels, large ones reduced."""
-    longest = max(image.size)
-    if longest <= size // 2:
-        factor = size // longest
-        return image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    scale = size / longest
-    shape = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.convert("RGB").resize(shape, Image.Resampling.LANCZOS)
+    factor = size // max(image.size)
+    if factor > 1:
+        return ImageOps.scale(image.convert("RGB"), factor, Image.Resampling.NEAREST)
+    return ImageOps.contain(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
 
 
 def image_grid(
@@ -62,27 +53,15 @@ def image_grid(
     cell_size: int = 192,
     caption_lines: int = 3,
 ) -> Image.Image:
-    """Lays images out row by row, with titles and captions.
-
-    Args:
-        images (`Sequence[PIL.Image.Image | None]`): in row-major order; `None` leaves a cell marked as empty.
-        columns (`int`): images per row.
-        captions (`Sequence[str]`, *optional*): text under each image.
-        column_titles (`Sequence[str]`, *optional*): one above each column.
-        row_titles (`Sequence[str]`, *optional*): one to the left of each row, wrapped.
-        cell_size (`int`, *optional*, defaults to 192): side of an image's square, pixels.
-        caption_lines (`int`, *optional*, defaults to 3): longest caption, lines.
-
-    Returns:
-        `PIL.Image.Image`: RGB.
-    """
-    font, pad, line_height = _font(14), 8, 18
-    rows = -(-len(images) // columns)
+    """Lays images out row by row, with titles and captions; sizes in pixels, `None` leaves a cell marked as empty."""
+    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 14)
+    pad, line_height = 8, 18
     left = cell_size + pad if row_titles else 0
     top = line_height + pad if column_titles else 0
     step_x = cell_size + pad
     step_y = cell_size + pad + (line_height * caption_lines + 2 if captions else 0)
-    canvas = Image.new("RGB", (left + columns * step_x + pad, max(1, top + rows * step_y + pad)), "white")
+    height = top + -(-len(images) // columns) * step_y + pad
+    canvas = Image.new("RGB", (left + columns * step_x + pad, height), "white")
     draw = ImageDraw.Draw(canvas)
 
     def write(text: str, x: int, y: int, max_lines: int) -> None:

@@ -1,8 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Building blocks of the reports: charts, tables and pictures of one self-contained HTML page.
-
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; every series also differs in its line or fill.
-"""
+"""Building blocks of the reports: charts, tables and pictures of one self-contained HTML page."""
 
 import base64
 import html
@@ -17,7 +14,7 @@ from PIL import Image
 
 
 Panel = Callable[[Axes], None]  # draws one chart
-
+# Okabe and Ito's, which colour-blind readers can tell apart; every series also differs in its line or fill.
 BLUE, ORANGE, GREEN, PINK, GRAY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#999999"
 LEGEND = {"fontsize": 8, "handlelength": 1.6, "columnspacing": 1.2, "handletextpad": 0.5}
 THUMBNAIL = 320  # pixels; larger images are embedded at this size
@@ -56,31 +53,23 @@ def data_uri(data: bytes, kind: str = "png") -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def thumbnail_uri(image: Image.Image) -> str:
-    """An `<img>` source: small images as they are, larger ones as JPEG of at most `THUMBNAIL` pixels."""
-    if max(image.size) <= THUMBNAIL:
-        return data_uri(png_bytes(image.convert("RGB")))
-    small, buffer = image.convert("RGB"), io.BytesIO()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    small.save(buffer, format="JPEG", quality=88)
-    return data_uri(buffer.getvalue(), "jpeg")
-
-
 def image_tag(image: Image.Image, about: str) -> str:
-    """A picture in the page; small ones are enlarged without smoothing."""
+    """A picture in the page: large ones as JPEG of at most `THUMBNAIL` pixels, small ones enlarged not smoothed."""
+    picture, buffer = image.convert("RGB"), io.BytesIO()
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))  # leaves small ones as they are
+    kind, options = ("png", {"optimize": True}) if picture.size == image.size else ("jpeg", {"quality": 88})
+    picture.save(buffer, kind, **options)
     small = ' class="small"' if max(image.size) <= THUMBNAIL // 2 else ""
-    return f'<img{small} loading="lazy" alt="{html.escape(about, quote=True)}" src="{thumbnail_uri(image)}">'
+    return f'<img{small} loading="lazy" alt="{html.escape(about)}" src="{data_uri(buffer.getvalue(), kind)}">'
 
 
 def html_table(header: Sequence[str], rows: Sequence[Sequence[str | tuple[str, str]]]) -> str:
-    """A table that scrolls sideways where the screen is narrow; a cell is plain text, or text and the tag around it."""
-
-    def content(cell: str | tuple[str, str]) -> str:
-        text, tag = (cell, "") if isinstance(cell, str) else cell
-        return f"<{tag}>{html.escape(text)}</{tag}>" if tag else html.escape(text)
+    """A table that scrolls sideways on a narrow screen; a cell is plain text, or text and the tag around it."""
 
     def line(cells: Sequence[str | tuple[str, str]], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{content(cell)}</{tag}>" for cell in cells) + "</tr>"
+        pairs = [(cell, "") if isinstance(cell, str) else cell for cell in cells]
+        texts = [f"<{mark}>{html.escape(text)}</{mark}>" if mark else html.escape(text) for text, mark in pairs]
+        return "<tr>" + "".join(f"<{tag}>{text}</{tag}>" for text in texts) + "</tr>"
 
     body = "".join(line(row, "td") for row in rows)
     return f'<div class="wide"><table><thead>{line(header, "th")}</thead><tbody>{body}</tbody></table></div>'
@@ -89,14 +78,7 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str | tuple[str, s
 def draw_histograms(
     axes: Axes, series: Mapping[str, np.ndarray], styles: Mapping[str, Mapping[str, Any]], label: str, unit: str
 ) -> None:
-    """Overlaid histograms on common bins, each in percent of its own finite values: the sets differ greatly in size.
-
-    Args:
-        axes (`Axes`): where to draw.
-        series (`Mapping[str, np.ndarray]`): name to values.
-        styles (`Mapping[str, Mapping[str, Any]]`): name to how it looks.
-        label, unit (`str`): of the axes.
-    """
+    """Overlaid histograms on common bins, each in percent of its own finite values: sets differ greatly in size."""
     finite = {name: values[np.isfinite(values)] for name, values in series.items()}
     edges = np.histogram_bin_edges(np.concatenate(list(finite.values())), bins=24)
     for name, values in finite.items():
@@ -131,8 +113,8 @@ figcaption {{ font-size: .85rem; line-height: 1.35; margin-top: .3rem; overflow-
 
 
 def render_page(title: str, summary: str, sections: Mapping[str, str]) -> str:
-    """The whole page: HTML by heading, in order; title and summary are plain text."""
-    body = "\n".join(f"<h2>{html.escape(heading)}</h2>{content}" for heading, content in sections.items())
+    """The whole page: HTML by heading, in order, empty sections left out; title and summary are plain text."""
+    body = "\n".join(f"<h2>{html.escape(heading)}</h2>{content}" for heading, content in sections.items() if content)
     return _PAGE.format(title=html.escape(title), summary=html.escape(summary), sections=body)
 
 

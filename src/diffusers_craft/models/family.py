@@ -88,15 +88,9 @@ class Family:
     def size_conditioning(
         self, original_sizes: torch.Tensor, crop_top_lefts: torch.Tensor, target_sizes: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Conditioning on sizes, for families that have any.
+        """Conditioning on sizes, for families that have any: name -> (B, ...) float32.
 
-        Args:
-            original_sizes (`torch.Tensor`): (B, 2) height and width before resizing, pixels.
-            crop_top_lefts (`torch.Tensor`): (B, 2) top and left of the crop, pixels.
-            target_sizes (`torch.Tensor`): (B, 2) height and width of the crop, pixels.
-
-        Returns:
-            `dict[str, torch.Tensor]`: name -> (B, ...) float32.
+        All are (B, 2) in pixels: height and width before resizing; top and left, then height and width of the crop.
         """
         return {}
 
@@ -107,28 +101,19 @@ class Family:
         timesteps: torch.Tensor,
         conditioning: dict[str, torch.Tensor],
     ) -> torch.Tensor:
-        """The model's output (B, C, h, w) for noisy latents (B, C, h, w); no guidance.
+        """The model's output (B, C, h, w) for noisy latents (B, C, h, w), without guidance.
 
-        Args:
-            denoiser (`torch.nn.Module`): UNet or transformer.
-            noisy_latents (`torch.Tensor`): (B, C, h, w).
-            timesteps (`torch.Tensor`): (B,) `labels` of the noise path: timesteps, or 1000 sigma of a flow.
-            conditioning (`dict[str, torch.Tensor]`): name -> (B, ...).
+        `timesteps` (B,) are `labels` of the noise path: timesteps, or 1000 sigma of a flow.
         """
         raise NotImplementedError
 
     def load(
         self, source: ModelSource, device: str | torch.device = "cpu", prediction_type: str | None = None
     ) -> Components:
-        """The parts that training needs, in float32.
+        """The parts that training needs, in float32; `prediction_type` overrules the scheduler's.
 
         VAE and text encoders go to `device`. The denoiser stays on the CPU: a small card holds it only once the
         encoders are gone, and perhaps not in float32.
-
-        Args:
-            source (`ModelSource`): of the base pipeline.
-            device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): of the encoders.
-            prediction_type (`str`, *optional*): what the model predicts, instead of what its scheduler says.
         """
         pipeline = self.pipeline(source)
         path = NoisePath.from_scheduler(pipeline.scheduler, prediction_type)
@@ -140,11 +125,7 @@ class Family:
     def pipeline(
         self, source: ModelSource, denoiser: torch.nn.Module | None = None, device: str | torch.device = "cpu"
     ) -> DiffusionPipeline:
-        """The whole pipeline in float32 for saving or validation, around a trained `denoiser` if one is given.
-
-        Raises:
-            UserError: if `source` is a pipeline of another class.
-        """
+        """The whole pipeline in float32 for saving or validation, around a trained `denoiser` if one is given."""
         found = pipeline_class_name(source.name, source.revision, source.cache_dir)
         if found != self.pipeline_class:
             expected = f"expected a {self.pipeline_class} for this script"

@@ -32,17 +32,9 @@ from .loading import denoiser_name
 ROWS_PER_SHARD = 64  # images: the most that a killed run repeats
 BLACK_LEVEL = 2  # of 255: an image with no brighter pixel is black (a filtered or overflown decode)
 FLAT_RANGE = 2  # of 255: an image whose every channel varies by no more is constant
-_SAMPLER_KEYS = (
-    "prediction_type",
-    "beta_schedule",
-    "timestep_spacing",
-    "steps_offset",
-    "algorithm_type",
-    "solver_order",
-    "use_karras_sigmas",
-    "rescale_betas_zero_snr",
-    "skip_prk_steps",
-)
+_PROMPT_COLUMNS = ["row", "group", "variant", "prompt", "refined_prompt"]
+_SAMPLER_KEYS = ("prediction_type", "beta_schedule", "timestep_spacing", "steps_offset", "algorithm_type")
+_SAMPLER_KEYS += ("solver_order", "use_karras_sigmas", "rescale_betas_zero_snr", "skip_prk_steps")
 
 
 @dataclass(frozen=True)
@@ -85,17 +77,11 @@ class GenerationSettings:
 
 @dataclass
 class GeneratedBatch:
-    """B generated images.
+    """B generated images."""
 
-    Args:
-        images (`list[PIL.Image.Image]`): B RGB images.
-        latents (`np.ndarray`): (B, C, h, w) float32, the final latents in the denoiser's scale.
-        problems (`list[str | None]`): B reasons why an image is NaN, black or constant, `None` where it is valid.
-    """
-
-    images: list[Image.Image]
-    latents: np.ndarray
-    problems: list[str | None]
+    images: list[Image.Image]  # RGB
+    latents: np.ndarray  # (B, C, h, w) float32, the final ones in the denoiser's scale
+    problems: list[str | None]  # why an image is NaN, black or constant; `None` where it is valid
 
     @property
     def valid(self) -> np.ndarray:
@@ -120,19 +106,14 @@ def generate_images(
     if len(prompts) != len(seeds):
         raise UserError(f"seeds: expected one for each of {len(prompts)} prompts, found {len(seeds)}")
     settings = settings.resolve(pipeline)
+    options = {name: value for name, value in asdict(settings).items() if name not in ("resolution", "batch_size")}
+    options |= {"height": settings.resolution, "width": settings.resolution, "output_type": "latent"}
     images, latents, problems = [], [], []
     with _silent(pipeline):
         for start in range(0, len(prompts), settings.batch_size):
             rows = slice(start, start + settings.batch_size)
-            batch = pipeline(
-                prompt=list(prompts[rows]),
-                height=settings.resolution,
-                width=settings.resolution,
-                num_inference_steps=settings.num_inference_steps,
-                guidance_scale=settings.guidance_scale,
-                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds[rows]],
-                output_type="latent",
-            ).images
+            generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[rows]]
+            batch = pipeline(prompt=list(prompts[rows]), generator=generators, **options).images
             pictures, finite = decode_latents(pipeline, batch)
             images += pictures
             problems += [find_problem(image) if ok else "not finite" for image, ok in zip(pictures, finite)]
@@ -181,9 +162,6 @@ def describe_model(pipeline: DiffusionPipeline) -> tuple[str, str]:
 
     Hashes the shape and the first 64 values of every parameter: reading all of them would take minutes for a large
     model, and no training leaves any tensor's beginning as it was.
-
-    Returns:
-        `tuple[str, str]`: the last part of the name or path it was loaded from, and 16 hexadecimal digits.
     """
     digest = hashlib.sha256()
     for component, module in sorted(pipeline.components.items()):
@@ -224,16 +202,10 @@ def generate_candidates(
     save_latents: bool = False,
     shards: Sequence[int] | None = None,
 ) -> None:
-    """Generates one image for each row of the refined prompts and writes them shard by shard.
+    """Generates one image for each row of `REFINED_SCHEMA` and writes rows of `CANDIDATE_SCHEMA`, shard by shard.
 
-    Args:
-        pipeline (`DiffusionPipeline`): the base model.
-        refined (`pa.Table`): rows of `REFINED_SCHEMA`, sorted by row.
-        settings (`GenerationSettings`): how to sample.
-        stage (`Stage`): the work folder's `candidates`; receives rows of `CANDIDATE_SCHEMA`.
-        seed (`int`): the run's seed; a row's own is derived from it, the group and the variant, and stored.
-        save_latents (`bool`, *optional*, defaults to `False`): whether to store the final latents (float16).
-        shards (`Sequence[int]`, *optional*): which shards to make; by default all that are missing.
+    A row's seed is derived from the run's `seed`, its group and its variant, and stored. Latents are stored in float16.
+    By default all `shards` that are missing are made.
     """
     settings = settings.resolve(pipeline)
     shards = stage.missing() if shards is None else shards
@@ -241,8 +213,7 @@ def generate_candidates(
     total = sum(len(stage.rows(shard)) for shard in shards)
     with tqdm(total=total, desc="Generating", unit="image", disable=not total) as bar, ThreadPoolExecutor() as pool:
         for shard in shards:
-            rows = refined.slice(stage.rows(shard).start, len(stage.rows(shard))).to_pylist()
-            records: list[dict[str, Any]] = []
+            rows = refined.slice(stage.rows(shard).start, len(stage.rows(shard))).select(_PROMPT_COLUMNS).to_pylist()
             encoded: list[Future[bytes]] = []
             for start in range(0, len(rows), settings.batch_size):
                 batch = rows[start : start + settings.batch_size]
@@ -250,11 +221,18 @@ def generate_candidates(
                 made = generate_images(pipeline, [row["refined_prompt"] for row in batch], seeds, settings)
                 # Encoding runs beside the next batch's generation.
                 encoded += [pool.submit(encode_png, image) for image in made.images]
-                records += [_record(row, s, made, i, save_latents) for i, (row, s) in enumerate(zip(batch, seeds))]
+                for row, own_seed, latent, problem in zip(batch, seeds, made.latents, made.problems):
+                    stored = pack_latent(latent) if save_latents else None
+                    row |= constants | {
+                        "seed": own_seed,
+                        "valid": problem is None,
+                        "problem": problem,
+                        "latent": stored,
+                    }
                 bar.update(len(batch))
-            for record, png in zip(records, encoded, strict=True):
-                record |= constants | {"image": {"bytes": png.result(), "path": None}}
-            stage.write(shard, pa.Table.from_pylist(records, schema=CANDIDATE_SCHEMA))
+            for row, png in zip(rows, encoded, strict=True):
+                row["image"] = {"bytes": png.result(), "path": None}
+            stage.write(shard, pa.Table.from_pylist(rows, schema=CANDIDATE_SCHEMA))
 
 
 def _shared_columns(pipeline: DiffusionPipeline, settings: GenerationSettings) -> dict[str, Any]:
@@ -268,15 +246,4 @@ def _shared_columns(pipeline: DiffusionPipeline, settings: GenerationSettings) -
         "guidance_scale": settings.guidance_scale,
         "model": name,
         "model_revision": revision,
-    }
-
-
-def _record(row: dict[str, Any], seed: int, made: GeneratedBatch, index: int, save_latents: bool) -> dict[str, Any]:
-    """One candidate's own columns; `image` and the columns that all candidates share are added later."""
-    own = {key: row[key] for key in ("row", "group", "variant", "prompt", "refined_prompt")}
-    return own | {
-        "seed": seed,
-        "valid": made.problems[index] is None,
-        "problem": made.problems[index],
-        "latent": pack_latent(made.latents[index]) if save_latents else None,
     }

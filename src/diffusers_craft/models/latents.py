@@ -43,13 +43,7 @@ def vae_fingerprint(vae: torch.nn.Module) -> str:
 
     Decoders play no part: VAEs with an improved decoder keep the latents of the original. Of the encoder's weights only
     the signs count, which no conversion between fp32, fp16 and bf16 changes: a build that generates in half precision
-    and a training that loads the same VAE in float32 agree.
-
-    Args:
-        vae (`torch.nn.Module`): e.g. a pipeline's `AutoencoderKL`.
-
-    Returns:
-        `str`: such as `scaling_factor=0.18215 encoder=0f1e2d3c4b5a6978`.
+    and a training that loads the same VAE in float32 agree. E.g. `scaling_factor=0.18215 encoder=0f1e2d3c4b5a6978`.
     """
     digest = hashlib.sha256()
     for name, weight in vae.state_dict().items():

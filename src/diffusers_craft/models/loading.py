@@ -57,22 +57,18 @@ def load_pipeline(
     config: str | None = None,
     **components: Any,
 ) -> DiffusionPipeline:
-    """Loads a text-to-image pipeline: from the Hub, a folder or a single file, or an embedded one by its name.
+    """Loads a text-to-image pipeline without safety checker: from the Hub, a folder, a single file, or an embedded one.
 
     Args:
         name_or_path (`str`): Hub id, pipeline folder, `.safetensors` file in the original layout, or `tiny-sd15` /
             `tiny-sdxl`.
-        revision (`str`, *optional*): branch, tag or commit of a Hub id.
-        variant (`str`, *optional*): file variant such as `fp16`.
+        revision, variant (`str`, *optional*): of a Hub id, its branch, tag or commit, and files such as `fp16`.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): of the weights; a CPU always gets float32.
         device (`str` or `torch.device`, *optional*): defaults to the GPU if there is one, else the CPU.
         cache_dir (`str`, *optional*): where downloads are kept.
         config (`str`, *optional*): for a single file, the pipeline folder or Hub id that says how it is built; the
             default is the Hub id of the original model, which diffusers infers.
         components: parts that replace the pipeline's own, e.g. `unet=`.
-
-    Returns:
-        `DiffusionPipeline`: on `device`, without a safety checker.
 
     Raises:
         UserError: if there is no pipeline under that name, or a part of it is missing or broken.
@@ -110,8 +106,7 @@ def load_tuned_pipeline(
             the averaged weights are loaded if they are there.
         base (`str`): the model that was trained, as `load_pipeline` takes it.
         revision, variant (`str`, *optional*): of the base.
-        config (`str`, *optional*): of single files, as in `load_pipeline`.
-        dtype, device, cache_dir: as in `load_pipeline`.
+        dtype, device, cache_dir, config: as in `load_pipeline`.
         fuse (`bool`, *optional*, defaults to `True`): add LoRA weights to the model's own, which makes it as fast as the
             base's and differs by rounding.
 
@@ -163,8 +158,9 @@ def pipeline_class_name(name: str, revision: str | None = None, cache_dir: str |
     with library_errors(f"model {name!r}", wanted + ", ".join(tiny.MODELS)):
         config = DiffusionPipeline.load_config(path, revision=revision, cache_dir=cache_dir)
     if "_class_name" not in config:
-        found = f"a {DiffusionPipeline.config_name} of none"
-        raise UserError(f"model {name!r}: expected a diffusers pipeline, found {found}")
+        raise UserError(
+            f"model {name!r}: expected a diffusers pipeline, found a {DiffusionPipeline.config_name} of none"
+        )
     return config["_class_name"]
 
 

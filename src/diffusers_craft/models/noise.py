@@ -49,12 +49,9 @@ class NoisePath:
 
     @classmethod
     def from_scheduler(cls, scheduler: Any, prediction_type: str | None = None) -> "NoisePath":
-        """The path that a pipeline's scheduler was made for, whatever sampler it is.
+        """The path that a pipeline's scheduler was made for; `prediction_type` overrules the scheduler's own.
 
-        `prediction_type` overrules the scheduler's own.
-
-        Raises:
-            UserError: for a scheduler that is not understood, as of EDM: guessing would ruin the model.
+        A scheduler that is not understood, as of EDM, is a `UserError`: guessing would ruin the model.
         """
         config, name = scheduler.config, type(scheduler).__name__
         if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):

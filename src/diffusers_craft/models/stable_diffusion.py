@@ -15,31 +15,19 @@ class StableDiffusion(Family):
 
     `encoder_hidden_states` (B, tokens, width) is always among the conditioning, all other entries go to the UNet's
     `added_cond_kwargs`.
-
-    Args:
-        name (`str`): short name for logs and model cards.
-        pipeline_class (`str`): name of the diffusers pipeline class.
-        text_encoders (`tuple[str, ...]`): component names of the text encoders; tokenizers are named alike.
-        hidden_state (`int`): which hidden state conditions the UNet; -1 is the last one after the final layer norm.
-        sizes_and_pooled (`bool`): whether the UNet is also conditioned on picture sizes and a pooled text embedding
-            (SDXL's micro-conditioning, arXiv 2307.01952, section 2.2).
-        resolution (`int`): default side of the training images, pixels.
-        max_train_steps (`int`): optimizer steps of the CRAFT recipe (arXiv 2603.18991).
     """
 
     name: str
     pipeline_class: str
-    text_encoders: tuple[str, ...]
-    hidden_state: int
-    sizes_and_pooled: bool
+    text_encoders: tuple[str, ...]  # names of the pipeline's parts; tokenizers are named alike
+    hidden_state: int  # which one conditions the UNet; -1 is the last one after the final layer norm
+    sizes_and_pooled: bool  # SDXL's conditioning on sizes and a pooled embedding (arXiv 2307.01952, section 2.2)
     resolution: int
     max_train_steps: int
 
     @torch.no_grad()
     def encode_prompts(self, components: Components, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """`encoder_hidden_states` (B, tokens, width) and, with `sizes_and_pooled`, the last encoder's projection
-        `text_embeds` (B, projection).
-        """
+        """`encoder_hidden_states` (B, tokens, width), and the last encoder's `text_embeds` (B, projection) if any."""
         hidden, pooled = [], None
         for name in self.text_encoders:
             text_encoder = getattr(components.pipeline, name)

@@ -1,2 +1,2 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Training objectives, one file a loss: pure functions of tensors that know neither models nor files."""
+"""Training objectives: pure functions of tensors that know neither models nor files."""

@@ -6,12 +6,13 @@
     reference = the same of the frozen model, if objective.uses_reference
     loss, metrics = objective.loss(batch, prediction, reference)
 
-An objective owns no model and no optimizer, and draws nothing but through its context. Pairs stand as [w_1 .. w_P, l_1 ..
-l_P] along the batch: row i and row P + i are one pair, with the same timestep and the same noise.
+It owns no model and no optimizer, and draws nothing but by its context. Pairs stand as [w_1 .. w_P, l_1 .. l_P] in the
+batch: row i and row P + i are one pair, with the same timestep and the same noise.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import field, fields
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -50,33 +51,29 @@ class Context(Protocol):
 
     path: Any  # `models.noise.NoisePath` of the base: what times and outputs mean
 
-    def predict(self, latents: torch.Tensor, times: torch.Tensor, conditioning: dict) -> torch.Tensor:
-        """The trained model's output (B, C, h, w) at (B,) int64 times of the path."""
+    # The trained and the frozen model's output (B, C, h, w) at (B,) int64 times of the path.
+    def predict(self, latents: torch.Tensor, times: torch.Tensor, conditioning: dict) -> torch.Tensor: ...
+    def predict_reference(self, latents: torch.Tensor, times: torch.Tensor, conditioning: dict) -> torch.Tensor: ...
 
-    def predict_reference(self, latents: torch.Tensor, times: torch.Tensor, conditioning: dict) -> torch.Tensor:
-        """The frozen model's."""
+    # (B,) rewards of clean latents for the captions of the batch's rows (B,).
+    def score(self, latents: torch.Tensor, rows: torch.Tensor) -> torch.Tensor: ...
 
-    def score(self, latents: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """(B,) rewards of clean latents for the captions of the batch's rows (B,)."""
+    # The conditioning of the empty caption with as many rows.
+    def empty_conditioning(self, conditioning: dict) -> dict: ...
 
-    def empty_conditioning(self, conditioning: dict) -> dict:
-        """The conditioning of the empty caption with as many rows."""
+    # (B, *shape) numbers, each row's from its own seed: standard normal, or float64 in [0, 1).
+    def normal(self, purpose: str, *shape: int) -> torch.Tensor: ...
+    def uniform(self, purpose: str, *shape: int) -> torch.Tensor: ...
 
-    def normal(self, purpose: str, *shape: int) -> torch.Tensor:
-        """(B, *shape) standard normal numbers, each row's from its own seed."""
-
-    def uniform(self, purpose: str, *shape: int) -> torch.Tensor:
-        """(B, *shape) float64 in [0, 1), each row's from its own seed."""
-
-    def mean(self, value: torch.Tensor) -> torch.Tensor:
-        """The mean of a scalar over the processes that run together."""
+    # The mean of a scalar over the processes that run together.
+    def mean(self, value: torch.Tensor) -> torch.Tensor: ...
 
 
 class Objective:
     """Base of all objectives: what it needs, as class attributes or properties, and what it computes.
 
     A dataclass's fields are the method's options: flags of the scripts, and part of a run's record. The default `prepare`
-    is forward noising, which the data have done already.
+    is forward noising, which the data have done already. Fields made by `number` and `choice` are checked.
     """
 
     title: ClassVar[str] = ""  # the method's name on a card
@@ -92,6 +89,14 @@ class Objective:
     remedy: ClassVar[str] = ""  # a flag to try where rows of negative weight make the loss diverge
     paper_hours: ClassVar[Mapping[str, float]] = {}  # family -> H100-hours of the paper's recipe
 
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value, choices = getattr(self, option.name), option.metadata.get("one_of")
+            if "range" in option.metadata:
+                check_range(option.name, value, *option.metadata["range"])
+            elif choices and value not in choices:
+                raise UserError(f"--{option.name}: expected one of {', '.join(choices)}, found {value!r}")
+
     @property
     def name(self) -> str:
         """What a run's record calls it."""
@@ -100,14 +105,12 @@ class Objective:
     @property
     def is_one_pass(self) -> bool:
         """Whether a row costs one pass of the model forward and back, and nothing else."""
-        own_batch = type(self).prepare is not Objective.prepare
-        return self.unit == "single" and not self.uses_reference and not own_batch
+        return self.unit == "single" and not self.uses_reference and type(self).prepare is Objective.prepare
 
     def record(self) -> dict[str, Any]:
         """Its name and options, for a run's record and for what a resumed run is compared with."""
-        options = {
-            name: value for name, value in vars(self).items() if isinstance(value, bool | int | float | str | None)
-        }
+        plain = bool | int | float | str | None
+        options = {name: value for name, value in vars(self).items() if isinstance(value, plain)}
         return {"objective": self.name} | options
 
     @classmethod
@@ -122,9 +125,7 @@ class Objective:
     def pair_weights(self, scores: torch.Tensor, score_range: float) -> torch.Tensor:
         """(P,) size of the pairs' `Batch.weights`; called with `uses_scores`, which are ones without.
 
-        Args:
-            scores (`torch.Tensor`): (P, 2) float64 of winners and losers in one unit.
-            score_range (`float`): highest minus lowest score of the dataset, above 0.
+        `scores` (P, 2) are float64 of winners and losers in one unit, the dataset's `score_range` of them is above 0.
         """
         return torch.ones(len(scores))
 
@@ -137,21 +138,23 @@ class Objective:
         raise NotImplementedError
 
 
+def number(default: float, low: float, high: float = math.inf, above: bool = False) -> Any:
+    """A field of an objective with a number that `check_range` accepts."""
+    return field(default=default, metadata={"range": (low, high, above)})
+
+
+def choice(default: str, choices: Sequence[str]) -> Any:
+    """A field of an objective with one of the `choices`."""
+    return field(default=default, metadata={"one_of": choices})
+
+
 def per_row(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """(B,) values as (B, 1, 1, 1) in the dtype of `like`."""
     return values.to(like).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def denoising_errors(model_pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of each row, in float32.
-
-    Args:
-        model_pred (`torch.Tensor`): (B, C, H, W) prediction of the model.
-        target (`torch.Tensor`): (B, C, H, W) what it should have predicted.
-
-    Returns:
-        `torch.Tensor`: (B,) mean over C, H and W; dimensionless.
-    """
+    """(B,) mean squared errors over C, H and W, in float32, of (B, C, H, W) predictions and what they should be."""
     return (model_pred.float() - target.float()).square().flatten(1).mean(dim=1)
 
 
@@ -175,11 +178,8 @@ def pair_margins(changes: torch.Tensor) -> torch.Tensor:
 def pair_metrics(changes: torch.Tensor) -> dict[str, torch.Tensor]:
     """How often the pairs stand in the right order, and how each side's error moved."""
     winners, losers = changes.detach().chunk(2)
-    return {
-        "accuracy": order_accuracy(winners, losers),
-        "winner_change": winners.mean(),
-        "loser_change": losers.mean(),
-    }
+    accuracy = order_accuracy(winners, losers)
+    return {"accuracy": accuracy, "winner_change": winners.mean(), "loser_change": losers.mean()}
 
 
 def order_accuracy(winners: torch.Tensor, losers: torch.Tensor) -> torch.Tensor:
@@ -188,9 +188,9 @@ def order_accuracy(winners: torch.Tensor, losers: torch.Tensor) -> torch.Tensor:
 
 
 def best_and_worst(rewards: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(B,) places of the highest and of the lowest of (B, n) rewards, their gap, and whether two or more are finite.
+    """(B,) places of the highest and lowest finite ones of (B, n) rewards, their gap, and whether two or more are.
 
-    Rewards abstain by NaN or infinity; where not two are finite, the gap is 0 and the places mean nothing.
+    Where not, the gap is 0 and the places mean nothing.
     """
     finite = rewards.isfinite()
     best = rewards.masked_fill(~finite, -math.inf).argmax(1)
@@ -208,9 +208,3 @@ def check_range(flag: str, value: float, low: float, high: float = math.inf, abo
     wanted += " and finite" if high == math.inf and not math.isfinite(value) else ""
     wanted += f" and at most {high}" if high != math.inf else ""
     raise UserError(f"--{flag}: expected {wanted}, found {value}")
-
-
-def check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
-    """Raises a `UserError` unless `value` is one of `choices`."""
-    if value not in choices:
-        raise UserError(f"--{flag}: expected one of {', '.join(choices)}, found {value!r}")

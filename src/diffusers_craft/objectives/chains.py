@@ -1,15 +1,10 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Chains of deterministic moves along a base's noise path: from noise to images (arXiv 2010.02502), and back.
-
-`path` is a `models.noise.NoisePath`, whose levels say how much noise there is.
-"""
+"""Deterministic moves along a base's `models.noise.NoisePath`: from noise to images (arXiv 2010.02502), and back."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-
-from .base import check_choice
 
 
 RENOISE = ("none", "final", "every")
@@ -25,26 +20,18 @@ def invert(
     num_steps: torch.Tensor,
     times: Sequence[int],
     path: Any,
-    predict: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    predict: Callable,
     renoise: str = "none",
     start_level: float | None = None,
 ) -> torch.Tensor:
-    """Inversion: from each clean latent up to the time `times[num_steps - 1]`, along what the model predicts.
+    """(B, C, h, w) clean latents, moved in (B,) `num_steps` to the ascending times that end a step.
 
-    A step to time t uses the prediction at the point where it starts, labelled t (as diffusers' DDIMInverseScheduler
-    does), which costs an error of first order in the stride. ReNoise (arXiv 2403.14602) predicts again at the point
-    reached and repeats the step from where it started: once, after the last step (`final`, as SmPO's paper says, with
-    the new prediction alone), or after every one (`every`, as its code does, with the mean of both predictions).
-
-    Args:
-        latents (`torch.Tensor`): (B, C, h, w) clean latents.
-        num_steps (`torch.Tensor`): (B,) int64 steps of each row, 0 to len(times); 0 leaves a row as it is.
-        times (`Sequence[int]`): ascending times that end a step.
-        predict (`Callable`): output of (latents (b, C, h, w), times (b,), rows (b,)), rows being positions in B.
-        start_level (`float`, *optional*): of the clean latents, instead of the path's; diffusers takes abar_0 where a
-            schedule has `set_alpha_to_one=False`.
+    `predict` takes latents (b, C, h, w), times (b,) and rows (b,), positions in B; `start_level` is the clean one's.
     """
-    check_choice("renoise", renoise, RENOISE)
+    # A step to time t uses the prediction at the point where it starts, labelled t (as diffusers' DDIMInverseScheduler
+    # does), which costs an error of first order in the stride. ReNoise (arXiv 2403.14602) predicts again at the point
+    # reached and repeats the step from where it started: once, after the last step (`final`, as SmPO's paper says, with
+    # the new prediction alone), or after every one (`every`, as its code does, with the mean of both predictions).
     result = latents.clone()
     first = torch.as_tensor(path.clean_level if start_level is None else start_level).to(path.levels)
     for step in range(int(num_steps.max())):
@@ -66,13 +53,8 @@ def invert(
     return result
 
 
-def sample(
-    noise: torch.Tensor, levels: Sequence[float], path: Any, predict: Callable[[torch.Tensor, int], torch.Tensor]
-) -> torch.Tensor:
-    """Clean latents (B, C, h, w) from noise by deterministic moves: from each level to the next, and to the clean one.
-
-    `levels` are those of the moves' starts, the noisiest first; `predict` takes latents and the number of the move.
-    """
+def sample(noise: torch.Tensor, levels: Sequence[float], path: Any, predict: Callable) -> torch.Tensor:
+    """Clean latents (B, C, h, w) from noise, by moves down the levels, the `step`-th with `predict(latents, step)`."""
     stops = torch.tensor([*levels, path.clean_level], dtype=path.levels.dtype, device=noise.device)
     latents = noise
     for step, (here, there) in enumerate(zip(stops[:-1], stops[1:])):
@@ -83,10 +65,7 @@ def sample(
 def guided(
     predict: Callable, latents: torch.Tensor, times: torch.Tensor, conditioning: dict, empty: dict, scale: float
 ) -> torch.Tensor:
-    """Output (B, C, h, w) of `predict(latents, times, conditioning)` with classifier-free guidance (arXiv 2207.12598).
-
-    A scale of 1 is without.
-    """
+    """(B, C, h, w) of `predict(latents, times, conditioning)` with classifier-free guidance (arXiv 2207.12598)."""
     if scale == 1.0:
         return predict(latents, times, conditioning)
     both = {name: torch.cat([value, empty[name]]) for name, value in conditioning.items()}

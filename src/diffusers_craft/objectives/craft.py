@@ -19,16 +19,13 @@ def craft_loss(
     """mean_B(w_t * A * mean_CHW((prediction - target)^2)): the denoising error, weighted by each row's advantage.
 
     The sum is divided by the number of rows, not by the sum of the weights: weights of one give plain fine-tuning, and
-    equal micro-batches may be averaged. A negative advantage makes the model unlearn its row.
+    equal micro-batches may be averaged. A negative advantage makes the model unlearn its row. A float32 scalar.
 
     Args:
         model_pred (`torch.Tensor`): (B, C, H, W) prediction of the UNet.
         target (`torch.Tensor`): (B, C, H, W) noise, velocity or sample, as the model predicts.
         advantages (`torch.Tensor`): (B,) weights.
         timestep_weights (`torch.Tensor`, *optional*): (B,) w_t, e.g. of `NoisePath.min_snr_weights`; the default is 1.
-
-    Returns:
-        `torch.Tensor`: scalar, float32.
     """
     errors = denoising_errors(model_pred, target)
     if timestep_weights is not None:
@@ -37,10 +34,7 @@ def craft_loss(
 
 
 def transform_advantages(advantages: torch.Tensor, clip_min: float | None = None) -> torch.Tensor:
-    """(n,) weights for `craft_loss`: group advantages, no lower than `clip_min`; `None` is the paper's formula.
-
-    With `clip_min=0` no row is unlearnt, and the paper's theorem 3.1 becomes a true inequality.
-    """
+    """(n,) `craft_loss` weights; the paper has no `clip_min`: 0 unlearns no row, which makes its theorem 3.1 hold."""
     return advantages if clip_min is None else advantages.clamp(min=clip_min)
 
 

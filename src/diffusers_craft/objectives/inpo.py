@@ -1,9 +1,8 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""InPO (arXiv 2503.18454): Diffusion-DPO on latents from DDIM inversion instead of forward noise.
+"""InPO (arXiv 2503.18454): Diffusion-DPO on inverted latents.
 
-What differs from the released code, here and in SmPO: each pair has its own time (the code takes the first pair's for the
-whole batch), and the inverted latent, the model's label and the target belong to the same time (`grid="official"` gives the
-code's, which do not). The jitter that InPO's code may add to every inversion step is left out.
+Unlike in the released codes, each pair has its own time, not the first pair's, and inverted latent, label and target
+belong to one time (`grid="official"` gives the codes'). The jitter of InPO's code is left out.
 """
 
 from dataclasses import dataclass
@@ -11,13 +10,9 @@ from typing import ClassVar
 
 import torch
 
-from .base import Batch, Context, check_choice, check_range
+from .base import Batch, Context, check_range, choice, number
 from .chains import RENOISE, inversion_times, invert
 from .dpo import DPO
-
-
-GRIDS = ("consistent", "official")
-INVERTERS = ("reference", "policy")
 
 
 @dataclass
@@ -36,11 +31,11 @@ class InPO(DPO):
 
     title: ClassVar[str] = "InPO"
     paper: ClassVar[str] = "2503.18454"
-    beta: float = 2000.0
-    inversion_steps: int = 10
-    renoise: str = "none"
-    inverter: str = "reference"
-    grid: str = "consistent"
+    beta: float = number(2000.0, 0, above=True)
+    inversion_steps: int = number(10, 0)
+    renoise: str = choice("none", RENOISE)
+    inverter: str = choice("reference", ("reference", "policy"))
+    grid: str = choice("consistent", ("consistent", "official"))
     name: ClassVar[str] = "inpo"
     follows_model: ClassVar[bool] = True
 
@@ -53,12 +48,6 @@ class InPO(DPO):
     def family_defaults(cls, family: str) -> dict[str, float]:
         """As both papers that invert have it (arXiv 2506.02698, 2503.18454)."""
         return {"beta": 5000.0} if family == "stable-diffusion-xl" else {}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, choices in (("renoise", RENOISE), ("inverter", INVERTERS), ("grid", GRIDS)):
-            check_choice(name, getattr(self, name), choices)
-        check_range("inversion_steps", self.inversion_steps, 0)
 
     def prepare(self, batch: Batch, context: Context) -> Batch:
         if not self.inversion_steps:
@@ -74,14 +63,9 @@ class InPO(DPO):
 
         noisy = invert(batch.latents, num_steps, times, path, predict_rows, self.renoise, start)
         levels = path.levels[told]
-        noise = path.implied_noise(noisy, batch.latents, levels)
-        return batch._replace(
-            noisy_latents=noisy,
-            times=told,
-            timesteps=path.labels[told],
-            target=path.target(batch.latents, noise, levels),
-            error_scale=path.noise_error_scale(levels),
-        )
+        target = path.target(batch.latents, path.implied_noise(noisy, batch.latents, levels), levels)
+        inverted = {"noisy_latents": noisy, "times": told, "timesteps": path.labels[told], "target": target}
+        return batch._replace(**inverted, error_scale=path.noise_error_scale(levels))
 
     def _times(self, drawn: torch.Tensor, num_timesteps: int) -> tuple[list[int], torch.Tensor, torch.Tensor]:
         """Grid, number of steps (B,) and the times (B,) that the model is told, for drawn times (B,)."""

@@ -1,7 +1,6 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Diffusion-KTO (arXiv 2404.04465): single images with a label, through a utility that saturates."""
+"""Diffusion-KTO (Li et al. 2024, arXiv 2404.04465): labelled images instead of pairs."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import UserError
-from .base import Batch, Context, LossOutput, Objective, check_choice, check_range, error_changes
+from .base import Batch, Context, LossOutput, Objective, choice, error_changes, number
 
 
-UTILITIES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+UTILITIES = {
     "kahneman_tversky": torch.sigmoid,
     "loss_averse": F.logsigmoid,
     "risk_seeking": lambda value: -F.logsigmoid(-value),
@@ -28,12 +27,9 @@ def kto_loss(
     liked_weight: float = 1.0,
     disliked_weight: float = 1.0,
 ) -> torch.Tensor:
-    """mean_B lambda_y (1 - U(y beta (g - z))), with g = -d and z = max(0, mean g) held constant.
+    """mean_B lambda_y (1 - U(y beta (g - z))), g = -changes, y the label's sign, z = max(0, mean g) a constant.
 
-    There is no 1/2 beside beta: the paper's 5000 is a logit scale of 10000 in DPO's.
-
-    `changes` are (B,) d = m_theta - m_ref, `labels` (B,) y = +1 for liked and -1 for disliked images, `baseline` is
-    the scalar mean of g that z clamps, by default that of these rows. Without any change the loss is 0.5 by default.
+    `baseline` is the mean of g, by default that of these rows. There is no 1/2 beside beta: 5000 is 10000 in DPO's.
     """
     gains = -changes
     baseline = (gains.mean() if baseline is None else baseline).detach().clamp(min=0)
@@ -44,7 +40,7 @@ def kto_loss(
 
 @dataclass
 class KTO(Objective):
-    """Diffusion-KTO; the sign of a row's `weights` is its label.
+    """Diffusion-KTO, through a utility that saturates; the sign of a row's `weights` is its label.
 
     The mean gain z is taken over the micro-batches of all processes that run together, so results depend on how a batch
     is cut (with batches of 2, as in the paper, it is mostly noise).
@@ -58,19 +54,16 @@ class KTO(Objective):
 
     title: ClassVar[str] = "Diffusion-KTO"
     paper: ClassVar[str] = "2404.04465"
-    beta: float = 5000.0
-    utility: str = "kahneman_tversky"
-    liked_weight: float = 1.0
-    disliked_weight: float = 1.0
+    beta: float = number(5000.0, 0, above=True)
+    utility: str = choice("kahneman_tversky", list(UTILITIES))
+    liked_weight: float = number(1.0, 0)
+    disliked_weight: float = number(1.0, 0)
     name: ClassVar[str] = "kto"
     unit: ClassVar[str] = "label"
     uses_reference: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_range("beta", self.beta, 0, above=True)
-        check_choice("utility", self.utility, list(UTILITIES))
-        for name in ("liked_weight", "disliked_weight"):
-            check_range(name, getattr(self, name), 0)
+        super().__post_init__()
         if not self.liked_weight and not self.disliked_weight:
             raise UserError("--liked_weight, --disliked_weight: expected one above 0, found 0 for both")
 
@@ -81,6 +74,5 @@ class KTO(Objective):
         changes = error_changes(batch, prediction, reference)
         mean_gain = -changes.detach().mean()
         baseline = batch.extras["mean"](mean_gain) if "mean" in batch.extras else mean_gain
-        weights = (self.liked_weight, self.disliked_weight)
-        loss = kto_loss(changes, batch.weights, self.beta, baseline, self.utility, *weights)
-        return LossOutput(loss, {"mean_gain": mean_gain})
+        options = (self.beta, baseline, self.utility, self.liked_weight, self.disliked_weight)
+        return LossOutput(kto_loss(changes, batch.weights, *options), {"mean_gain": mean_gain})

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""MaPO (arXiv 2406.06424): winners over losers by a margin of bounded likelihoods, without a reference model."""
+"""MaPO (Hong et al. 2024, arXiv 2406.06424): winners over losers by a margin, without a reference model."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -7,11 +7,8 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from .base import Batch, LossOutput, Objective, check_choice, check_range, noise_errors, order_accuracy
-
-
-FORMS = ("paper", "code")
-_TIMESTEPS = 1000.0  # T in the code's margin
+from . import base
+from .base import Batch, LossOutput, Objective, choice, number
 
 
 def bounded_likelihood(errors: torch.Tensor) -> torch.Tensor:
@@ -21,17 +18,16 @@ def bounded_likelihood(errors: torch.Tensor) -> torch.Tensor:
 
 
 def mapo_loss(errors: torch.Tensor, beta: float = 8.0, form: str = "paper", scale: float = 0.5) -> torch.Tensor:
-    """mean m_w + a * mean softplus(-margin).
+    """mean m_w + a * mean softplus(-margin) of (2P,) errors m; a beta of 0 is fine-tuning on the winners.
 
-    `paper` (AAAI version): a = 1 / beta, margin = phi(m_w)^beta - phi(m_l)^beta; its best beta is 8 in general. `code`:
-    a = beta, 0.1 there, margin = T (phi(s m_w) - phi(s m_l)) with T = 1000 and s = 0.5, which unlearns losers far more
-    strongly. A beta of 0 is fine-tuning on the winners. `errors` are (2P,) m of [winners, losers], `scale` is s.
+    `paper` (AAAI version): a = 1 / beta, margin = phi(m_w)^beta - phi(m_l)^beta. `code`: a = beta, margin =
+    1000 (phi(s m_w) - phi(s m_l)), s being the scale, which unlearns losers far more strongly.
     """
     winners, losers = errors.chunk(2)
     if beta == 0:
         return winners.mean()
     if form == "code":
-        margin = _TIMESTEPS * (bounded_likelihood(scale * winners) - bounded_likelihood(scale * losers))
+        margin = 1000.0 * (bounded_likelihood(scale * winners) - bounded_likelihood(scale * losers))  # T = 1000
         return winners.mean() + beta * F.softplus(-margin).mean()
     margin = bounded_likelihood(winners) ** beta - bounded_likelihood(losers) ** beta
     return winners.mean() + F.softplus(-margin).mean() / beta
@@ -39,7 +35,7 @@ def mapo_loss(errors: torch.Tensor, beta: float = 8.0, form: str = "paper", scal
 
 @dataclass
 class MaPO(Objective):
-    """MaPO.
+    """MaPO: winners over losers by a margin of bounded likelihoods, without a reference model.
 
     Args:
         beta (`float`, *optional*, defaults to 8): of the margin, see `mapo_loss`; for the code's form 0.1 is its own.
@@ -49,18 +45,13 @@ class MaPO(Objective):
 
     title: ClassVar[str] = "MaPO"
     paper: ClassVar[str] = "2406.06424"
-    beta: float = 8.0
-    form: str = "paper"
-    scale: float = 0.5
+    beta: float = number(8.0, 0)
+    form: str = choice("paper", ("paper", "code"))
+    scale: float = number(0.5, 0, above=True)
     name: ClassVar[str] = "mapo"
     unit: ClassVar[str] = "pair"
 
-    def __post_init__(self) -> None:
-        check_choice("form", self.form, FORMS)
-        check_range("beta", self.beta, 0)
-        check_range("scale", self.scale, 0, above=True)
-
     def loss(self, batch: Batch, prediction: torch.Tensor, reference: torch.Tensor | None = None) -> LossOutput:
-        errors = noise_errors(batch, prediction)
+        errors = base.noise_errors(batch, prediction)
         loss = mapo_loss(errors, self.beta, self.form, self.scale)
-        return LossOutput(loss, {"accuracy": order_accuracy(*errors.detach().chunk(2))})
+        return LossOutput(loss, {"accuracy": base.order_accuracy(*errors.detach().chunk(2))})

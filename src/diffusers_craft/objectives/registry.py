@@ -22,15 +22,10 @@ OBJECTIVES: dict[str, type[Objective]] = {kind.__name__.lower(): kind for kind i
 
 
 def find(options: Mapping[str, Any]) -> tuple[str, Objective | None]:
-    """The recorded name of a run's objective, and the objective; `None` for one that is not of this package.
-
-    Args:
-        options (`Mapping`): the recorded options: `objective` (a class name, in any case) or `loss`, and its own.
-    """
+    """The recorded name of a run's objective, and the objective with its options; `None` for one from outside."""
     name = options.get("objective") or options["loss"]
     kind = OBJECTIVES.get(name.lower())
     if kind is None:
         return name, None
-    return name, kind(
-        **{field.name: options[field.name] for field in fields(kind) if options.get(field.name) is not None}
-    )
+    given = {field.name: options[field.name] for field in fields(kind) if options.get(field.name) is not None}
+    return name, kind(**given)

@@ -1,10 +1,8 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Diffusion-Sharpening (arXiv 2502.12146): follow several noisings of an image for a few DDIM steps, learn the best path.
 
-From one clean latent, n noises at one time t are followed for m moves; a reward judges each state's one-step estimate of
-the clean image. SFT-Sharpening fine-tunes on all states of the best trajectory; RLHF-Sharpening prefers it over the
-worst one. Trajectories are chosen without gradient and their states evaluated anew, where the released code sends
-gradients through the moves.
+A reward judges each state's one-step estimate of the clean image. Trajectories are chosen without gradient and their
+states evaluated anew, where the released code sends gradients through the moves.
 """
 
 from dataclasses import dataclass
@@ -14,22 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import UserError
-from .base import (
-    Batch,
-    Context,
-    LossOutput,
-    Objective,
-    best_and_worst,
-    check_choice,
-    check_range,
-    noise_errors,
-    pair_metrics,
-)
+from . import base
+from .base import Batch, Context, LossOutput, Objective, check_range, choice, noise_errors, number
 from .chains import guided, inversion_times, sample
-
-
-FORMS = ("margin", "code")
-IMAGE_SHARING = ("one", "n")
 
 
 class Trajectories(NamedTuple):
@@ -47,10 +32,7 @@ class Trajectories(NamedTuple):
 def follow(
     latents: torch.Tensor, noises: torch.Tensor, batch: Batch, context: Context, num_states: int, stride: int
 ) -> Trajectories:
-    """Noises clean latents in n ways at the batch's times and follows each for m states, `stride` timesteps apart.
-
-    Latents, as a rule n times the same, and standard normal noises are (B, n, C, h, w).
-    """
+    """Noises (B, n, C, h, w) clean latents at the batch's times; follows them for m states, `stride` times apart."""
     count, ways = noises.shape[:2]
     path, device = context.path, latents.device
     owner = torch.arange(count, device=device).repeat_interleave(ways)
@@ -78,10 +60,9 @@ def follow(
 def chosen_states(paths: Trajectories, with_worst: bool, batch: Batch, path: Any) -> Batch:
     """The S valid states of the best trajectories, and with `with_worst` then S of the worst ones.
 
-    A row's weight is 1 / (number of its latent's states), negative for the worst ones, and 0 where the reward could
-    not compare. `path` (`NoisePath`) is the base's, `batch` has the B latents' conditioning.
+    Weights are 1 / (number of a latent's states), negative for the worst, and 0 where the reward could not compare.
     """
-    best, worst, gaps, judged = best_and_worst(paths.rewards)
+    best, worst, gaps, judged = base.best_and_worst(paths.rewards)
     if paths.rewards.shape[1] == 1:
         judged = torch.ones_like(judged)
     step, unit = paths.valid.nonzero(as_tuple=True)  # (S,) each, first states first
@@ -94,18 +75,11 @@ def chosen_states(paths: Trajectories, with_worst: bool, batch: Batch, path: Any
     levels = path.levels[times]
     # Later states have left the line of latents and noise. What a model says there in whose eyes the noise is still this
     # one means other latents; the first states may be pure noise, which means none.
-    is_first = (step == 0).reshape(-1, *[1] * (states.ndim - 1))
+    is_first = base.per_row(step == 0, states).bool()
     clean = torch.where(is_first, paths.latents[unit, way], path.implied_clean(states, noises, levels))
-    return Batch(
-        noisy_latents=states,
-        times=times,
-        timesteps=path.labels[times],
-        conditioning={name: value[unit] for name, value in batch.conditioning.items()},
-        target=path.target(clean, noises, levels),
-        weights=weights,
-        error_scale=path.noise_error_scale(levels),
-        extras=extras,
-    )
+    wide = {name: value[unit] for name, value in batch.conditioning.items()}
+    target, scale = path.target(clean, noises, levels), path.noise_error_scale(levels)
+    return Batch(states, times, path.labels[times], wide, target, weights, error_scale=scale, extras=extras)
 
 
 @dataclass
@@ -123,9 +97,9 @@ class SFTSharpening(Objective):
 
     title: ClassVar[str] = "SFT-Diffusion-Sharpening"
     paper: ClassVar[str] = "2502.12146"
-    num_noises: int = 3
-    num_states: int = 3
-    grid_steps: int = 50
+    num_noises: int = number(3, 1)
+    num_states: int = number(3, 1)
+    grid_steps: int = number(50, 1)
     uses_advantages: ClassVar[bool] = False
     follows_model: ClassVar[bool] = True
 
@@ -134,14 +108,7 @@ class SFTSharpening(Objective):
         """One trajectory needs no judge."""
         return self.num_noises > 1
 
-    @property
-    def own_noise(self) -> bool:
-        """The first noise is the data's; were it alone offset, the choice would not be fair."""
-        return self.num_noises > 1
-
-    def __post_init__(self) -> None:
-        for name in ("num_noises", "num_states", "grid_steps"):
-            check_range(name, getattr(self, name), 1)
+    own_noise = uses_reward  # the first noise is the data's; were it alone offset, the choice would not be fair
 
     def prepare(self, batch: Batch, context: Context) -> Batch:
         latents, noises = self._starts(batch, context)
@@ -150,8 +117,7 @@ class SFTSharpening(Objective):
         return chosen_states(paths, self.uses_reference, batch, context.path)
 
     def loss(self, batch: Batch, prediction: torch.Tensor, reference: torch.Tensor | None = None) -> LossOutput:
-        errors = noise_errors(batch, prediction)
-        loss = (batch.weights * errors).sum() / batch.extras["num_units"]
+        loss = (batch.weights * noise_errors(batch, prediction)).sum() / batch.extras["num_units"]
         return LossOutput(loss, self._metrics(batch.extras))
 
     def _metrics(self, extras: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -173,17 +139,13 @@ def sharpening_preference_loss(
     form: str = "margin",
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """DPO on trajectories with the reward gap: mean_B softplus(-(logit - eta gap)), logit = -beta (d_w - d_l).
+    """mean_B softplus(-(logit - eta gap)), logit = -beta (d_w - d_l) of (2B,) changes; masked pairs count as 0.
 
-    The paper's eq. 11 lacks the leading minus; the gap inside the sigmoid is a margin that the pair must reach. The
-    released code adds the gap outside (`code`: softplus(-logit) + gap), where it has no gradient: plain DPO. beta is
-    without the 1/2 of DPO's: 2500 is its 5000.
-
-    `changes` are (2B,) d = m_theta - m_ref of [best, worst] trajectories, means over their states, `gaps` (B,) rewards
-    of the best minus the worst. Pairs that the (B,) bool mask leaves out add 0 to the mean over all.
+    The paper's eq. 11 lacks the leading minus; the (B,) reward gap inside the sigmoid is a margin that the pair must
+    reach. The released code adds it outside (`code`), where it has no gradient: plain DPO. beta is without the 1/2 of
+    DPO's: 2500 is its 5000.
     """
-    winners, losers = changes.chunk(2)
-    logits = -beta * (winners - losers)
+    logits = -beta * base.pair_margins(changes)
     losses = F.softplus(-logits) + gaps if form == "code" else F.softplus(eta * gaps - logits)
     return losses.mean() if mask is None else (losses * mask).mean()
 
@@ -192,7 +154,7 @@ def sharpening_preference_loss(
 class RLHFSharpening(SFTSharpening):
     """RLHF-Diffusion-Sharpening: generates latents from prompts, then prefers the best over the worst trajectory.
 
-    With `eta=0`, one state and the data's latents it is Diffusion-DPO with twice this beta on two noisings of one image.
+    With `eta=0`, one state and the data's latents it is DPO with twice this beta on two noisings of one image.
 
     Args:
         beta (`float`, *optional*, defaults to 2500): see `sharpening_preference_loss`.
@@ -209,12 +171,12 @@ class RLHFSharpening(SFTSharpening):
     """
 
     title: ClassVar[str] = "RLHF-Diffusion-Sharpening"
-    beta: float = 2500.0
-    eta: float = 1.0
-    form: str = "margin"
-    generation_steps: int = 25
-    guidance_scale: float = 5.0
-    image_sharing: str = "one"
+    beta: float = number(2500.0, 0, above=True)
+    eta: float = number(1.0, 0)
+    form: str = choice("margin", ("margin", "code"))
+    generation_steps: int = number(25, 0)
+    guidance_scale: float = number(5.0, 0)
+    image_sharing: str = choice("one", ("one", "n"))
     fresh_noise: bool = True
     uses_reference: ClassVar[bool] = True
 
@@ -227,32 +189,24 @@ class RLHFSharpening(SFTSharpening):
         super().__post_init__()
         if self.num_noises < 2:
             raise UserError(f"--num_noises: expected at least 2 trajectories to compare, found {self.num_noises}")
-        check_range("beta", self.beta, 0, above=True)
-        check_range("eta", self.eta, 0)
-        check_range("generation_steps", self.generation_steps, 0)
-        check_range("guidance_scale", self.guidance_scale, 0)
-        check_choice("form", self.form, FORMS)
-        check_choice("image_sharing", self.image_sharing, IMAGE_SHARING)
         if self.image_sharing == "n" and not self.generation_steps:
             raise UserError("--image_sharing n: expected images to be generated, found --generation_steps 0")
         if not self.fresh_noise and self.image_sharing == "one":
             raise UserError("--no-fresh_noise: expected --image_sharing n, found one image for all noises")
 
     def loss(self, batch: Batch, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
-        extras, ours = batch.extras, batch.weights.abs()
+        extras, ours, count = batch.extras, batch.weights.abs(), batch.extras["num_units"]
         theirs = (extras["step"] == 0).to(ours).repeat(2) if self.form == "code" else ours
-        trajectory = torch.cat(
-            [extras["unit"], extras["num_units"] + extras["unit"]]
-        )  # B best ones, then B worst ones
+        trajectory = torch.cat([extras["unit"], count + extras["unit"]])  # B best ones, then B worst ones
 
         def sums(values: torch.Tensor) -> torch.Tensor:
             """(2B,) of (2S,) values by the trajectory that they belong to."""
-            return values.new_zeros(2 * extras["num_units"]).index_add(0, trajectory, values)
+            return values.new_zeros(2 * count).index_add(0, trajectory, values)
 
         changes = sums(ours * noise_errors(batch, prediction)) - sums(theirs * noise_errors(batch, reference))
         options = (self.beta, self.eta, self.form, extras["judged"])
         loss = sharpening_preference_loss(changes, extras["gaps"], *options)
-        return LossOutput(loss, pair_metrics(changes) | self._metrics(extras))
+        return LossOutput(loss, base.pair_metrics(changes) | self._metrics(extras))
 
     def _starts(self, batch: Batch, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
         shape, path = batch.latents.shape[1:], context.path

@@ -1,14 +1,13 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""SmPO-Diffusion (arXiv 2506.02698): InPO's DPO on inverted latents, with ReNoise, and with preferences that a reward
-model smooths: the closer two images score, the less their order counts.
-"""
+"""SmPO-Diffusion (arXiv 2506.02698): preferences smoothed by how far the scores are apart, on inverted latents."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from .base import Batch, LossOutput, check_range, error_changes, pair_metrics
+from .base import Batch, LossOutput, choice, error_changes, number, pair_metrics
+from .chains import RENOISE
 from .dpo import dpo_loss
 from .inpo import InPO
 
@@ -16,26 +15,23 @@ from .inpo import InPO
 def smoothing_factors(
     winner_scores: torch.Tensor, loser_scores: torch.Tensor, score_range: float, gamma: float = 10.0
 ) -> torch.Tensor:
-    """f = 2 alpha - gamma = gamma tanh((r'_w - r'_l) / 2), r' being scores scaled by the dataset's range.
+    """(P,) f = 2 alpha - gamma = gamma tanh((r'_w - r'_l) / 2), r' being rewards over the dataset's range of them.
 
-    With P = sigmoid(r'_w - r'_l) = alpha / gamma it is gamma (2 P - 1). Hard labels are f = 1. (P,) factors of DPO's
-    logit of (P,) rewards in one unit, in [0, gamma tanh(1/2)] where the winner scores higher; `score_range` is highest
-    minus lowest score of the dataset, above 0.
+    With P = sigmoid(r'_w - r'_l) = alpha / gamma it is gamma (2 P - 1). Hard labels are f = 1.
     """
     return gamma * torch.tanh((winner_scores - loser_scores) / (2 * score_range))
 
 
 def smpo_loss(changes: torch.Tensor, factors: torch.Tensor, beta: float) -> torch.Tensor:
-    """`dpo_loss` with (P,) `smoothing_factors`; equal scores (f = 0) give the constant ln 2 without a gradient.
-
-    The paper's beta is 2000 for SD1.5, 5000 for SDXL.
-    """
+    """`dpo_loss` with (P,) `smoothing_factors`; equal scores (f = 0) give the constant ln 2 without a gradient."""
     return dpo_loss(changes, beta, factors)
 
 
 @dataclass
 class SmPO(InPO):
-    """SmPO-Diffusion; each pair's factor comes as the size of its rows' `weights` (+f for winners, -f for losers).
+    """SmPO-Diffusion: the closer two images score, the less their order counts; InPO with ReNoise otherwise.
+
+    Each pair's factor comes as the size of its rows' `weights` (+f for winners, -f for losers).
 
     Args:
         inversion_steps (`int`, *optional*, defaults to 9): grid points; 0 takes forward noise instead.
@@ -45,20 +41,15 @@ class SmPO(InPO):
 
     title: ClassVar[str] = "SmPO-Diffusion"
     paper: ClassVar[str] = "2506.02698"
-    inversion_steps: int = 9
-    renoise: str = "final"
-    gamma: float = 10.0
+    inversion_steps: int = number(9, 0)
+    renoise: str = choice("final", RENOISE)
+    gamma: float = number(10.0, 0, above=True)
     name: ClassVar[str] = "SmPO"
     uses_scores: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("gamma", self.gamma, 0, above=True)
 
     def pair_weights(self, scores: torch.Tensor, score_range: float) -> torch.Tensor:
         return smoothing_factors(*scores.unbind(1), score_range, self.gamma)
 
     def loss(self, batch: Batch, prediction: torch.Tensor, reference: torch.Tensor) -> LossOutput:
         changes = error_changes(batch, prediction, reference)
-        factors = batch.weights.chunk(2)[0]
-        return LossOutput(smpo_loss(changes, factors, self.beta), pair_metrics(changes))
+        return LossOutput(smpo_loss(changes, batch.weights.chunk(2)[0], self.beta), pair_metrics(changes))

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""SPO (arXiv 2406.04314): online, step by step: of several next states of one noisy image, prefer the best scored one.
+"""SPO (arXiv 2406.04314), online, step by step: of several next states of one noisy image, prefer the best scored one.
 
 The paper trains a step-aware preference model; here any reward on a state's one-step estimate of the clean image takes its
 place. Winner and loser share their start, so the loss needs one prediction a state, not two.
@@ -13,17 +13,15 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import UserError
-from .base import Batch, Context, LossOutput, Objective, best_and_worst, check_range, order_accuracy, per_row
+from . import base
+from .base import Batch, Context, LossOutput, Objective, check_range, number
 from .chains import guide, guided, inversion_times
 
 
 def spo_log_ratios(
     next_states: torch.Tensor, mean: torch.Tensor, reference_mean: torch.Tensor, sigma: torch.Tensor
 ) -> torch.Tensor:
-    """(N,) log p_theta(x') / p_ref(x') of Gaussian moves, as a mean (not a sum) over C, h, w.
-
-    States x' and either model's means are (N, C, h, w), their common standard deviation (N,).
-    """
+    """(N,) log p_theta(x') / p_ref(x') of (N, C, h, w) Gaussian moves, as a mean (not a sum) over C, h, w."""
     gain = (next_states - reference_mean).square() - (next_states - mean).square()
     return gain.flatten(1).mean(1) / (2 * sigma.square()).to(gain)
 
@@ -37,9 +35,8 @@ def spo_loss(
 ) -> torch.Tensor:
     """mean_N softplus(-beta (log rho_w - log rho_l)), rho being likelihood ratios clamped to [1 - clip, 1 + clip].
 
-    Outside the clamp a side has no gradient; infinity clamps nothing. beta is the paper's, clip the code's. Ratios are
-    (N,) `spo_log_ratios`. Rows that the (N,) bool mask leaves out count as 0 in the mean, so that it does not depend
-    on how a batch is cut.
+    Outside the clamp a side has no gradient; infinity clamps nothing. beta is the paper's, clip the code's. Rows that
+    the (N,) bool mask leaves out count as 0, so that the mean does not depend on how a batch is cut.
     """
     if clip != math.inf:  # the logarithm is clamped: the ratio itself would overflow, with NaN for its gradient
         bounds = math.log(max(1e-30, 1 - clip)), math.log1p(clip)
@@ -70,14 +67,14 @@ class SPO(Objective):
 
     title: ClassVar[str] = "SPO"
     paper: ClassVar[str] = "2406.04314"
-    beta: float = 10.0
+    beta: float = number(10.0, 0, above=True)
     clip: float = 0.1
-    num_candidates: int = 4
-    chain_steps: int = 20
+    num_candidates: int = number(4, 2)
+    chain_steps: int = number(20, 1)
     first_step: int = 4
     states_per_prompt: int = 4
-    threshold: float = 0.0
-    guidance_scale: float = 5.0
+    threshold: float = number(0.0, 0, 1)
+    guidance_scale: float = number(5.0, 0)
     name: ClassVar[str] = "spo"
     unit: ClassVar[str] = "prompt"
     uses_reference: ClassVar[bool] = True
@@ -86,20 +83,14 @@ class SPO(Objective):
     follows_model: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_range("beta", self.beta, 0, above=True)
+        super().__post_init__()
         if self.clip != math.inf:
             check_range("clip", self.clip, 0, above=True)
-        check_range("num_candidates", self.num_candidates, 2)
-        check_range("chain_steps", self.chain_steps, 1)
         check_range("first_step", self.first_step, 0, self.chain_steps - 1)
-        check_range("threshold", self.threshold, 0, 1)
-        check_range("guidance_scale", self.guidance_scale, 0)
         available = self.chain_steps - self.first_step
         if not 1 <= self.states_per_prompt <= available:
-            raise UserError(
-                f"--states_per_prompt: expected 1 to {available} (--chain_steps less --first_step),"
-                f" found {self.states_per_prompt}"
-            )
+            expected = f"expected 1 to {available} (--chain_steps less --first_step)"
+            raise UserError(f"--states_per_prompt: {expected}, found {self.states_per_prompt}")
 
     @torch.no_grad()
     def prepare(self, batch: Batch, context: Context) -> Batch:
@@ -122,7 +113,7 @@ class SPO(Objective):
             output = guided(context.predict, current, times, conditioning, empty, self.guidance_scale)
             mean, sigma = path.random_move(current, output, here, there)
             candidates = context.normal(f"move {step}", self.num_candidates, *shape).to(mean)
-            candidates = mean[:, None] + per_row(sigma, candidates) * candidates  # (B, k, C, h, w)
+            candidates = mean[:, None] + base.per_row(sigma, candidates) * candidates  # (B, k, C, h, w)
             active = (chosen == step).any(1).nonzero()[:, 0]
             if len(active):
                 compared = self._compare(candidates[active], active, following, conditioning, context)
@@ -147,22 +138,19 @@ class SPO(Objective):
         (mean, sigma), (frozen, _) = (move(extras["states"], o, extras["from"], extras["to"]) for o in outputs)
         winners, losers = (spo_log_ratios(extras[name], mean, frozen, sigma) for name in ("best", "worst"))
         mask = extras["gap"] > self.threshold
-        metrics = {"accuracy": order_accuracy(-winners, -losers), "states_used": mask.double().mean()}
+        metrics = {"accuracy": base.order_accuracy(-winners, -losers), "states_used": mask.double().mean()}
         return LossOutput(spo_loss(winners, losers, self.beta, self.clip, mask), metrics)
 
     def _compare(
         self, candidates: torch.Tensor, unit: torch.Tensor, time: int, conditioning: dict, context: Context
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Best and worst (b, C, h, w) of (b, k, C, h, w) candidates at `time`, and how sure the reward is, in [0, 1).
-
-        It is 0 where not two candidates have a finite reward: then they do not differ as far as it can tell.
-        """
+        """Best and worst (b, C, h, w) of (b, k, C, h, w) candidates at `time`, and how sure it is, in [0, 1)."""
         owner, clean = unit.repeat_interleave(self.num_candidates), candidates.flatten(0, 1)
         if time > 0:
             wide = {name: value[owner] for name, value in conditioning.items()}
             output = context.predict(clean, torch.full_like(owner, time), wide)
             clean = context.path.clean(clean, output, context.path.levels[time].expand(len(owner)))
-        best, worst, gap, _ = best_and_worst(context.score(clean, owner).reshape(candidates.shape[:2]))
+        best, worst, gap, _ = base.best_and_worst(context.score(clean, owner).reshape(candidates.shape[:2]))
         place = torch.arange(len(candidates), device=clean.device)
-        sure = torch.tanh(gap / 2)  # softmax([a, b])_1 - softmax([a, b])_2
+        sure = torch.tanh(gap / 2)  # softmax([a, b])_1 - softmax([a, b])_2; 0 where not two rewards are finite
         return candidates[place, best], candidates[place, worst], sure

@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 
 from ..errors import UserError
-from .checkpoints import checkpoint_revision, find_checkpoint
-from .precision import tower_precision
+from .checkpoints import checkpoint_revision, find_checkpoint, tower_precision
 
 
 def l2_normalize(embeddings: torch.Tensor) -> torch.Tensor:
@@ -29,18 +28,16 @@ def cosines(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 def feature_tensor(output: torch.Tensor | Any) -> torch.Tensor:
-    """The embedding that `CLIPModel.get_*_features` returns: a tensor, or since transformers 5 inside an output object."""
+    """What `CLIPModel.get_*_features` returns: a tensor, or since transformers 5 inside an output object."""
     return output if isinstance(output, torch.Tensor) else output.pooler_output
 
 
 class Reward(ABC):
     """A reward model. Making one resolves its checkpoint files; the weights are loaded by the first `score`.
 
-    Subclasses set `name` and `unit`, resolve their files in `__init__`, and implement `_load` and `_score`. They need no
-    change of this package: `--rewards my_module:MyReward`, `register_reward`, or an entry point of the group
-    `diffusers_craft.rewards`. Optional are `abstains = True` (a score may be NaN: no answer), `note` (a sentence for
-    the reports of evaluations) and `bind(prompt_set) -> bool` (learns the prompts of an evaluation, and says whether it
-    can judge them).
+    Subclasses set `name` and `unit`, resolve their files in `__init__`, and implement `_load` and `_score`; `register_reward`
+    says how they become known. Optional are `abstains = True` (a score may be NaN: no answer), `note` (a sentence for the
+    reports of evaluations) and `bind(prompt_set) -> bool` (learns an evaluation's prompts; whether it can judge them).
 
         class Redness(Reward):
             name, unit = "redness", "mean of the red channel, 0 to 255"
@@ -53,8 +50,8 @@ class Reward(ABC):
 
     Args:
         device (`str` or `torch.device`, *optional*): defaults to a GPU if there is one.
-        dtype (`torch.dtype`, *optional*): precision of the towers. Defaults to float16 autocast on a GPU and float32
-            on a CPU; normalisation, dot products and heads are float32 always.
+        dtype (`torch.dtype`, *optional*): of the towers. Defaults to float16 autocast on a GPU and float32 on a CPU;
+            normalisation, dot products and heads are float32 always.
         batch_size (`int`, defaults to 16): images per forward pass.
     """
 
@@ -105,7 +102,6 @@ class Reward(ABC):
         return torch.cat([function(*(column[rows] for column in columns)) for rows in batches])
 
     def _autocast(self) -> AbstractContextManager[None]:
-        """The precision of the towers."""
         return tower_precision(self.device, self.dtype)
 
     def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
@@ -121,20 +117,17 @@ class Reward(ABC):
         Raises:
             UserError: if the lengths differ, or a prompt or image is of another type.
         """
+        who = f"of reward {self.name}"
         if isinstance(prompts, str):
-            raise UserError(f"prompts of reward {self.name}: expected a list of texts, found one text")
+            raise UserError(f"prompts {who}: expected a list of texts, found one text")
         prompts, images = list(prompts), list(images)
         if len(prompts) != len(images):
-            raise UserError(
-                f"images of reward {self.name}: expected one for each of {len(prompts)} prompts, found {len(images)}"
-            )
+            raise UserError(f"images {who}: expected one for each of {len(prompts)} prompts, found {len(images)}")
         for kind, values, wanted in (("prompts", prompts, str), ("images", images, Image.Image)):
-            wrong = next((i for i, value in enumerate(values) if not isinstance(value, wanted)), None)
-            if wrong is not None:
-                raise UserError(
-                    f"{kind} of reward {self.name}: expected {wanted.__module__}.{wanted.__name__}, "
-                    f"found {type(values[wrong]).__name__} at index {wrong}"
-                )
+            for i, value in enumerate(values):
+                if not isinstance(value, wanted):
+                    expected = f"expected {wanted.__module__}.{wanted.__name__}"
+                    raise UserError(f"{kind} {who}: {expected}, found {type(value).__name__} at index {i}")
         if not images:
             return np.zeros(0, dtype=np.float32)
         with torch.inference_mode():
@@ -157,12 +150,11 @@ class CheckpointReward(Reward):
 
     def _find(self, checkpoint: str | None) -> Path:
         """The file or folder of the weights; downloads it if need be."""
-        revision = None if checkpoint else self.revision
-        path = find_checkpoint(self.name, checkpoint or self.hub_id, self.filename, self.size, revision)
+        place, revision = (checkpoint, None) if checkpoint else (self.hub_id, self.revision)
+        path = find_checkpoint(self.name, place, self.filename, self.size, revision)
         if self.filename is None and not (config := path / "config.json").exists():
-            raise UserError(
-                f"--reward_checkpoint {self.name}: expected a {self.architecture} folder, found no {config}"
-            )
+            expected = f"expected a {self.architecture} folder"
+            raise UserError(f"--reward_checkpoint {self.name}: {expected}, found no {config}")
         return path
 
     @cached_property
@@ -173,18 +165,12 @@ class CheckpointReward(Reward):
 
 
 class PromptImageReward(CheckpointReward):
-    """A reward of separate text and image towers, whose score is a function of their cosine."""
+    """A reward of separate text and image towers: `_scale()` times the cosine of their embeddings.
 
-    @abstractmethod
-    def encode_images(self, images: list[Image.Image]) -> torch.Tensor:
-        """(B, D) embeddings of one batch of images."""
-
-    @abstractmethod
-    def encode_prompts(self, prompts: list[str]) -> torch.Tensor:
-        """(B, D) embeddings of one batch of prompts."""
+    Subclasses implement `encode_images(images)` and `encode_prompts(prompts)`: (B, D) embeddings of one batch.
+    """
 
     def _scale(self) -> torch.Tensor | float:
-        """What the cosine is multiplied by."""
         return 1.0
 
     def _score(self, prompts: list[str], images: list[Image.Image]) -> torch.Tensor:

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""CLIP score (arXiv 2104.08718) on OpenAI's ViT-L/14: one hundred times the cosine of prompt and image."""
+"""CLIP score (arXiv 2104.08718): the cosine of a prompt in OpenAI's tokens and an image."""
 
 from types import SimpleNamespace
 
@@ -8,8 +8,8 @@ from PIL import Image
 from transformers import CLIPTextModelWithProjection
 
 from ..errors import UserError
+from .aesthetic import CLIP_ID, CLIP_REVISION, CLIP_SIZE, ClipTowerReward
 from .base import CheckpointReward, PromptImageReward
-from .clip_tower import CLIP_ID, CLIP_REVISION, CLIP_SIZE, ClipImageTower
 from .hps import VOCABULARY, load_tokenizer
 
 
@@ -19,23 +19,15 @@ class TextHalf(CLIPTextModelWithProjection):
     _keys_to_ignore_on_load_unexpected = [r"^vision_", r"^visual_", r"^logit_scale$", r"position_ids$"]
 
 
-class ClipScoreReward(PromptImageReward):
-    """CLIP score as it is mostly printed. Others clip it at 0, or multiply the cosine by 2.5 instead of 100.
+class ClipScoreReward(ClipTowerReward, PromptImageReward):
+    """CLIP score on ViT-L/14 as it is mostly printed. Others clip it at 0, or multiply by 2.5 instead of 100.
 
-    `rewards.clip_tower.share_image_pass` lets it share the image pass of `aesthetic`. Prompts are tokenized as OpenAI's
-    code does (HTML entities resolved, text repaired by ftfy), which transformers' tokenizer does not.
-
-    Args:
-        checkpoint (`str`, defaults to `"openai/clip-vit-large-patch14"`): a Hub id or a folder with a `CLIPModel`. A model
-            with another vocabulary keeps `bpe_simple_vocab_16e6.txt.gz` beside it.
+    Prompts are tokenized as OpenAI's code does (HTML entities resolved, text repaired by ftfy), which transformers'
+    tokenizer does not. A model with another vocabulary keeps `bpe_simple_vocab_16e6.txt.gz` beside it.
     """
 
     name, unit = "clip_score", "100 * cosine, not clipped at 0"
     hub_id, revision, size = CLIP_ID, CLIP_REVISION, CLIP_SIZE
-
-    def __init__(self, checkpoint: str | None = None, **options):
-        super().__init__(checkpoint, **options)
-        self.tower = ClipImageTower(self._path, self.device, self.dtype)
 
     def _load(self) -> SimpleNamespace:
         text = TextHalf.from_pretrained(self._path).float().eval().to(self.device)
@@ -46,10 +38,6 @@ class ClipScoreReward(PromptImageReward):
                 f"found {text.config.vocab_size} in {self._path}/config.json; its {VOCABULARY} belongs beside it"
             )
         return SimpleNamespace(text=text, tokenizer=tokenizer)
-
-    def release(self) -> None:
-        self.tower.release()
-        super().release()
 
     def _scale(self) -> float:
         return 100.0

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""HPS v2.1 (arXiv 2306.09341): an open_clip ViT-H-14 fine-tuned on human choices; the score is the bare cosine."""
+"""HPS v2.1 (arXiv 2306.09341): an open_clip ViT-H-14 tuned on human choices; the score is the bare cosine."""
 
 import json
 from pathlib import Path
@@ -11,13 +11,13 @@ from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 
+from ..errors import UserError
 from .base import PromptImageReward
-from .checkpoints import check_hash, fitting_state, load_tensors
-from .precision import rest_in_checkpoint_precision
+from .checkpoints import file_hash, fitting_state, load_tensors, rest_in_checkpoint_precision
 from .preprocessing import fit_and_pad, normalize_pixels
 
 
-SHA256 = "c57a38fb4a2f7e7c15bf00da2ea377cdf165448b4dd1052a484c215a998c9837"
+HPS_SHA256 = "c57a38fb4a2f7e7c15bf00da2ea377cdf165448b4dd1052a484c215a998c9837"
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 
 
@@ -28,12 +28,10 @@ def load_tokenizer(folder: Path, length: int) -> SimpleTokenizer:
 
 
 class HPSReward(PromptImageReward):
-    """HPS v2.1's official score; papers print it times 100.
+    """HPS v2.1's official score, the cosine by a ViT-H-14 tuned on human choices; papers print it times 100.
 
-    Args:
-        checkpoint (`str`, defaults to `"xswu/HPSv2"`): a Hub id, the file `HPS_v2.1_compressed.pt`, or a folder that
-            holds it. A model of another size keeps `open_clip_config.json` (`{"model_cfg": ...}`) and, for another
-            vocabulary, `bpe_simple_vocab_16e6.txt.gz` beside it.
+    A model of another size keeps `open_clip_config.json` (`{"model_cfg": ...}`) and, for another vocabulary,
+    `bpe_simple_vocab_16e6.txt.gz` beside the file.
     """
 
     name, unit = "hps_v2.1", "cosine, no logit scale"
@@ -41,30 +39,25 @@ class HPSReward(PromptImageReward):
     filename, size = "HPS_v2.1_compressed.pt", "1.97 GB"
 
     def _load(self) -> SimpleNamespace:
-        if self._asked == self.hub_id:
-            check_hash(self.name, self._path, SHA256)
+        if self._asked == self.hub_id and (found := file_hash(self._path)) != HPS_SHA256:
+            message = f"expected sha256 {HPS_SHA256} of {self._path}, found {found}; delete it to retry"
+            raise UserError(f"reward {self.name}: {message}")
         path = self._path.parent / "open_clip_config.json"
         config = json.loads(path.read_text())["model_cfg"] if path.exists() else get_model_config("ViT-H-14")
-        return SimpleNamespace(
-            clip=self._load_clip(config).eval().to(self.device),
-            tokenizer=load_tokenizer(self._path.parent, config["text_cfg"]["context_length"]),
-            image_size=config["vision_cfg"]["image_size"],  # pixels
-        )
-
-    def _load_clip(self, config: dict) -> CLIP:
-        """The model around the tensors of the file: they are never copied, and stay as they are (float16)."""
         with torch.device("meta"):
             clip = CLIP(**config)
         state = load_tensors(self.name, self._path)
         with fitting_state(self.name, "HPS v2.1's state dict", self._path):
-            clip.load_state_dict(state["state_dict"], assign=True)
+            clip.load_state_dict(state["state_dict"], assign=True)  # never copied, and as they are (float16)
         # The one tensor that is not in the file: causal attention.
         clip.attn_mask = torch.full(clip.attn_mask.shape, float("-inf")).triu(1)
         blocks = [*clip.visual.transformer.resblocks, *clip.transformer.resblocks]
         rest_in_checkpoint_precision(clip, blocks, clip.token_embedding, autocast=self.dtype != torch.float32)
         # open_clip casts embeddings to the weights' precision; the residual stream stays float32.
         clip.transformer.get_cast_dtype = lambda: torch.float32
-        return clip
+        tokenizer = load_tokenizer(self._path.parent, config["text_cfg"]["context_length"])
+        pixels = config["vision_cfg"]["image_size"]
+        return SimpleNamespace(clip=clip.eval().to(self.device), tokenizer=tokenizer, image_size=pixels)
 
     def encode_images(self, images: list[Image.Image]) -> torch.Tensor:
         pixels = torch.stack([fit_and_pad(image, self.model.image_size) for image in images])

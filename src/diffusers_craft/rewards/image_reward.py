@@ -3,7 +3,6 @@
 
 import json
 import math
-import re
 from types import SimpleNamespace
 
 import torch
@@ -25,16 +24,10 @@ BERT = {"vocab_size": 30524, "hidden_size": 768, "intermediate_size": 3072, "num
 BERT |= {"num_attention_heads": 12, "max_position_embeddings": 512, "hidden_act": "gelu", "layer_norm_eps": 1e-12}
 
 # Names of the official vision transformer and of transformers' BLIP, in the order of replacement.
-VISION_NAMES = (
-    (r"^cls_token$", "embeddings.class_embedding"),
-    (r"^pos_embed$", "embeddings.position_embedding"),
-    (r"^patch_embed\.proj\.", "embeddings.patch_embedding."),
-    (r"^blocks\.(\d+)\.norm([12])\.", r"encoder.layers.\1.layer_norm\2."),
-    (r"^blocks\.(\d+)\.attn\.qkv\.", r"encoder.layers.\1.self_attn.qkv."),
-    (r"^blocks\.(\d+)\.attn\.proj\.", r"encoder.layers.\1.self_attn.projection."),
-    (r"^blocks\.(\d+)\.mlp\.", r"encoder.layers.\1.mlp."),
-    (r"^norm\.", "post_layernorm."),
-)
+VISION_NAMES = {"cls_token": "embeddings.class_embedding", "pos_embed": "embeddings.position_embedding"}
+VISION_NAMES |= {"patch_embed.proj.": "embeddings.patch_embedding.", "blocks.": "encoder.layers."}
+VISION_NAMES |= {"attn.": "self_attn.", "self_attn.proj.": "self_attn.projection.", ".norm": ".layer_norm"}
+VISION_NAMES |= {"norm.": "post_layernorm."}  # of the whole, the only one without a number
 # In the file, and no part of the score: BLIP's contrastive projections and the numbers 0, 1, 2, ...
 UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.position_ids")
 
@@ -45,8 +38,8 @@ def _split(state: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]
     for name, tensor in state.items():
         if name.startswith("blip.visual_encoder."):
             name = name.removeprefix("blip.visual_encoder.")
-            for pattern, replacement in VISION_NAMES:
-                name = re.sub(pattern, replacement, name)
+            for official, replacement in VISION_NAMES.items():
+                name = name.replace(official, replacement)
             parts["vision"][name] = tensor.float()
         elif name.startswith("mlp."):
             parts["head"][name] = tensor
@@ -61,39 +54,23 @@ def _vision_config(state: dict[str, torch.Tensor]) -> BlipVisionConfig:
     """Sizes of BLIP's vision transformer, from its tensors; heads are 64 wide in all of its sizes."""
     patches = state["embeddings.patch_embedding.weight"]
     width, patch = patches.shape[0], patches.shape[-1]
-    return BlipVisionConfig(
-        hidden_size=width,
-        intermediate_size=state["encoder.layers.0.mlp.fc1.weight"].shape[0],
-        num_hidden_layers=len([name for name in state if name.endswith("self_attn.qkv.weight")]),
-        num_attention_heads=width // 64,
-        image_size=patch * math.isqrt(state["embeddings.position_embedding"].shape[1] - 1),
-        patch_size=patch,
-        hidden_act="gelu",
-        layer_norm_eps=1e-6,
-    )
+    sizes = {"hidden_size": width, "num_attention_heads": width // 64, "patch_size": patch}
+    sizes["intermediate_size"] = state["encoder.layers.0.mlp.fc1.weight"].shape[0]
+    sizes["num_hidden_layers"] = len([name for name in state if name.endswith("self_attn.qkv.weight")])
+    sizes["image_size"] = patch * math.isqrt(state["embeddings.position_embedding"].shape[1] - 1)
+    return BlipVisionConfig(**sizes, hidden_act="gelu", layer_norm_eps=1e-6)
 
 
 class ImageRewardReward(CheckpointReward):
     """ImageReward's official score: the head's output, standardised with the authors' mean and deviation.
 
-    The prompt's first token is `[CLS]` as in the official code, not BLIP's `[ENC]`.
-
-    Args:
-        checkpoint (`str`, defaults to `"THUDM/ImageReward"`): a Hub id, the file `ImageReward.pt`, or a folder that holds
-            it. A model of another size keeps its `med_config.json` beside it; a tokenizer beside it (`vocab.txt` or
-            `tokenizer.json`) replaces that of bert-base-uncased.
+    The prompt's first token is `[CLS]` as in the official code, not BLIP's `[ENC]`. A model of another size keeps its
+    `med_config.json` beside the file; a tokenizer there (`vocab.txt` or `tokenizer.json`) replaces bert-base-uncased's.
     """
 
     name, unit = "image_reward", f"(head - {MEAN:.5f}) / {STD:.5f}, about -2.3 to 2"
     hub_id, revision = "THUDM/ImageReward", "5736be03b2652728fb87788c9797b0570450ab72"
     filename, size = "ImageReward.pt", "1.79 GB"
-
-    def _text_config(self, encoder_width: int) -> BlipTextConfig:
-        path = self._path.parent / "med_config.json"
-        sizes = json.loads(path.read_text()) if path.exists() else {}
-        sizes = {name: sizes.get(name, value) for name, value in BERT.items()}
-        # "Decoder" is what gives transformers' BERT its cross attention; the mask stays bidirectional.
-        return BlipTextConfig(**sizes, encoder_hidden_size=encoder_width, is_decoder=True, use_cache=False)
 
     def _tokenizer(self, vocabulary: int) -> BertTokenizer:
         folder = self._path.parent
@@ -107,31 +84,30 @@ class ImageRewardReward(CheckpointReward):
                 ) from None
         tokenizer = BertTokenizer.from_pretrained(folder)
         tokenizer.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)
-        if len(tokenizer) != vocabulary:
-            raise UserError(
-                f"--reward_checkpoint {self.name}: expected a tokenizer of {vocabulary} tokens, found {len(tokenizer)}"
-            )
+        if (found := len(tokenizer)) != vocabulary:
+            flag = f"--reward_checkpoint {self.name}"
+            raise UserError(f"{flag}: expected a tokenizer of {vocabulary} tokens, found {found}")
         return tokenizer
 
     def _load(self) -> SimpleNamespace:
         state = load_tensors(self.name, self._path)
+        path = self._path.parent / "med_config.json"
+        sizes = json.loads(path.read_text()) if path.exists() else {}
+        sizes = {name: sizes.get(name, value) for name, value in BERT.items()}
         with fitting_state(self.name, "ImageReward's state dict", self._path):
             parts = _split(state)
             config = _vision_config(parts["vision"])
+            # "Decoder" is what gives transformers' BERT its cross attention; the mask stays bidirectional.
+            sizes |= {"encoder_hidden_size": config.hidden_size, "is_decoder": True, "use_cache": False}
             with torch.device("meta"):
-                vision = BlipVisionModel(config)
-                text = BlipTextModel(self._text_config(config.hidden_size), add_pooling_layer=False)
+                vision, text = BlipVisionModel(config), BlipTextModel(BlipTextConfig(**sizes), add_pooling_layer=False)
             fill_model(vision, parts["vision"])
             fill_model(text, parts["text"])
         head = build_linear_head(self.name, parts["head"], self._path)
         vision, text, head = (part.eval().to(self.device) for part in (vision, text, head))
-        return SimpleNamespace(
-            vision=vision,
-            text=text,
-            head=head,
-            tokenizer=self._tokenizer(text.config.vocab_size),
-            processor=ClipProcessor(config.image_size, config.image_size, half_even=True),
-        )
+        tokenizer = self._tokenizer(text.config.vocab_size)
+        processor = ClipProcessor(config.image_size, config.image_size, half_even=True)
+        return SimpleNamespace(vision=vision, text=text, head=head, tokenizer=tokenizer, processor=processor)
 
     def _score(self, prompts: list[str], images: list[Image.Image]) -> torch.Tensor:
         return self._batched(self._score_batch, prompts, images)
@@ -140,8 +116,7 @@ class ImageRewardReward(CheckpointReward):
         model, options = self.model, {"padding": "max_length", "truncation": True, "max_length": TOKENS}
         pixels = model.processor(images).to(self.device)
         tokens = model.tokenizer(prompts, **options, return_tensors="pt").to(self.device)
-        asked = {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
         with self._autocast():
             seen = model.vision(pixel_values=pixels).last_hidden_state
-            first = model.text(**asked, encoder_hidden_states=seen).last_hidden_state[:, 0]
-        return (model.head(first.float())[:, 0] - MEAN) / STD
+            read = model.text(tokens.input_ids, tokens.attention_mask, encoder_hidden_states=seen).last_hidden_state
+        return (model.head(read[:, 0].float())[:, 0] - MEAN) / STD

@@ -1,14 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""The official packages `hpsv2` and `image-reward` as optional backends, for whom they work.
+"""The official packages `hpsv2` and `image-reward` as optional backends: the built-in numbers and checkpoints, slower."""
 
-They give the numbers of the built-in backends, more slowly, and need not be installed. Checkpoints are those of the
-built-in backends, whose classes they extend.
-"""
-
-import importlib
-from abc import abstractmethod
-from functools import cached_property
-from importlib import metadata
+import importlib.metadata
 from typing import Any
 
 import torch
@@ -21,9 +14,10 @@ from .image_reward import ImageRewardReward
 from .preprocessing import to_rgb
 
 
-def _one_line(error: Exception) -> str:
+def _failure(reward: str, problem: str, error: Exception | None = None) -> UserError:
     text = (str(error).strip() or "no message").splitlines()[0]
-    return f"{type(error).__name__}: {text}"
+    cause = f" ({type(error).__name__}: {text})" if error else ""
+    return UserError(f"reward {reward}: backend 'package'{problem}{cause}; the built-in backend needs no package")
 
 
 def import_package(reward: str, package: str, module: str) -> Any:
@@ -31,50 +25,33 @@ def import_package(reward: str, package: str, module: str) -> Any:
     try:
         return importlib.import_module(module)
     except Exception as error:  # the packages fail in many ways: missing files, names and libraries
-        missing = isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]
-        install = f"it is not installed (pip install --no-deps {package})"
-        found = install if missing else f"its import failed ({_one_line(error)})"
-        raise UserError(
-            f"reward {reward}: backend 'package' needs the package {package}, and {found}; "
-            "the built-in backend needs no package"
-        ) from None
+        needs = f" needs the package {package}, and"
+        if isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]:
+            raise _failure(reward, f"{needs} it is not installed (pip install --no-deps {package})") from None
+        raise _failure(reward, f"{needs} its import failed", error) from None
 
 
 class PackageReward(CheckpointReward):
-    """A reward that an official package computes, on RGB images, in the package's own precision."""
-
-    package: str
-    module: str
+    """A reward that the model of a `package` computes on RGB images, in its own precision; `_build` makes it by `module`."""
 
     def __init__(self, checkpoint: str | None = None, **options):
         self._code = import_package(self.name, self.package, self.module)
         super().__init__(checkpoint, **options)
 
-    @cached_property
-    def checkpoint(self) -> dict[str, str]:
-        try:
-            version = metadata.version(self.package)
-        except metadata.PackageNotFoundError:  # on the path, without its metadata
-            version = "of unknown version"
-        return {**super().checkpoint, "backend": f"{self.package} {version}"}
-
     @property
     def source(self) -> dict[str, str]:
-        return {**super().source, "dtype": "package"}
-
-    @abstractmethod
-    def _build(self) -> Any:
-        """The package's own model."""
+        try:
+            version = importlib.metadata.version(self.package)
+        except importlib.metadata.PackageNotFoundError:  # on the path, without its metadata
+            version = "of unknown version"
+        return {**self.checkpoint, "backend": f"{self.package} {version}", "unit": self.unit, "dtype": "package"}
 
     def _load(self) -> Any:
         try:
             with torch.inference_mode(False):  # what the package builds, it may write to later
                 return self._build()
         except Exception as error:
-            raise UserError(
-                f"reward {self.name}: backend 'package': {self.package} could not load its model ({_one_line(error)}); "
-                "the built-in backend needs no package"
-            ) from None
+            raise _failure(self.name, f": {self.package} could not load its model", error) from None
 
 
 class PackageHPSReward(PackageReward, HPSReward):
@@ -93,23 +70,19 @@ class PackageHPSReward(PackageReward, HPSReward):
             rows = [i for i, other in enumerate(prompts) if other == prompt]
             pictures = [to_rgb(images[i]) for i in rows]
             found = self.model.score(pictures, prompt, cp=str(self._path), hps_version="v2.1")
-            scores[rows] = torch.tensor([float(score) for score in found])
+            scores[rows] = torch.tensor(list(map(float, found)))
         return scores
 
 
 class PackageImageReward(PackageReward, ImageRewardReward):
-    """`ImageReward.load(...).score(prompt, image)`, one pair at a time.
-
-    `med_config.json` beside a local file is used, otherwise the package downloads it.
-    """
+    """`ImageReward.load(...).score(prompt, image)`, one pair at a time; it downloads a missing `med_config.json`."""
 
     package, module = "image-reward", "ImageReward.utils"
 
     def _build(self) -> Any:
-        config = self._path.parent / "med_config.json"
+        config = self._path.with_name("med_config.json")
         found = str(config) if config.exists() else None
         return self._code.load(str(self._path), device=self.device, med_config=found)
 
     def _score(self, prompts: list[str], images: list[Image.Image]) -> torch.Tensor:
-        pairs = zip(prompts, images)
-        return torch.tensor([float(self.model.score(prompt, to_rgb(image))) for prompt, image in pairs])
+        return torch.tensor([float(self.model.score(*pair)) for pair in zip(prompts, map(to_rgb, images))])

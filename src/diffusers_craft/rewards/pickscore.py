@@ -19,9 +19,8 @@ PROCESSOR_REVISION = "1c2b8495b28150b8a4922ee1c8edee224c284c0c"
 
 def load_clip_h_tokenizer(reward: str, folder: Path) -> PreTrainedTokenizerBase:
     """transformers' tokenizer in a checkpoint's folder, or that of CLIP-H if it has none."""
-    own = (folder / "vocab.json").exists() or (folder / "tokenizer.json").exists()
     try:
-        if own:
+        if (folder / "vocab.json").exists() or (folder / "tokenizer.json").exists():
             return AutoTokenizer.from_pretrained(folder)
         return AutoTokenizer.from_pretrained(PROCESSOR, revision=PROCESSOR_REVISION)
     except OSError:
@@ -34,9 +33,7 @@ def load_clip_h_tokenizer(reward: str, folder: Path) -> PreTrainedTokenizerBase:
 class PickScoreReward(PromptImageReward):
     """PickScore as its README computes it. Others publish the bare cosine, or divide by 26.
 
-    Args:
-        checkpoint (`str`, defaults to `"yuvalkirstain/PickScore_v1"`): a Hub id or a folder with a `CLIPModel`; its own
-            tokenizer and `preprocessor_config.json` are used if it has them.
+    The checkpoint's own tokenizer and `preprocessor_config.json` are used if it has them.
     """
 
     name, unit = "pickscore", "logit_scale.exp() * cosine"

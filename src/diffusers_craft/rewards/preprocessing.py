@@ -16,10 +16,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as 8-bit RGB.
-
-    Transparency is dropped, as the models' own processors do; 16-bit images are scaled instead of clipped.
-    """
+    """8-bit RGB; transparency is dropped, as the models' own processors do; 16-bit images are scaled, not clipped."""
     if image.mode.startswith("I"):
         values = np.asarray(image, dtype=np.int64)
         sixteen_bit = image.mode != "I" or values.max(initial=0) > 255  # older Pillow opens 16-bit PNGs as "I"
@@ -34,40 +31,32 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).float() / 255
 
 
-def normalize_pixels(
-    pixels: torch.Tensor, mean: tuple[float, ...] = CLIP_MEAN, std: tuple[float, ...] = CLIP_STD
-) -> torch.Tensor:
+def normalize_pixels(pixels: torch.Tensor, mean: tuple = CLIP_MEAN, std: tuple = CLIP_STD) -> torch.Tensor:
     """Subtracts the mean and divides by the deviation of each channel of a (B, 3, H, W) tensor."""
-    shape = (1, -1, 1, 1)
-    return (pixels - pixels.new_tensor(mean).view(shape)) / pixels.new_tensor(std).view(shape)
+    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (mean, std))
+    return (pixels - mean) / std
 
 
 def fit_and_pad(image: Image.Image, size: int) -> torch.Tensor:
-    """HPS's geometry: the longest side to `size` (bicubic on the float tensor), padded with black: (3, size, size).
-
-    hpsv2's `ResizeMaxSize`. Antialiasing is pinned, because torchvision's default for tensors changed over versions;
-    a non-square image whose longest side is `size` already is padded too (hpsv2 forgets it). Bicubic overshoots [0, 1].
-    """
+    """hpsv2's `ResizeMaxSize`: the longest side to `size` (bicubic, overshoots [0, 1]), padded with black."""
     pixels = to_tensor(to_rgb(image))
     height, width = pixels.shape[1:]
     scale = size / max(height, width)
-    if scale != 1:
+    if scale != 1:  # antialiasing is pinned, because torchvision's default for tensors changed over versions
         new_size = tuple(max(round(side * scale), 1) for side in (height, width))
         pixels = F.interpolate(pixels[None], new_size, mode="bicubic", align_corners=False, antialias=True)[0]
+    # To (3, size, size), also where the longest side is `size` already, which hpsv2 forgets.
     rows, columns = size - pixels.shape[1], size - pixels.shape[2]
     return F.pad(pixels, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
 
 
 def crop_center(image: Image.Image, size: int, crop: int, half_even: bool = False) -> torch.Tensor:
-    """CLIP's geometry: the short side to `size` (bicubic on 8-bit pixels), then the central `crop` x `crop` pixels.
-
-    An odd margin cannot be halved: transformers' processors round its half down, torchvision's rounds it to even
-    (`half_even`), which is a crop one pixel off for half of them. Gives (3, crop, crop) in [0, 1].
-    """
+    """CLIP's geometry: the short side to `size` (bicubic), then the central square: (3, crop, crop) in [0, 1]."""
     image = to_rgb(image)
     width, height = image.size
     short = min(width, height)
     image = image.resize((size * width // short, size * height // short), Image.Resampling.BICUBIC)
+    # Of an odd margin, transformers' processors round the half down, and torchvision's to even.
     margins = (image.width - crop, image.height - crop)
     left, top = (round(margin / 2) if half_even else margin // 2 for margin in margins)
     return to_tensor(image.crop((left, top, left + crop, top + crop)))
@@ -90,13 +79,9 @@ class ClipProcessor:
             return cls(half_even=half_even)
         config = json.loads(path.read_text())
         size, crop = config["size"], config["crop_size"]
-        return cls(
-            size["shortest_edge"] if isinstance(size, dict) else size,
-            crop["height"] if isinstance(crop, dict) else crop,
-            tuple(config["image_mean"]),
-            tuple(config["image_std"]),
-            half_even,
-        )
+        size = size["shortest_edge"] if isinstance(size, dict) else size
+        crop = crop["height"] if isinstance(crop, dict) else crop
+        return cls(size, crop, tuple(config["image_mean"]), tuple(config["image_std"]), half_even)
 
     def __call__(self, images: list[Image.Image]) -> torch.Tensor:
         """(B, 3, crop, crop) normalised pixels."""

@@ -1,10 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""The tensors of a pickled `torch.nn.Module`, without running anything that the pickle names.
+"""The tensors of a pickled `torch.nn.Module`, which `torch.load(weights_only=True)` refuses; what it names never runs.
 
-`torch.load(weights_only=True)` refuses a file that holds a whole module, unless every class in it can be imported and is
-declared safe. This unpickler reads it: what rebuilds tensors is replaced by functions of this file, dictionaries and sets
-are plain ones, and every other name (the module's own classes, their configuration, activation functions, or malicious
-code) becomes an inert object that only keeps its state.
+What rebuilds tensors is replaced by functions of this file; all else becomes inert objects that keep their state.
 """
 
 import io
@@ -12,7 +9,7 @@ import pickle
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -21,9 +18,6 @@ from ..errors import UserError
 
 class Inert:
     """Stands for an object of a class that is not on the allow-list: takes any arguments and does nothing."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> "Inert":
-        return super().__new__(cls)
 
     def __init__(self, *args: Any, **kwargs: Any):
         pass
@@ -37,25 +31,18 @@ class Inert:
     def __call__(self, *args: Any, **kwargs: Any) -> "Inert":
         return Inert()  # methods are pickled as the result of a call, and then called
 
-    def _drop(self, *items: Any) -> None:
-        """Pickles may fill lists, dictionaries and sets of unknown classes."""
-
-    append = extend = add = __setitem__ = _drop
-
-
-class _Storage(NamedTuple):
-    values: torch.Tensor  # one-dimensional, of the storage's own dtype (uint8 for an untyped storage)
+    append = extend = add = __setitem__ = __call__  # pickles may fill lists, dictionaries and sets of unknown classes
 
 
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> torch.Tensor:
     """`torch._utils._rebuild_tensor_v2` on checked arguments: a view of the stored values, never beyond them."""
     numbers = (offset, *size, *stride) if isinstance(size, tuple) and isinstance(stride, tuple) else (None,)
-    if not isinstance(storage, _Storage) or not all(type(n) is int and n >= 0 for n in numbers):
+    if not isinstance(storage, torch.Tensor) or not all(type(n) is int and n >= 0 for n in numbers):
         raise pickle.UnpicklingError("a tensor whose description is not one")
     last = offset + sum((length - 1) * step for length, step in zip(size, stride))
-    if len(size) != len(stride) or (0 not in size and last >= storage.values.numel()):
+    if len(size) != len(stride) or (0 not in size and last >= storage.numel()):
         raise pickle.UnpicklingError("a tensor that reaches beyond its storage")
-    return torch.as_strided(storage.values, size, stride, offset)
+    return torch.as_strided(storage, size, stride, offset)
 
 
 # What the names of storage classes start with.
@@ -77,24 +64,23 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, archive: zipfile.ZipFile, root: str):
-        super().__init__(file)
+    def __init__(self, archive: zipfile.ZipFile, root: str):
+        super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")))
         self._archive, self._root = archive, root
-        self._storages: dict[str, _Storage] = {}
+        self._storages: dict[str, torch.Tensor] = {}  # one-dimensional, uint8 for an untyped storage
 
     def find_class(self, module: str, name: str) -> Any:
         # A class of its own for every name, so that nothing a pickle does to one shows in another.
-        return _ALLOWED.get((module, name)) or type(name.rsplit(".", 1)[-1] or "Inert", (Inert,), {})
+        return _ALLOWED.get((module, name)) or type("Inert", (Inert,), {})
 
-    def persistent_load(self, saved_id: Any) -> _Storage:
+    def persistent_load(self, saved_id: Any) -> torch.Tensor:
         kind, dtype, key = saved_id[:3] if isinstance(saved_id, tuple) and len(saved_id) == 5 else (None, None, None)
         if kind != "storage" or not isinstance(key, str):
             raise pickle.UnpicklingError("a storage whose description is not one")
         if key not in self._storages:
             dtype = dtype if isinstance(dtype, torch.dtype) else torch.uint8
             data = bytearray(self._archive.read(f"{self._root}/data/{key}"))
-            values = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
-            self._storages[key] = _Storage(values)
+            self._storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
         return self._storages[key]
 
 
@@ -113,17 +99,13 @@ def _state_dict(module: Any, prefix: str = "") -> dict[str, torch.Tensor]:
 
 
 def read_pickled_module(flag: str, path: str | Path) -> dict[str, torch.Tensor]:
-    """The state dict of a module that was saved whole with `torch.save(module, path)`; no code in the file runs.
-
-    Tensors have the precision of the file, a zip archive of torch 1.6 or later; there are none if it holds no module.
-    """
+    """The state dict, in the file's precision, of what `torch.save(module, path)` of torch 1.6 or later saved whole."""
     try:
         with zipfile.ZipFile(path) as archive:
             pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
             if len(pickles) != 1:
                 raise pickle.UnpicklingError("no data.pkl")
-            root = pickles[0].split("/")[0]
-            module = _TensorUnpickler(io.BytesIO(archive.read(pickles[0])), archive, root).load()
+            module = _TensorUnpickler(archive, pickles[0].split("/")[0]).load()
         return _state_dict(module)
     except Exception as error:  # a hostile pickle may fail in any way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,120 +1,164 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""How reward models are loaded and run: as settings, as flags of every script that scores, and the loading itself."""
+"""Reward models by name, those of this package, of others and the user's own: settings, flags and loading."""
 
 import argparse
+import importlib.metadata
+import inspect
+import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 
+from .. import tiny
+from ..core.flags import add_flag, flags_of, option
+from ..core.load import import_object
+from ..core.records import CANDIDATE_SCHEMA
 from ..core.script import parse_pairs
 from ..errors import UserError
-from ..tiny import embedded_rewards, reward_checkpoint
-from .registry import check_reward_name, load_reward, register_spec
+from .base import Reward
 
 
+logger = logging.getLogger(__name__)
+
+# Name -> factory, or "module:factory" so that a name costs no import until it is used. A new one is a line here.
+_FACTORIES: dict[str, str | Callable[..., Reward]] = {
+    "hps_v2.1": "diffusers_craft.rewards.hps:HPSReward",
+    "pickscore": "diffusers_craft.rewards.pickscore:PickScoreReward",
+    "aesthetic": "diffusers_craft.rewards.aesthetic:AestheticReward",
+    "image_reward": "diffusers_craft.rewards.image_reward:ImageRewardReward",
+    "mps": "diffusers_craft.rewards.mps:MPSReward",
+    "clip_score": "diffusers_craft.rewards.clip_score:ClipScoreReward",
+    "geneval": "diffusers_craft.rewards.benchmarks.geneval:GenEvalReward",
+    "t2i_compbench": "diffusers_craft.rewards.benchmarks.compbench:CompBenchReward",
+    "mllm": "diffusers_craft.rewards.mllm:MLLMReward",
+}
+# The same scores from the packages of their authors.
+_PACKAGE_FACTORIES = {
+    "hps_v2.1": "diffusers_craft.rewards.packages:PackageHPSReward",
+    "image_reward": "diffusers_craft.rewards.packages:PackageImageReward",
+}
+_SAFE_NAME = re.compile(r"[\w.-]+")  # names of folders, columns and NAME=VALUE flags
+# Other columns of the tables in which a reward's scores are a column.
+_RESERVED = {*CANDIDATE_SCHEMA.names, "latent_vae", "reward", "advantage", "kept", "selected"}
 EMBEDDED = "tiny"  # as a checkpoint: the one that the package ships
 PRECISIONS = {"auto": None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-RESIDENCIES = ("sequential", "together")
-MAX_WORKERS = 8
 
 
-@dataclass(frozen=True)
-class RewardSettings:
-    """How reward models are loaded and run.
+def reward_factories() -> dict[str, Any]:
+    """What `load_reward` knows by name: registered rewards, then the entry points of installed packages."""
+    points = importlib.metadata.entry_points(group="diffusers_craft.rewards")
+    offered = {p.name: p.value for p in points if _SAFE_NAME.fullmatch(p.name) and p.name not in _RESERVED}
+    return {**_FACTORIES, **offered, **_FACTORIES}  # in this order, and a registered name keeps its factory
+
+
+def _find_factory(name: str) -> Any:
+    if name not in (factories := reward_factories()):
+        raise UserError(f"--rewards: expected one of {', '.join(factories)} or MODULE:CLASS, found {name!r}")
+    return factories[name]
+
+
+def register_reward(name: str, factory: str | Callable[..., Any]) -> None:
+    """Makes a reward model available by name, as an entry point of the group `diffusers_craft.rewards` does, too.
 
     Args:
-        checkpoints (`Mapping[str, str]`, *optional*): reward name to a file, folder or Hub id instead of the official
-            checkpoint; `"tiny"` is the one that the package ships.
-        backends (`Mapping[str, str]`, *optional*): reward name to `"package"`, to use the authors' own package.
-        batch_size (`int`, *optional*, defaults to 16): images per forward pass.
-        precision (`str`, *optional*, defaults to `"auto"`): of the towers: `"fp16"` or `"bf16"` autocast, `"fp32"` (the
-            reference), `"auto"` is fp16 on a GPU and fp32 on a CPU. Normalisation, dot products and heads are fp32.
-        residency (`str`, *optional*, defaults to `"sequential"`): `"sequential"`, one reward in memory at a time, or
-            `"together"`, all at once and every image decoded once.
-        num_workers (`int`, *optional*): threads that decode images; by default none for rewards on a CPU, which they
-            would compete with, and this rank's share of the CPU cores, at most 8, for rewards on a GPU.
+        name (`str`): the name for `load_reward` and `--rewards`; letters, digits, `.`, `_` and `-`.
+        factory (`Callable` or `str`): a class or function that returns an object with
+            `score(prompts, images) -> (B,) float32`, or where to import it from, `"module:Class"`. It is called with
+            those of the keywords `checkpoint`, `device`, `dtype` and `batch_size` that its signature has. If the object
+            has a `source` (`dict`), it says which model and version it is; `release()`, if there, frees its memory.
 
     Raises:
-        UserError: names the flag whose value cannot be.
+        UserError: if the name cannot be the name of a folder and of a column.
     """
-
-    checkpoints: Mapping[str, str] = field(default_factory=dict)
-    backends: Mapping[str, str] = field(default_factory=dict)
-    batch_size: int = 16
-    precision: str = "auto"
-    residency: str = "sequential"
-    num_workers: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UserError(f"--reward_batch_size: expected at least 1, found {self.batch_size}")
-        for name, known in (("precision", PRECISIONS), ("residency", RESIDENCIES)):
-            if (value := getattr(self, name)) not in known:
-                raise UserError(f"--reward_{name}: expected one of {', '.join(known)}, found {value!r}")
-        if self.num_workers is not None and self.num_workers < 0:
-            raise UserError(f"--dataloader_num_workers: expected at least 0, found {self.num_workers}")
-
-    @classmethod
-    def from_args(cls, args: argparse.Namespace, names: Sequence[str]) -> "RewardSettings":
-        """What the flags of `add_reward_arguments` say about the named rewards."""
-        return cls(
-            checkpoints=parse_pairs("--reward_checkpoint", args.reward_checkpoint, names),
-            backends=parse_pairs("--reward_backend", args.reward_backend, names),
-            batch_size=args.reward_batch_size,
-            precision=args.reward_precision,
-            residency=args.reward_residency,
-            num_workers=args.dataloader_num_workers,
-        )
-
-    def workers(self, device: torch.device | str | None) -> int:
-        """How many threads shall decode images for rewards on a device."""
-        if self.num_workers is not None:
-            return self.num_workers
-        on_gpu = torch.cuda.is_available() if device is None else torch.device(device).type != "cpu"
-        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        return min(MAX_WORKERS, max(1, (os.cpu_count() or 1) // ranks_here)) if on_gpu else 0
+    if not _SAFE_NAME.fullmatch(name):
+        raise UserError(f"register_reward: expected a name of letters, digits, '.', '_' and '-', found {name!r}")
+    if name in _RESERVED:
+        raise UserError(f"register_reward: expected another name, found {name!r}, a column of the dataset")
+    _FACTORIES[name] = factory
 
 
-def add_reward_arguments(
-    parser: argparse.ArgumentParser | argparse._ArgumentGroup, rewards: Sequence[str], embedded: str = ""
-) -> None:
-    """Adds `--rewards`, with the default `rewards`, and a flag for every field of `RewardSettings`.
+def _register_spec(spec: str) -> str:
+    """Registers a reward given as `module:Class` under the class's own `name`, else `Class`, and returns that."""
+    own = getattr(import_object(spec, flag="--rewards"), "name", None)
+    name = own if isinstance(own, str) else spec.partition(":")[2].rpartition(".")[2]
+    if reward_factories().get(name, spec) != spec:
+        raise UserError(f"--rewards: expected {spec} to have a name of its own, found that of the reward {name!r}")
+    register_reward(name, spec)
+    return name
 
-    `embedded` is a further sentence on `--reward_checkpoint`.
+
+def load_reward(
+    name: str,
+    checkpoint: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    batch_size: int = 16,
+    backend: str | None = None,
+) -> Reward:
+    """A reward model by name, with its official scores.
+
+    Args:
+        name (`str`): `hps_v2.1`, `pickscore`, `aesthetic`, `image_reward`, `mps`, `clip_score`, a registered name, the
+            name of an entry point, or `module:Class`.
+        checkpoint (`str`, *optional*): file, folder or Hub id; the official weights by default.
+        device, dtype, batch_size: see `Reward`.
+        backend (`str`, *optional*): `"package"` takes `hps_v2.1` from an installed `hpsv2` and `image_reward` from an
+            installed `image-reward`; by default they run on open_clip and transformers.
+
+    Returns:
+        `Reward`: `.score(prompts, images)` gives (B,) float32 raw scores.
+
+    Raises:
+        UserError: if the name or backend is unknown, a package is missing or the checkpoint cannot be found.
     """
-    text = "Reward models by name, or MODULE:CLASS for one of your own; =WEIGHT counts in a composite reward."
-    parser.add_argument("--rewards", nargs="+", default=list(rewards), metavar="NAME=WEIGHT", help=text)
-    text = "Checkpoint of a reward model (file, folder, Hub id, or tiny for the embedded one); may be given several times."
-    text = f"{text} {embedded}".rstrip()
-    parser.add_argument("--reward_checkpoint", action="append", default=[], metavar="NAME=PATH", help=text)
-    text = "Score hps_v2.1 or image_reward with its authors' own package, where that is installed and works."
-    parser.add_argument("--reward_backend", action="append", default=[], metavar="NAME=package", help=text)
-    defaults, text = RewardSettings(), "Images scored together."
-    parser.add_argument("--reward_batch_size", type=int, default=defaults.batch_size, help=text)
-    text = "Of the towers; auto: fp16 on a GPU, fp32 on a CPU. fp32 is the reference."
-    parser.add_argument("--reward_precision", choices=list(PRECISIONS), default=defaults.precision, help=text)
-    text = "One reward model in memory at a time, or all together, which decodes every image once."
-    parser.add_argument("--reward_residency", choices=list(RESIDENCIES), default=defaults.residency, help=text)
-    text = "Threads that decode images; default: 0 for rewards on a CPU, else this rank's CPU cores, at most 8."
-    parser.add_argument("--dataloader_num_workers", type=int, default=defaults.num_workers, help=text)
+    if ":" in name:
+        name = _register_spec(name)
+    if backend is None:
+        factory = _find_factory(name)
+    elif backend == "package" and name in _PACKAGE_FACTORIES:
+        factory = _PACKAGE_FACTORIES[name]
+    else:
+        known = ", ".join(f"{known}=package" for known in _PACKAGE_FACTORIES)
+        raise UserError(f"--reward_backend: expected one of {known}, found {name}={backend}")
+    try:
+        factory = import_object(factory) if isinstance(factory, str) else factory
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package == __name__.split(".")[0]:  # a wrong entry above
+            raise
+        extra = "'diffusers-craft[rewards]'" if package in ("open_clip", "torchvision") else package
+        raise UserError(f"reward {name}: needs the package {package}; install it with: pip install {extra}") from None
+    if not inspect.isclass(factory) and hasattr(factory, "score"):
+        return factory  # a reward already
+    if not callable(factory):
+        raise UserError(f"reward {name}: expected a class or function, found {type(factory).__name__}")
+    options = {"checkpoint": checkpoint, "device": device, "dtype": dtype, "batch_size": batch_size}
+    parameters = inspect.signature(factory).parameters.values()
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        accepted = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if checkpoint is not None and "checkpoint" not in accepted:
+            raise UserError(f"--reward_checkpoint: expected none for {name}, which takes no checkpoint")
+        options = {key: value for key, value in options.items() if key in accepted}
+    reward = factory(**options)
+    if not callable(getattr(reward, "score", None)):
+        found = type(reward).__name__
+        raise UserError(f"reward {name}: expected an object with score(prompts, images), found {found}")
+    return reward
 
 
 def parse_reward_weights(values: Sequence[str]) -> dict[str, float]:
-    """The weights by name that `--rewards` gives, in the given order.
-
-    Each value is `name=weight`; a bare `name` has weight 1. `module:Class` in place of a name is imported and registered
-    under the class's `name`, or `Class`.
-    """
+    """The weights by name of `name=weight` texts, in their order, 1 for a bare name; registers every `module:Class`."""
     weights: dict[str, float] = {}
     for value in values:
         name, separator, text = value.partition("=")
         if ":" in name:
-            name = register_spec(name)
-        check_reward_name(name)
+            name = _register_spec(name)
+        _find_factory(name)
         if name in weights:
             raise UserError(f"--rewards: expected each reward once, found {name} twice")
         try:
@@ -133,6 +177,76 @@ def parse_reward_weights(values: Sequence[str]) -> dict[str, float]:
     return weights
 
 
+@dataclass(frozen=True)
+class RewardSettings:
+    """How reward models are loaded and run.
+
+    Args:
+        checkpoints (`Mapping[str, str]`, *optional*): reward name to a file, folder or Hub id instead of the official
+            checkpoint; `"tiny"` is the one that the package ships.
+        backends (`Mapping[str, str]`, *optional*): reward name to `"package"`, to use the authors' own package.
+        batch_size (`int`, *optional*, defaults to 16): Images scored together.
+        precision (`str`, *optional*, defaults to `"auto"`): Of the towers; auto: fp16 on a GPU, fp32 on a CPU. fp32 is
+            the reference.
+        residency (`str`, *optional*, defaults to `"sequential"`): One reward model in memory at a time, or all together,
+            which decodes every image once.
+        num_workers (`int`, *optional*): Threads that decode images; default: 0 for rewards on a CPU, else this rank's CPU
+            cores, at most 8.
+
+    Raises:
+        UserError: names the flag whose value cannot be.
+    """
+
+    checkpoints: Mapping[str, str] = field(default_factory=dict)
+    backends: Mapping[str, str] = field(default_factory=dict)
+    batch_size: int = 16
+    precision: str = option("auto", choices=tuple(PRECISIONS))
+    residency: str = option("sequential", choices=("sequential", "together"))
+    num_workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"--reward_batch_size: expected at least 1, found {self.batch_size}")
+        for one in fields(self):
+            known, value = one.metadata.get("choices"), getattr(self, one.name)
+            if known and value not in known:
+                raise UserError(f"--reward_{one.name}: expected one of {', '.join(known)}, found {value!r}")
+        if self.num_workers is not None and self.num_workers < 0:
+            raise UserError(f"--dataloader_num_workers: expected at least 0, found {self.num_workers}")
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace, names: Sequence[str]) -> "RewardSettings":
+        """What the flags of `add_reward_arguments` say about the named rewards."""
+        checkpoints = parse_pairs("--reward_checkpoint", args.reward_checkpoint, names)
+        backends = parse_pairs("--reward_backend", args.reward_backend, names)
+        towers = args.reward_batch_size, args.reward_precision, args.reward_residency
+        return cls(checkpoints, backends, *towers, args.dataloader_num_workers)
+
+    def workers(self, device: torch.device | str | None) -> int:
+        """How many threads shall decode images for rewards on a device."""
+        if self.num_workers is not None:
+            return self.num_workers
+        on_gpu = torch.cuda.is_available() if device is None else torch.device(device).type != "cpu"
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        return min(8, max(1, (os.cpu_count() or 1) // ranks_here)) if on_gpu else 0
+
+
+def add_reward_arguments(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, rewards: Sequence[str], embedded: str = ""
+) -> None:
+    """`--rewards` and a flag for every field of `RewardSettings`; `embedded` is more help of `--reward_checkpoint`."""
+    text = "Reward models by name, or MODULE:CLASS for one of your own; =WEIGHT counts in a composite reward."
+    parser.add_argument("--rewards", nargs="+", default=list(rewards), metavar="NAME=WEIGHT", help=text)
+    text = "Checkpoint of a reward model (file, folder, Hub id, or tiny for the embedded one); may be given several times."
+    text = f"{text} {embedded}".rstrip()
+    parser.add_argument("--reward_checkpoint", action="append", default=[], metavar="NAME=PATH", help=text)
+    text = "Score hps_v2.1 or image_reward with its authors' own package, where that is installed and works."
+    parser.add_argument("--reward_backend", action="append", default=[], metavar="NAME=package", help=text)
+    for flag in flags_of(RewardSettings):
+        name = "dataloader_num_workers" if flag.name == "num_workers" else f"reward_{flag.name}"
+        add_flag(parser, flag._replace(name=name), {"default": flag.default})
+
+
 def load_rewards(
     names: Sequence[str],
     settings: RewardSettings,
@@ -142,25 +256,26 @@ def load_rewards(
 ) -> dict[str, Any]:
     """The reward models by name. Finds all checkpoints now; those of this package read their weights on first use.
 
-    Rewards on one CLIP (`aesthetic`, `clip_score`) share its image half. `base` is the model whose images are scored: an
-    embedded one brings embedded rewards. `models` are rewards that exist already.
+    `base` is the model whose images are scored: an embedded one brings embedded rewards. `models` exist already.
     """
-    rewards = dict(models or {})
-    checkpoints = {n: reward_checkpoint(n) if path == EMBEDDED else path for n, path in settings.checkpoints.items()}
-    if missing := [name for name, path in checkpoints.items() if path is None]:
-        raise UserError(
-            f"--reward_checkpoint: expected a reward that the package ships, found {missing[0]}={EMBEDDED}"
-        )
-    open_names = [name for name in names if not any(name in m for m in (rewards, checkpoints, settings.backends))]
-    checkpoints |= embedded_rewards(base, open_names)
-    dtype = PRECISIONS[settings.precision]
+    rewards, checkpoints = dict(models or {}), dict(settings.checkpoints)
+    for name in [name for name, path in checkpoints.items() if path == EMBEDDED]:
+        checkpoints[name] = tiny.reward_checkpoint(name)
+        if checkpoints[name] is None:
+            raise UserError(f"--reward_checkpoint: expected a reward that the package ships, found {name}={EMBEDDED}")
+    if tiny.is_tiny(base):
+        taken = {*rewards, *checkpoints, *settings.backends}
+        found = {name: path for name in names if name not in taken and (path := tiny.reward_checkpoint(name))}
+        if found:
+            logger.info("The base is a tiny model: scoring with the embedded checkpoints of %s", ", ".join(found))
+        checkpoints |= found
+    options = device, PRECISIONS[settings.precision], settings.batch_size
     for name in names:
         if name not in rewards:
-            backend = settings.backends.get(name)
-            rewards[name] = load_reward(name, checkpoints.get(name), device, dtype, settings.batch_size, backend)
+            rewards[name] = load_reward(name, checkpoints.get(name), *options, settings.backends.get(name))
     rewards = {name: rewards[name] for name in names}
-    if sum(hasattr(reward, "tower") for reward in rewards.values()) > 1:
-        from .clip_tower import share_image_pass
+    if sum(hasattr(reward, "tower") for reward in rewards.values()) > 1:  # both on one CLIP: they share its image half
+        from .aesthetic import share_image_pass
 
         share_image_pass(rewards.values())
     return rewards

@@ -1,35 +1,33 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Stage 3: raw scores of every image by every reward, always against the original prompt.
 
-Scores are kept raw and for all candidates, so that filters, weights and selections can change without scoring again.
-
-A shard is the unit of everything: it is decoded as a whole, given to a reward in one call (which batches it and encodes
-each of its distinct prompts once) and written as a whole. So its scores depend neither on which rank makes it, nor on
-interruptions, nor on whether other rewards are scored beside it.
+A shard is decoded, given to a reward in one call and written as a whole, so its scores depend neither on which rank makes
+it, nor on interruptions, nor on whether other rewards are scored beside it. Filters and weights come later, from raw scores.
 """
 
+import io
 import logging
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from ..core.records import SCORE_SCHEMA
 from ..core.workdir import Stage, rank_and_world
 from ..errors import UserError
-from .decode import Decoded, ImageDecoder
 
 
 if TYPE_CHECKING:
     from ..rewards.base import Reward
 
 logger = logging.getLogger(__name__)
-
-COLUMNS = ["row", "prompt", "image", "valid"]  # of the candidates
 
 
 class ImageRow(NamedTuple):
@@ -50,32 +48,23 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True)
 class CandidateImages:
-    """The candidates of a work folder as an `ImageSource`; those that are not valid have no data.
+    """A stage of `CANDIDATE_SCHEMA` as an `ImageSource`; candidates that are not valid have no data."""
 
-    Args:
-        candidates (`Stage` or `pa.Table`): rows of `CANDIDATE_SCHEMA`, sorted by row.
-    """
-
-    candidates: Stage | pa.Table
+    candidates: Stage
 
     @property
     def num_rows(self) -> int:
         return self.candidates.num_rows
 
     def read_rows(self, rows: range) -> list[ImageRow]:
+        """The candidates with the given positions, whatever the size of their own shards."""
+        stage, columns = self.candidates, ["row", "prompt", "image", "valid"]
+        first, last = rows.start // stage.rows_per_shard, (rows.stop - 1) // stage.rows_per_shard
+        table = pa.concat_tables([stage.read_shard(shard, columns) for shard in range(first, last + 1)])
         return [
             ImageRow(f"row {record['row']}", record["prompt"], record["image"]["bytes"] if record["valid"] else None)
-            for record in self._table(rows).to_pylist()
+            for record in table.slice(rows.start - stage.rows(first).start, len(rows)).to_pylist()
         ]
-
-    def _table(self, rows: range) -> pa.Table:
-        """The candidates with the given positions, whatever the size of their own shards."""
-        source = self.candidates
-        if isinstance(source, pa.Table):
-            return source.select(COLUMNS).slice(rows.start, len(rows))
-        first, last = rows.start // source.rows_per_shard, (rows.stop - 1) // source.rows_per_shard
-        table = pa.concat_tables([source.read_shard(shard, COLUMNS) for shard in range(first, last + 1)])
-        return table.slice(rows.start - source.rows(first).start, len(rows))
 
 
 @dataclass(frozen=True)
@@ -110,8 +99,7 @@ def score_images(
     named: set[str] = set()
     for names in _passes(rewards, residency):
         chosen = {name: rewards[name] for name in names}
-        shares = [(job, {name: job.stages[name].share() for name in names}) for job in jobs]
-        _score_pass(shares, chosen, num_workers, named if skip_unreadable else None)
+        _score_pass(jobs, chosen, num_workers, named if skip_unreadable else None)
         for reward in chosen.values():
             getattr(reward, "release", lambda: None)()
     for job in jobs:
@@ -138,72 +126,76 @@ class _Task(NamedTuple):
 
 
 def _score_pass(
-    shares: Sequence[tuple[ScoringJob, Mapping[str, Sequence[int]]]],
-    rewards: "Mapping[str, Reward | Any]",
-    num_workers: int = 0,
-    unreadable: set[str] | None = None,
+    jobs: Sequence[ScoringJob], rewards: "Mapping[str, Reward | Any]", num_workers: int, unreadable: set[str] | None
 ) -> None:
-    """Scores the given shards of each job with rewards that are in memory together.
+    """Scores this rank's shards of each job with rewards that are in memory together.
 
     `unreadable` collects the labels of images that cannot be read; without it the first one ends the run.
     """
-    tasks = [task for job, shards in shares for task in _tasks(job, shards)]
+    tasks = [task for job in jobs for task in _tasks(job, rewards)]
     total = sum(len(task.rows) * len(task.shards) for task in tasks)
     title = next(iter(rewards)) if len(rewards) == 1 else f"{len(rewards)} rewards"
     bar = tqdm(total=total, desc=f"Scoring {title}", unit="image", disable=not total or rank_and_world()[0] > 0)
-    with bar, ImageDecoder(num_workers) as decoder:
-        for task, rows, decoded in _decode_ahead(tasks, decoder):
-            usable = _usable(rows, decoded, unreadable)
+    # Pillow lets go of the interpreter while it decompresses, so threads suffice, and no pixels have to be sent back.
+    with bar, ThreadPoolExecutor(num_workers, "decode") if num_workers else nullcontext() as threads:
+        begun = (_begin(task, threads) for task in tasks)
+        # With threads every task is begun while the one before it is scored.
+        for (task, rows, decoded), *_ in pairwise(chain(begun, [None])) if threads else zip(begun):
+            pictures = _pictures(rows, decoded, unreadable)
             for name, shard in task.shards.items():
-                scores = _score_rows(name, rewards[name], rows, usable)
+                scores = _score_rows(name, rewards[name], rows, pictures)
                 table = pa.table({"row": np.asarray(task.rows), "score": scores}, schema=SCORE_SCHEMA)
                 task.job.stages[name].write(shard, table)
                 bar.update(len(rows))
 
 
-def _tasks(job: ScoringJob, shards: Mapping[str, Sequence[int]]) -> list[_Task]:
-    """The shards of several rewards, those of the same rows as one task."""
+def _tasks(job: ScoringJob, rewards: Iterable[str]) -> list[_Task]:
+    """This rank's share of the shards of several rewards, those of the same rows as one task."""
     tasks: dict[range, dict[str, int]] = {}
-    for name, numbers in shards.items():
+    for name in rewards:
         stage = job.stages[name]
         if job.images.num_rows != stage.num_rows:
             raise UserError(f"candidates: expected {stage.num_rows} rows, found {job.images.num_rows}")
-        for shard in numbers:
+        for shard in stage.share():
             tasks.setdefault(stage.rows(shard), {})[name] = shard
     return [_Task(job, rows, tasks[rows]) for rows in sorted(tasks, key=lambda rows: rows.start)]
 
 
-def _decode_ahead(
-    tasks: Sequence[_Task], decoder: ImageDecoder
-) -> Iterator[tuple[_Task, list[ImageRow], list[Decoded | None]]]:
-    """Each task with its rows and pictures; while one is scored, the workers decode the next one."""
-    pending: deque = deque()
-    for task in tasks:
-        rows = task.job.images.read_rows(task.rows)
-        pending.append((task, rows, decoder.submit([row.data for row in rows if row.data is not None])))
-        if len(pending) > (1 if decoder.num_workers else 0):
-            yield _collect(*pending.popleft())
-    while pending:
-        yield _collect(*pending.popleft())
+def _begin(
+    task: _Task, threads: ThreadPoolExecutor | None
+) -> tuple[_Task, list[ImageRow], Iterable[Image.Image | str]]:
+    """Reads the rows of a task; the pictures of those with data are made by the threads, or when they are asked for."""
+    rows = task.job.images.read_rows(task.rows)
+    start = threads.map if threads else map
+    return task, rows, start(decode_image, [row.data for row in rows if row.data is not None])
 
 
-def _collect(task: _Task, rows: list[ImageRow], wait: Any) -> tuple[_Task, list[ImageRow], list[Decoded | None]]:
-    decoded = iter(wait())
-    return task, rows, [None if row.data is None else next(decoded) for row in rows]
+def decode_image(data: bytes) -> Image.Image | str:
+    """The picture in an encoded image of any format, with its own mode and palette, or one line on what is wrong."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.copy()
+    except UnidentifiedImageError:
+        return "no image of a known format"
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on damaged files
+        return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _usable(rows: list[ImageRow], decoded: list[Decoded | None], unreadable: set[str] | None) -> dict[int, Any]:
+def _pictures(
+    rows: list[ImageRow], decoded: Iterable[Image.Image | str], unreadable: set[str] | None
+) -> dict[int, Image.Image]:
     """Index to picture of the rows to score; what cannot be read ends the run or is named in one warning."""
     pictures = {}
-    for row, (index, picture) in zip(rows, enumerate(decoded)):
-        if isinstance(picture, str):
-            if unreadable is None:
-                raise UserError(f"image of {row.label}: expected an image file, found {picture}")
-            if row.label not in unreadable:
-                logger.warning("image of %s cannot be read and gets no score (%s)", row.label, picture)
-            unreadable.add(row.label)
-        elif picture is not None:
+    for index, picture in zip((index for index, row in enumerate(rows) if row.data is not None), decoded):
+        label = rows[index].label
+        if isinstance(picture, Image.Image):
             pictures[index] = picture
+        elif unreadable is None:
+            raise UserError(f"image of {label}: expected an image file, found {picture}")
+        else:
+            if label not in unreadable:
+                logger.warning("image of %s cannot be read and gets no score (%s)", label, picture)
+            unreadable.add(label)
     return pictures
 
 

@@ -1,7 +1,6 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """The composite reward of images that did not exist before, for objectives that ask for one."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,19 +9,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..core.files import read_json
+from ..core.workdir import CONSTANTS_FILE
 from ..errors import UserError
 from ..rewards.settings import RewardSettings, load_rewards, parse_reward_weights
 from ..selection.composite import composite_reward
 
 
 class CompositeScorer:
-    """A weighted sum of normalised rewards for images that did not exist before.
-
-    Args:
-        models (`Mapping[str, Any]`): name to an object with `score(prompts, images)`.
-        weights (`Mapping[str, float]`): weight of each.
-        constants (`Mapping[str, Any]`, *optional*): a build's `normalization.json`; without it raw scores are added.
-    """
+    """A weighted sum of rewards, normalised by `constants` (a build's `normalization.json`), raw without them."""
 
     def __init__(
         self, models: Mapping[str, Any], weights: Mapping[str, float], constants: Mapping[str, Any] | None = None
@@ -47,7 +42,5 @@ def load_scorer(
     """Rewards, each `name=weight`, for images of the model `base`; normalised as in the build `dataset_name`, if it is one."""
     weights = parse_reward_weights(rewards)
     models = load_rewards(list(weights), settings, device, base)
-    constants = Path(dataset_name or "") / "normalization.json"
-    if constants.is_file():
-        return CompositeScorer(models, weights, json.loads(constants.read_text(encoding="utf-8")))
-    return CompositeScorer(models, weights)
+    constants = Path(dataset_name or "") / CONSTANTS_FILE
+    return CompositeScorer(models, weights, read_json(constants) if constants.is_file() else None)

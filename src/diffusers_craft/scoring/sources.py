@@ -1,14 +1,12 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Images with captions from where people keep them: a folder, Parquet files, a dataset of the Hub.
-
-Every source reads any range of rows without the rest, so that scoring needs the memory of one shard.
-"""
+"""Images with captions from a folder, Parquet files or the Hub; any range of rows is read without the rest."""
 
 import argparse
 import csv
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -25,25 +23,17 @@ from .run import ImageRow
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")  # of an image folder as `datasets` defines it
 CAPTION_COLUMNS = ("prompt", "caption", "text")  # tried in this order
+EXPECTED = "expected a folder, a Parquet file or a dataset of the Hub"
 
 
 def add_image_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Declares what `open_images` takes."""
-    parser.add_argument(
-        "--images",
-        required=True,
-        help="Folder of images or Parquet files, Parquet file, or Hub id (NAME, NAME:SPLIT).",
-    )
-    parser.add_argument(
-        "--image_column", default="image", help="Column of Parquet and datasets that holds the images."
-    )
-    parser.add_argument(
-        "--caption_column", default=None, help="Column with the captions; default: prompt, caption or text."
-    )
-    parser.add_argument(
-        "--captions", default=None, help="CSV or JSONL file with a column file_name, for a folder of images."
-    )
-    parser.add_argument("--prompt", default=None, help="One prompt for all images, instead of captions.")
+    add, text = parser.add_argument, "Folder of images or Parquet files, Parquet file, or Hub id (NAME, NAME:SPLIT)."
+    add("--images", required=True, help=text)
+    add("--image_column", default="image", help="Column of Parquet and datasets that holds the images.")
+    add("--caption_column", help="Column with the captions; default: prompt, caption or text.")
+    add("--captions", help="CSV or JSONL file with a column file_name, for a folder of images.")
+    add("--prompt", help="One prompt for all images, instead of captions.")
 
 
 def open_images(
@@ -81,22 +71,19 @@ def open_images(
         return FolderImages(path, caption_column, captions, prompt)
     if path.exists() or path.suffix or source.startswith((".", "/", "~")):
         found = f"the file {source}" if path.exists() else f"nothing at {source}"
-        raise UserError(f"--images: expected a folder, a Parquet file or a dataset of the Hub, found {found}")
+        raise UserError(f"--images: {EXPECTED}, found {found}")
     return DatasetImages(source, image_column, caption_column, prompt)
 
 
 def _pick_caption_column(columns: Iterable[str], asked: str | None, place: str) -> str:
-    columns = list(columns)
+    found = ", ".join(columns := list(columns))
     if asked is not None and asked not in columns:
-        raise UserError(
-            f"--caption_column: expected one of the columns of {place} ({', '.join(columns)}), found {asked!r}"
-        )
+        raise UserError(f"--caption_column: expected one of the columns of {place} ({found}), found {asked!r}")
     name = asked or next((name for name in CAPTION_COLUMNS if name in columns), None)
     if name is None:
-        raise UserError(
-            f"--caption_column: expected the column of {place} with the captions ({', '.join(columns)}), found none named"
-            f" {', '.join(CAPTION_COLUMNS)}; name it, or give one --prompt"
-        )
+        wanted = f"expected the column of {place} with the captions ({found})"
+        missing = f"found none named {', '.join(CAPTION_COLUMNS)}; name it, or give one --prompt"
+        raise UserError(f"--caption_column: {wanted}, {missing}")
     return name
 
 
@@ -115,9 +102,10 @@ class FolderImages:
             raise UserError(f"--images: expected images ({', '.join(IMAGE_SUFFIXES)}) in {folder}, found none")
         self.names = [path.relative_to(folder).as_posix() for path in self.files]
         self.num_rows = len(self.files)
-        self.captions = (
-            [prompt] * self.num_rows if prompt is not None else self._read(folder, caption_column, captions)
-        )
+        if prompt is not None:
+            self.captions = [prompt] * self.num_rows
+        else:
+            self.captions = self._read(folder, caption_column, captions)
 
     @property
     def identity(self) -> str:
@@ -136,33 +124,21 @@ class FolderImages:
     def _read(self, folder: Path, column: str | None, captions: str | None) -> list[str]:
         metadata = Path(captions).expanduser() if captions is not None else None
         metadata = metadata or next((folder / name for name in METADATA_FILES if (folder / name).is_file()), None)
-        if metadata is None:
-            look_up: Callable[[int], str | None] = self._text_beside
-            place = "its text file"
+        if metadata is not None:
+            found, place = read_captions(metadata, column), str(metadata)
         else:
-            table = read_captions(metadata, column)
-            look_up, place = (lambda row: table.get(self.names[row])), str(metadata)
-        found = []
-        for row, name in enumerate(self.names):
-            caption = look_up(row)
-            if caption is None:
-                raise UserError(
-                    f"--images: expected a caption for {name} in {place}, found none; give --captions FILE or --prompt TEXT"
-                )
-            found.append(caption)
-        return found
-
-    def _text_beside(self, row: int) -> str | None:
-        path = self.files[row].with_suffix(".txt")
-        return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+            texts = {name: path.with_suffix(".txt") for name, path in zip(self.names, self.files)}
+            found = {name: path.read_text(encoding="utf-8").strip() for name, path in texts.items() if path.is_file()}
+            place = "its text file"
+        for name in self.names:
+            if name not in found:
+                wanted = f"expected a caption for {name} in {place}"
+                raise UserError(f"--images: {wanted}, found none; give --captions FILE or --prompt TEXT")
+        return [found[name] for name in self.names]
 
 
 def read_captions(path: Path, column: str | None = None) -> dict[str, str]:
-    """`file_name` to caption from a `.csv` or `.jsonl` file.
-
-    Raises:
-        UserError: if the file is missing, of another kind, or lacks a column.
-    """
+    """`file_name` to caption from a `.csv` or `.jsonl` file; refuses other files, and those that lack a column."""
     if path.suffix not in (".csv", ".jsonl") or not path.is_file():
         raise UserError(f"--captions: expected a .csv or .jsonl file, found {str(path)!r}")
     with open(path, encoding="utf-8-sig", newline="") as file:
@@ -187,10 +163,7 @@ def _parse_line(line: str, number: int, path: Path) -> Mapping[str, Any]:
 
 
 class ColumnImages:
-    """Images and captions in columns; subclasses have `num_rows`, `facts` (what changes with the content) and read.
-
-    Images are encoded files: a `binary` column, or the `struct` of `bytes` and `path` that `datasets` writes.
-    """
+    """Images and captions in columns; subclasses have `num_rows`, `facts` (what changes with the content) and read."""
 
     def __init__(self, image_column: str, caption_column: str | None, prompt: str | None):
         self.image_column, self.caption_column, self.prompt = image_column, caption_column, prompt
@@ -202,7 +175,6 @@ class ColumnImages:
 
     @property
     def columns(self) -> list[str]:
-        """The columns that are read."""
         return [name for name in (self.image_column, self.caption_column) if name is not None]
 
     def name(self, row: int) -> str:
@@ -227,7 +199,7 @@ class ParquetImages(ColumnImages):
         super().__init__(image_column, caption_column, prompt)
         self.files = files
         self._groups: list[tuple[pq.ParquetFile, int]] = []
-        self._last: tuple[int, pa.Table] | None = None
+        self._table = lru_cache(maxsize=1)(self._read_group)
         sizes = []
         for path in files:
             try:
@@ -254,29 +226,22 @@ class ParquetImages(ColumnImages):
         kind = schema.field(self.image_column).type
         encoded = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
         if not (pa.types.is_binary(encoded) or pa.types.is_large_binary(encoded)):
-            raise UserError(
-                f"--image_column: expected encoded images in {self.image_column!r} of {path}, found {kind}"
-            )
+            wanted = f"expected encoded images in {self.image_column!r} of {path}"
+            raise UserError(f"--image_column: {wanted}, found {kind}")
         if self.prompt is None:
             others = [name for name in columns if name != self.image_column]
             self.caption_column = _pick_caption_column(others, self.caption_column, str(path))
 
     def _records(self, rows: range) -> list[dict[str, Any]]:
         records: list[dict[str, Any]] = []
-        row = rows.start
-        while row < rows.stop:
+        while (row := rows.start + len(records)) < rows.stop:
             group = bisect_right(self._starts, row) - 1
-            table, start = self._table(group), self._starts[group]
-            part = table.slice(row - start, rows.stop - row)
-            records += part.to_pylist()
-            row += len(part)
+            records += self._table(group).slice(row - self._starts[group], rows.stop - row).to_pylist()
         return records
 
-    def _table(self, group: int) -> pa.Table:
-        if self._last is None or self._last[0] != group:
-            file, number = self._groups[group]
-            self._last = group, file.read_row_group(number, columns=self.columns)
-        return self._last[1]
+    def _read_group(self, group: int) -> pa.Table:
+        file, number = self._groups[group]
+        return file.read_row_group(number, columns=self.columns)
 
     def _captions(self) -> list[str]:
         parts = [pq.read_table(path, columns=[self.caption_column])[self.caption_column] for path in self.files]
@@ -291,13 +256,10 @@ class DatasetImages(ColumnImages):
 
         super().__init__(image_column, None if prompt is not None else caption_column, prompt)
         name, _, split = source.partition(":")
-        expected = "--images: expected a folder, a Parquet file or a dataset of the Hub"
-        dataset = load_hub_dataset(name, split or "train", expected=expected, found=source)
+        dataset = load_hub_dataset(name, split or "train", expected=f"--images: {EXPECTED}", found=source)
         if not isinstance(dataset.features.get(image_column), datasets.Image):
-            columns = ", ".join(dataset.column_names)
-            raise UserError(
-                f"--image_column: expected a column of images of {name} ({columns}), found {image_column!r}"
-            )
+            wanted = f"expected a column of images of {name} ({', '.join(dataset.column_names)})"
+            raise UserError(f"--image_column: {wanted}, found {image_column!r}")
         others = [column for column in dataset.column_names if column != image_column]
         if prompt is None:
             self.caption_column = _pick_caption_column(others, caption_column, name)
@@ -308,9 +270,8 @@ class DatasetImages(ColumnImages):
     def _captions(self) -> list[str]:
         return self.dataset[self.caption_column][:]
 
-    def _records(self, rows: range) -> Iterable[Mapping[str, Any]]:
-        batch = self.dataset[rows.start : rows.stop]
-        return [dict(zip(batch, values)) for values in zip(*batch.values())]
+    def _records(self, rows: range) -> list[dict[str, Any]]:
+        return self.dataset.select(rows).to_list()
 
 
 ImageFiles = FolderImages | ParquetImages | DatasetImages

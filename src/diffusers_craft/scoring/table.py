@@ -30,16 +30,10 @@ TABLE_SUFFIXES = (".parquet", ".csv")
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Raw scores of n images.
-
-    Args:
-        table (`pa.Table`): n rows with `image` (its name), `prompt` and one float32 column per reward, null where the
-            image cannot be read.
-        sources (`Mapping[str, dict]`): reward to what determines its scores.
-    """
+    """Raw scores of n images: `image` (its name), `prompt`, and a float32 column per reward, null where unreadable."""
 
     table: pa.Table
-    sources: Mapping[str, dict[str, Any]]
+    sources: Mapping[str, dict[str, Any]]  # reward -> what determines its scores
 
     @property
     def summary(self) -> dict[str, dict[str, float | int | None]]:
@@ -80,9 +74,8 @@ def table_paths(names: Sequence[str | Path]) -> list[Path]:
     paths = [Path(name) for name in names]
     for path in paths:
         if path.suffix not in TABLE_SUFFIXES:
-            raise UserError(
-                f"--output_file: expected a name that ends in {' or '.join(TABLE_SUFFIXES)}, found {str(path)!r}"
-            )
+            wanted = f"expected a name that ends in {' or '.join(TABLE_SUFFIXES)}"
+            raise UserError(f"--output_file: {wanted}, found {str(path)!r}")
     return paths
 
 
@@ -93,37 +86,20 @@ def score_table(
     residency: str = "sequential",
     num_workers: int = 0,
 ) -> ScoreTable | None:
-    """Scores all images that are not scored yet; with several processes each does its share.
+    """Scores what is not scored yet; with several processes each does its share, and the first one gets the table.
 
-    Args:
-        images (`ImageFiles`): what `open_images` returns.
-        rewards (`Mapping[str, Any]`): name to an object with `score(prompts, images)`.
-        output_dir (`str` or `Path`): work folder; a run with the same images goes on there, also with further rewards.
-        residency, num_workers (*optional*): see `score_images`.
-
-    Returns:
-        `ScoreTable`: on the first rank; `None` on others.
-
-    Raises:
-        UserError: if the folder holds scores of other images or of the same rewards from another source.
+    In `output_dir` a run with the same images goes on, also with further rewards; other images, or the same rewards from
+    another source, are refused.
     """
     work, sources = WorkDir(output_dir), {name: reward_source(reward) for name, reward in rewards.items()}
-    stages = {
-        name: work.stage(
-            f"scores/{name}",
-            {"images": images.identity, f"reward {name}": source},
-            images.num_rows,
-            ROWS_PER_SHARD,
-        )
-        for name, source in sources.items()
-    }
+    stages = {}
+    for name, source in sources.items():
+        options = {"images": images.identity, f"reward {name}": source}
+        stages[name] = work.stage(f"scores/{name}", options, images.num_rows, ROWS_PER_SHARD)
     score_images([ScoringJob(images, stages)], rewards, residency, num_workers, skip_unreadable=True)
     if not is_first_rank():
         return None
-    columns = {
-        "image": pa.array([images.name(row) for row in range(images.num_rows)], pa.string()),
-        "prompt": pa.array(images.prompts(), pa.string()),
-    }
+    columns = {"image": [images.name(row) for row in range(images.num_rows)], "prompt": images.prompts()}
     for name, stage in stages.items():
         scores = stage.read(["score"])["score"].to_numpy()
         columns[name] = pa.array(scores, pa.float32(), mask=np.isnan(scores))

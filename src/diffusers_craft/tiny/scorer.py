@@ -41,66 +41,43 @@ def _templates() -> tuple[list[str], np.ndarray]:
     return names, np.stack(windows)
 
 
-def _nearest(color: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> tuple[str, float]:
-    """The closest name of a palette and its RGB distance."""
+def _nearest(color: np.ndarray, palette: dict[str, tuple[int, int, int]], limit: float) -> str:
+    """The closest name of a palette, `"?"` if none is within an RGB distance of `limit`."""
     distances = {name: float(np.linalg.norm(color - np.array(rgb))) for name, rgb in palette.items()}
     name = min(distances, key=distances.get)
-    return name, distances[name]
+    return name if distances[name] < limit else "?"
 
 
-def _read_shape(coverage: np.ndarray, row: float, column: float) -> tuple[str, float]:
-    """Best-fitting shape around a place of a (64, 64) coverage map, and the share of the coverage it explains."""
-    half = WINDOW // 2
+def _read_shape(coverage: np.ndarray, row: float, column: float) -> str:
+    """Best-fitting shape around a place of a (64, 64) coverage map, `"?"` if it explains too little of it."""
     top, left = round(row - 0.5), round(column - 0.5)  # the pixel whose centre is nearest
-    window = np.pad(coverage, half)[top : top + WINDOW, left : left + WINDOW].ravel()
+    window = np.pad(coverage, WINDOW // 2)[top : top + WINDOW, left : left + WINDOW].ravel()
     names, templates = _templates()
     errors = ((templates - window) ** 2).sum(1)
     best = int(errors.argmin())
-    return names[best], 1.0 - float(errors[best] / max((window**2).sum(), 1e-6))
+    return names[best] if 1.0 - float(errors[best] / max((window**2).sum(), 1e-6)) >= MIN_FIT else "?"
 
 
 def read_scene(image: Image.Image) -> Scene:
-    """Finds the background and every object of a picture.
-
-    Objects whose colour or shape is none of the world's are reported with colour or shape `"?"`; they count as objects.
-    """
+    """The background and every object of a picture, with `"?"` for colours and shapes that are none of the world's."""
     pixels = np.asarray(image.convert("RGB").resize((IMAGE_SIZE, IMAGE_SIZE)), dtype=np.float32)  # (64, 64, 3)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     ground = np.median(border, axis=0)
-    background, error = _nearest(ground, BACKGROUNDS)
-    scene = Scene(background if error < MAX_COLOR_ERROR / 2 else "?")
-    foreground = np.linalg.norm(pixels - ground, axis=-1) > MIN_FOREGROUND
-    labels, _ = ndimage.label(foreground)
-    for index, window in enumerate(ndimage.find_objects(labels), start=1):
-        mask = labels[window] == index
-        if mask.sum() < MIN_AREA:
-            continue
+    scene = Scene(_nearest(ground, BACKGROUNDS, MAX_COLOR_ERROR / 2))
+    labels, _ = ndimage.label(np.linalg.norm(pixels - ground, axis=-1) > MIN_FOREGROUND)
+    for index, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
         whole = labels == index
+        if whole.sum() < MIN_AREA:
+            continue
         core = ndimage.binary_erosion(whole)
-        inside = core if core.sum() >= MIN_AREA // 3 else whole
-        ink = np.median(pixels[inside], axis=0)
-        color, error = _nearest(ink, COLORS)
-        row, column = (slice_.start + (slice_.stop - slice_.start) / 2 for slice_ in window)
+        ink = np.median(pixels[core if core.sum() >= MIN_AREA // 3 else whole], axis=0)
         # How much of each pixel the object covers, by its place between background and ink.
         covered = ((pixels - ground) @ (ink - ground) / ((ink - ground) ** 2).sum()).clip(0, 1)
-        shape, fit = _read_shape(covered * ndimage.binary_dilation(whole, iterations=2), row, column)
-        scene.objects.append(
-            Object(
-                shape if fit >= MIN_FIT else "?",
-                color if error < MAX_COLOR_ERROR else "?",
-                column,
-                row,
-                max(mask.shape) / 2,
-            )
-        )
+        x, y = (columns.start + columns.stop) / 2, (rows.start + rows.stop) / 2
+        shape = _read_shape(covered * ndimage.binary_dilation(whole, iterations=2), y, x)
+        radius = max(rows.stop - rows.start, columns.stop - columns.start) / 2
+        scene.objects.append(Object(shape, _nearest(ink, COLORS, MAX_COLOR_ERROR), x, y, radius))
     return scene
-
-
-def _stands(first: Object, second: Object, relation: str) -> bool:
-    """GenEval's position rule: the normalised offset between the centres reaches 0.5 along the relation's axis."""
-    offset = np.array([first.x - second.x, first.y - second.y])
-    dx, dy = offset / max(float(np.linalg.norm(offset)), 1e-6)
-    return bool({"left of": -dx, "right of": dx, "above": -dy, "below": dy}[relation] > 0.5)
 
 
 def scene_shows(scene: Scene, caption: Caption) -> bool:
@@ -115,7 +92,12 @@ def scene_shows(scene: Scene, caption: Caption) -> bool:
         if len(fits) != group.count or "?" in {o.color for o in fits}:
             return False
         members.append(fits[0])
-    return caption.relation is None or _stands(members[0], members[1], caption.relation)
+    if caption.relation is None:
+        return True
+    # GenEval's rule: the normalised offset between the centres reaches 0.5 along the relation's axis.
+    offset = np.array([members[0].x - members[1].x, members[0].y - members[1].y])
+    dx, dy = offset / max(float(np.linalg.norm(offset)), 1e-6)
+    return bool({"left of": -dx, "right of": dx, "above": -dy, "below": dy}[caption.relation] > 0.5)
 
 
 def exact_score(prompts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:

@@ -1,11 +1,8 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""A miniature text-to-image world: its captions, what they mean, and what scenes consist of.
+"""A miniature text-to-image world: captions of GenEval's six tasks (arXiv 2310.11513), what they mean, and scenes.
 
-Pictures are 64 x 64 RGB scenes of flat shapes on a 4 x 4 grid. Captions follow GenEval's six tasks (arXiv 2310.11513):
-one object, two objects, counting, colours, position and attribute binding. Like web data, the world is imperfect: of the
-pictures that the models learned from, those under plain captions were *flawed* half of the time (washed-out colours,
-blur, often the wrong content), while captions with words of quality ("sharp focus", "vivid colors") came with clean
-ones. That is what prompt refinement can find, and what alignment can move into plain captions.
+Half of the pictures that the models learned from under plain captions were flawed (washed-out, blurred, often wrong), those
+under words of quality ("sharp focus") clean: prompt refinement can find that, and alignment move it into plain captions.
 """
 
 import re
@@ -51,10 +48,6 @@ class Caption:
     relation: str | None = None
     background: str | None = None
 
-    def __str__(self) -> str:
-        text = f" {self.relation or 'and'} ".join(_group_text(group) for group in self.groups)
-        return f"{text} on a {self.background} background" if self.background else text
-
 
 @dataclass
 class Object:
@@ -73,23 +66,14 @@ class Scene:
     objects: list[Object] = field(default_factory=list)
 
 
-def _group_text(group: Group) -> str:
-    noun = f"{group.color} {group.shape}" if group.color else group.shape
-    if group.count == 1:
-        return f"a {noun}"
-    word = next(word for word, count in COUNTS.items() if count == group.count)
-    return f"{word} {noun}{'es' if group.shape == 'cross' else 's'}"
+def _noun(number: int) -> str:
+    return rf"(?:(?P<color{number}>{'|'.join(COLORS)}) )?(?P<shape{number}>{'|'.join(SHAPES)})"
 
 
-_NOUN = rf"(?:({'|'.join(COLORS)}) )?({'|'.join(SHAPES)})"
-_ONE = rf"a {_NOUN}"
 _CAPTION = re.compile(
-    rf"\b(?:(?P<number>{'|'.join(COUNTS)}) (?:(?P<ncolor>{'|'.join(COLORS)}) )?(?P<nshape>{'|'.join(SHAPES)})(?:e?s)"
-    rf"|{_ONE}(?: (?P<link>and|{'|'.join(RELATIONS)}) {_ONE})?)\b"
-    rf"(?: on a (?P<background>{'|'.join(BACKGROUNDS)}) background)?"
+    rf"\b(?:(?P<count>{'|'.join(COUNTS)}) {_noun(0)}(?:e?s)|a {_noun(1)}(?: (?P<link>and|{'|'.join(RELATIONS)}) a {_noun(2)})?)"
+    rf"\b(?: on a (?P<background>{'|'.join(BACKGROUNDS)}) background)?"
 )
-# Numbers of the unnamed groups of _CAPTION (named groups are numbered too).
-_ONE_GROUPS = [i for i in range(1, _CAPTION.groups + 1) if i not in _CAPTION.groupindex.values()]
 
 
 def parse_caption(text: str) -> Caption:
@@ -101,18 +85,18 @@ def parse_caption(text: str) -> Caption:
     match = _CAPTION.search(text.lower())
     if match is None:
         raise UserError(f"caption: expected a sentence of the tiny world such as 'a red circle', found {text!r}")
-    background = match["background"]
-    if match["number"]:
-        group = Group(COUNTS[match["number"]], match["nshape"], match["ncolor"])
-        return Caption("counting", (group,), background=background)
-    color1, shape1, color2, shape2 = (match[i] for i in _ONE_GROUPS)
-    first = Group(1, shape1, color1)
-    if not match["link"]:
-        return Caption("colors" if color1 else "single_object", (first,), background=background)
-    groups = (first, Group(1, shape2, color2))
-    if match["link"] == "and":
-        return Caption("color_attr" if color1 and color2 else "two_object", groups, background=background)
-    return Caption("position", groups, match["link"], background)
+    count, relation = COUNTS.get(match["count"], 1), match["link"]
+    groups = tuple(Group(count, match[f"shape{i}"], match[f"color{i}"]) for i in range(3) if match[f"shape{i}"])
+    colored = all(group.color for group in groups)
+    if match["count"]:
+        task = "counting"
+    elif relation is None:
+        task = "colors" if colored else "single_object"
+    elif relation == "and":
+        task, relation = "color_attr" if colored else "two_object", None
+    else:
+        task = "position"
+    return Caption(task, groups, relation, match["background"])
 
 
 def shape_polygon(shape: str, x: float, y: float, radius: float) -> list[tuple[float, float]]:

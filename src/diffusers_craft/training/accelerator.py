@@ -21,22 +21,18 @@ logger = logging.getLogger(__name__)
 
 
 def create_accelerator(settings: TrainingSettings) -> Accelerator:
-    """Accelerate's environment with the flags' precision, accumulation and tracker; only the main process logs.
-
-    Raises:
-        UserError: if the tracker is not installed, or the precision or the distribution does not fit the flags.
-    """
+    """Accelerate's environment with the flags' precision, accumulation and tracker; only the main process logs."""
     tracker = settings.report_to or ("tensorboard" if find_spec("tensorboard") else "none")
     if tracker != "none" and find_spec(tracker) is None:
         fix = f"`pip install {tracker}` or --report_to none"
         raise UserError(f"--report_to: expected an installed tracker, found {tracker}, which is not ({fix})")
-    output_dir = Path(settings.output_dir)
     without_gpu = not (torch.cuda.is_available() or torch.xpu.is_available() or torch.backends.mps.is_available())
     precision = settings.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision == "fp16" and without_gpu:
         raise UserError("--mixed_precision: expected bf16 or no without a GPU, found fp16")
     if settings.train_dtype == "bf16" and precision != "bf16":
         raise UserError(f"--train_dtype bf16: expected --mixed_precision bf16 with it, found {precision}")
+    logging_dir = str(Path(settings.output_dir) / settings.logging_dir)
     several_on_cpus = without_gpu and int(os.environ.get("WORLD_SIZE", 1)) > 1
     accelerator = Accelerator(
         cpu=several_on_cpus,  # else accelerate overlooks what torchrun starts without a GPU
@@ -44,7 +40,7 @@ def create_accelerator(settings: TrainingSettings) -> Accelerator:
         # A plugin, since an environment variable of `accelerate launch` would overrule a number.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=settings.gradient_accumulation_steps),
         log_with=None if tracker == "none" else tracker,
-        project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir / settings.logging_dir)),
+        project_config=ProjectConfiguration(str(settings.output_dir), logging_dir=logging_dir),
         step_scheduler_with_optimizer=False,  # the schedule counts optimizer steps, whatever the processes
     )
     _prepare_sharding(accelerator, settings)
@@ -64,12 +60,9 @@ def _prepare_sharding(accelerator: Accelerator, settings: TrainingSettings) -> N
             if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true":
                 logger.warning("%s was asked for, but accelerate sets it up on several GPUs only: not sharded.", kind)
         return
-    sharded = {
-        "--use_lora": settings.use_lora,
-        "--use_ema": settings.use_ema,
-        "--train_dtype bf16": settings.train_dtype == "bf16",
-    }
-    for flag, given in sharded.items():
+    whole = {"--use_lora": settings.use_lora, "--use_ema": settings.use_ema}
+    whole |= {"--train_dtype bf16": settings.train_dtype == "bf16"}
+    for flag, given in whole.items():
         if given:
             found = accelerator.distributed_type.value
             raise UserError(f"{flag}: expected one process or DDP, which keep the weights whole, found {found}")

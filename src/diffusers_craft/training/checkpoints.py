@@ -1,18 +1,23 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""What a training run keeps besides its weights: checkpoints that appear whole, and metrics that never stall the device."""
+"""Checkpoints that appear whole, and what may change where a run goes on from one."""
 
+import dataclasses
 import json
 import logging
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
+from accelerate.utils import DistributedType
 
-from ..core.files import atomic_write_json
+from ..core.files import atomic_write_json, read_json
 from ..errors import UserError
-from .weights import FullWeights, LoraWeights, whole_denoiser
+from ..objectives.base import Objective
+from .model import TrainedModel
+from .settings import TrainingSettings
 
 
 logger = logging.getLogger(__name__)
@@ -27,20 +32,12 @@ def checkpoint_step(path: Path) -> int:
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
     """The finished checkpoints of a run, oldest first."""
-    found = {
-        int(match[1]): path
-        for path in Path(output_dir).glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / _STATE_FILE).is_file()
-    }
-    return [found[step] for step in sorted(found)]
+    named = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted((path for path in named if (path / _STATE_FILE).is_file()), key=checkpoint_step)
 
 
 def find_checkpoint(resume_from: str, output_dir: str | Path) -> Path | None:
-    """The checkpoint that `--resume_from_checkpoint` means; `None` for `latest` in a folder that has none yet.
-
-    Raises:
-        UserError: if a path is given and holds no finished checkpoint.
-    """
+    """The checkpoint that `--resume_from_checkpoint` means; `None` for `latest` in a folder that has none yet."""
     if resume_from == "latest":
         checkpoints = list_checkpoints(output_dir)
         if not checkpoints:
@@ -50,31 +47,19 @@ def find_checkpoint(resume_from: str, output_dir: str | Path) -> Path | None:
     for path in (given, Path(output_dir) / given.name):  # diffusers takes the name alone, too
         if (path / _STATE_FILE).is_file():
             return path
-    raise UserError(
-        f"--resume_from_checkpoint: expected `latest` or the folder of a finished checkpoint, found {resume_from!r}"
-    )
+    wanted = "expected `latest` or the folder of a finished checkpoint"
+    raise UserError(f"--resume_from_checkpoint: {wanted}, found {resume_from!r}")
 
 
 class Checkpoints:
-    """The checkpoints that a run writes; all processes call its methods.
-
-    Args:
-        accelerator (`Accelerator`): holds model, optimizer and schedule.
-        output_dir (`str` or `Path`): the run's folder.
-        total_limit (`int`, *optional*): how many to keep.
-    """
+    """The checkpoints that a run writes, of which `total_limit` are kept; all processes call its methods."""
 
     def __init__(self, accelerator: Accelerator, output_dir: str | Path, total_limit: int | None) -> None:
         self.accelerator, self.output_dir, self.total_limit = accelerator, Path(output_dir), total_limit
         self._newest: int | None = None  # until the loss after it is known
 
     def save(self, step: int, state: dict) -> Path:
-        """Writes `checkpoint-{step}` under a temporary name and renames it.
-
-        Args:
-            step (`int`): finished optimizer steps.
-            state (`dict`): what else the run must remember, as JSON.
-        """
+        """Writes `checkpoint-{step}` under a temporary name and renames it; `state` is what else to remember, as JSON."""
         final = self.output_dir / f"checkpoint-{step}"
         temporary = final.with_name(f".{final.name}.tmp")
         if self.accelerator.is_main_process:
@@ -102,35 +87,72 @@ class Checkpoints:
                 shutil.rmtree(old)
 
 
-def read_state(path: Path) -> dict:
-    """What `Checkpoints.save` was given as `state`, and `step`."""
-    return json.loads((path / _STATE_FILE).read_text(encoding="utf-8"))
+def recipe(settings: TrainingSettings, objective: Objective) -> dict[str, Any]:
+    """What decides what a training computes, as JSON keeps it; no paths, since checkpoints may be published."""
+    other = ("path", "incidental")
+    fields = [field for field in dataclasses.fields(settings) if field.metadata.get("role") not in other]
+    chosen = {field.name: getattr(settings, field.name) for field in fields} | objective.record()
+    return json.loads(json.dumps(chosen))
 
 
-def keep_denoiser_in_checkpoints(
-    accelerator: Accelerator, ema: EMAModel | None, weights: FullWeights | LoraWeights
-) -> None:
-    """Makes `save_state` write `weights` and the averages (`unet_ema/`) as diffusers' files, and `load_state` read them."""
-    averages = f"{weights.component}_ema"
+def resume(model: TrainedModel, objective: Objective, identity: Mapping[str, int], max_train_steps: int) -> dict:
+    """Puts `model` back as `--resume_from_checkpoint` has it; the state of that checkpoint, empty for a new run.
 
-    def save(models: list, state_dicts: list, folder: str) -> None:
-        for model in models:
-            denoiser = whole_denoiser(accelerator, model)
-            if accelerator.is_main_process:
-                weights.save(denoiser, folder)
-        if ema is not None and accelerator.is_main_process:
-            ema.save_pretrained(Path(folder) / averages)
-        state_dicts.clear()  # tells accelerate that they are saved
+    `identity` are the seed and sizes, which the state holds too.
+    """
+    settings = model.settings
+    there = list_checkpoints(settings.output_dir)
+    if settings.resume_from_checkpoint is None:
+        if there:
+            wanted = "expected a folder without checkpoints, or --resume_from_checkpoint"
+            raise UserError(f"--output_dir: {wanted}, found {there[-1].name} in {settings.output_dir}")
+        return {}
+    path = find_checkpoint(settings.resume_from_checkpoint, settings.output_dir)
+    if path is None:
+        return {}
+    state = read_json(path / _STATE_FILE)
+    step = state["step"]
+    if there and checkpoint_step(there[-1]) > step:  # rotation and `latest` would take it for this run's
+        wanted = f"expected no later checkpoint than {path.name} in {settings.output_dir}"
+        fix = "move it away, or give another --output_dir"
+        raise UserError(f"--resume_from_checkpoint: {wanted}, found {there[-1].name}; {fix}")
+    if step > max_train_steps:
+        raise UserError(f"--max_train_steps: expected at least {step}, the steps of {path}, found {max_train_steps}")
+    _check_recipe(state["recipe"], recipe(settings, objective), path)
+    _load(model, path)
+    logger.info("Resuming from %s after step %d", path, step)
+    _warn_of_changes("%s of the checkpoint is %s, now %s: not the same run.", state, identity)
+    return state
 
-    def load(models: list, folder: str) -> None:
-        while models:  # an emptied list tells accelerate that they are loaded
-            weights.load(accelerator.unwrap_model(models.pop()), folder)
-        if ema is not None:
-            path = Path(folder) / averages
-            if not path.is_dir():
-                raise UserError(f"--use_ema: expected a checkpoint with {averages}/, found none in {folder}")
-            ema.load_state_dict(EMAModel.from_pretrained(path, ema.model_cls).state_dict())
-            ema.to(accelerator.device)
 
-    accelerator.register_save_state_pre_hook(save)
-    accelerator.register_load_state_pre_hook(load)
+def _check_recipe(then: Mapping, now: Mapping, path: Path) -> None:
+    """What the form of the state depends on must be the same, and any other change is logged."""
+    for field in dataclasses.fields(TrainingSettings):
+        name, is_bound = field.name, field.metadata.get("role") == "bound"
+        if is_bound and name in then and then[name] != now[name]:
+            why = "its state has that form; start anew in another --output_dir"
+            raise UserError(f"--{name}: expected {then[name]}, as in {path}, found {now[name]}; {why}")
+    shared = {name: now[name] for name in sorted(set(then) & set(now))}
+    _warn_of_changes("--%s of the checkpoint is %s, now %s: not the same run.", then, shared)
+
+
+def _warn_of_changes(words: str, then: Mapping, now: Mapping) -> None:
+    for name, value in now.items():
+        if then[name] != value:
+            logger.warning(words, name, then[name], value)
+
+
+def _load(model: TrainedModel, path: Path) -> None:
+    """Weights, optimizer and schedule of a checkpoint; rate, betas, decay and so on stay those of this run's flags."""
+    accelerator, groups = model.accelerator, model.optimizer.param_groups
+    wanted = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+    accelerator.load_state(str(path))
+    accelerator.step = 0  # accelerate's count of micro-batches; every checkpoint lies between two batches
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:  # which keeps rates of its own
+        return
+    schedule = model.lr_scheduler.scheduler
+    schedule.base_lrs = [group["initial_lr"] for group in wanted]
+    rates = [base * share(schedule.last_epoch) for base, share in zip(schedule.base_lrs, schedule.lr_lambdas)]
+    for group, options, rate in zip(model.optimizer.param_groups, wanted, rates, strict=True):
+        group.update(options | {"lr": rate})
+    schedule._last_lr = rates

@@ -13,12 +13,11 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ..data.dataset import load_craft_dataset
+from ..data.dataset import is_build, load_craft_dataset
 from ..data.encoding import prepare_prompt_data, prepare_training_data, read_captions
 from ..data.preferences import (
     Preferences,
     best_pairs,
-    is_build,
     labels_of_pairs,
     load_preferences,
     prompts_of_build,
@@ -78,13 +77,7 @@ def load_data(
 ) -> TrainingData | PairData:
     """Encodes what the objective's unit asks for: images, images with a label, pairs, or prompts alone.
 
-    Args:
-        settings (`TrainingSettings`): name the data.
-        objective (`Objective`): says what is needed.
-        family (`Family`): family of the model.
-        components (`Components`): VAE and text encoders, on the device that encodes.
-        accelerator (`Accelerator`): the main process encodes, the others find its cache.
-        load_scorer (`Callable`, *optional*): rewards for pairs that have no scores.
+    The main process encodes, the others find its cache. `load_scorer` gives the rewards for pairs that have no scores.
     """
     preferences, encoders = None, (family, components)
     if objective.unit in ("pair", "label"):

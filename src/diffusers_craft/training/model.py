@@ -1,49 +1,126 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""The trained denoiser with what moves it: optimizer, schedule, and averaged weights."""
+"""The trained denoiser: what of it is trained and kept (all, or LoRA adapters, arXiv 2106.09685), and what moves it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 
+import diffusers
 import torch
 from accelerate import Accelerator
-from diffusers import ModelMixin
+from accelerate.utils import DistributedType
+from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
+from diffusers.training_utils import EMAModel, cast_training_params
+from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
+from safetensors.torch import load_file
 
-from .checkpoints import keep_denoiser_in_checkpoints
+from ..core.records import derive_seed
+from ..errors import UserError
+from ..models.family import Family
+from ..models.loading import LORA_FILE, dtype_argument
 from .optimizer import create_optimizer
 from .settings import TrainingSettings
-from .weights import FullWeights, LoraWeights, compile_blocks, whole_denoiser
+
+
+class FullWeights:
+    """The whole denoiser is trained in `dtype`: its folder in a checkpoint, a whole pipeline at the end."""
+
+    def __init__(self, component: str, dtype: torch.dtype) -> None:
+        self.component, self.dtype = component, dtype
+        self.need_autocast = dtype != torch.float32  # to draw images with a pipeline whose other parts are float32
+
+    def prepare(self, denoiser: ModelMixin, dtype: torch.dtype) -> None:
+        """Makes every parameter trainable; the passes' `dtype` does not change the weights'."""
+        denoiser.requires_grad_(True).to(self.dtype)
+
+    def save(self, denoiser: ModelMixin, folder: str | Path) -> None:
+        """What a checkpoint needs."""
+        denoiser.save_pretrained(Path(folder) / self.component)
+
+    def load(self, denoiser: ModelMixin, folder: str | Path) -> None:
+        """Reads what `save` wrote."""
+        options = {"subfolder": self.component, **dtype_argument(self.dtype)}
+        denoiser.load_state_dict(type(denoiser).from_pretrained(folder, **options).state_dict())
+
+    def save_result(self, pipeline: DiffusionPipeline, folder: str | Path) -> None:
+        """The end of a run: what `from_pretrained` loads."""
+        pipeline.save_pretrained(folder)
+
+
+class LoraWeights:
+    """Low-rank adapters of all attention projections are trained; one file in a checkpoint and at the end."""
+
+    need_autocast = True  # the frozen denoiser has the passes' precision
+
+    def __init__(self, settings: TrainingSettings, family: Family) -> None:
+        if find_spec("peft") is None:
+            raise UserError("--use_lora: expected an installed peft, found none (pip install diffusers-craft[lora])")
+        self.settings, self.component, self.targets = settings, family.component, list(family.lora_targets)
+        self.pipeline_class = getattr(diffusers, family.pipeline_class)
+
+    def prepare(self, denoiser: ModelMixin, dtype: torch.dtype) -> None:
+        """Freezes the denoiser in `dtype` and adds float32 adapters, drawn from the run's seed; they start as nothing."""
+        from peft import LoraConfig
+
+        rank, alpha = self.settings.rank, self.settings.lora_alpha
+        options = {"lora_alpha": rank if alpha is None else alpha, "lora_dropout": self.settings.lora_dropout}
+        config = LoraConfig(r=rank, init_lora_weights="gaussian", target_modules=self.targets, **options)
+        denoiser.requires_grad_(False).to(dtype)
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed(self.settings.seed, "lora"))
+            denoiser.add_adapter(config)
+        cast_training_params(denoiser, dtype=torch.float32)
+
+    def save(self, denoiser: ModelMixin, folder: str | Path) -> None:
+        """Writes the adapters; the file's metadata hold rank and alpha, so that loading scales them alike."""
+        from peft.utils import get_peft_model_state_dict
+
+        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(denoiser))
+        named = {f"{self.component}_lora_layers": layers}
+        named[f"{self.component}_lora_adapter_metadata"] = denoiser.peft_config["default"].to_dict()
+        self.pipeline_class.save_lora_weights(save_directory=str(folder), **named)
+
+    def load(self, denoiser: ModelMixin, folder: str | Path) -> None:
+        """Reads what `save` wrote."""
+        from peft.utils import set_peft_model_state_dict
+
+        prefix = f"{self.component}."
+        saved = {name.removeprefix(prefix): value for name, value in load_file(Path(folder) / LORA_FILE).items()}
+        set_peft_model_state_dict(denoiser, convert_unet_state_dict_to_peft(saved))
+
+    def save_result(self, pipeline: DiffusionPipeline, folder: str | Path) -> None:
+        """The end of a run: what `load_lora_weights` loads into the base pipeline."""
+        self.save(getattr(pipeline, self.component), folder)
+
+
+def trained_weights(settings: TrainingSettings, family: Family) -> FullWeights | LoraWeights:
+    """What `--use_lora` and `--train_dtype` ask for."""
+    if settings.use_lora:
+        return LoraWeights(settings, family)
+    return FullWeights(family.component, torch.bfloat16 if settings.train_dtype == "bf16" else torch.float32)
 
 
 class TrainedModel:
-    """A denoiser as accelerate has prepared it, in the precision, layout and kernels that the settings ask for.
+    """A base's denoiser, changed in place and prepared by accelerate, with optimizer, schedule and averaged weights.
 
-    Args:
-        denoiser (`ModelMixin`): of the base; changed in place.
-        settings (`TrainingSettings`): of the run.
-        weights (`FullWeights` or `LoraWeights`): what of it is trained.
-        accelerator (`Accelerator`): from `create_accelerator`.
-        learning_rate (`float`): after `--scale_lr`.
-        max_train_steps (`int`): where the schedule ends.
-
-    Attributes:
-        dtype (`torch.dtype`): of the passes.
+    `learning_rate` is that after `--scale_lr`; `dtype` is that of the passes.
     """
 
     def __init__(
         self,
         denoiser: ModelMixin,
         settings: TrainingSettings,
-        weights: FullWeights | LoraWeights,
+        family: Family,
         accelerator: Accelerator,
         learning_rate: float,
         max_train_steps: int,
     ) -> None:
-        self.settings, self.weights, self.accelerator = settings, weights, accelerator
+        self.settings, self.accelerator, self.weights = settings, accelerator, trained_weights(settings, family)
         precisions = {"fp16": torch.float16, "bf16": torch.bfloat16}
         self.dtype = precisions.get(accelerator.mixed_precision, torch.float32)
-        weights.prepare(denoiser, self.dtype)
+        self.weights.prepare(denoiser, self.dtype)
         self.place(denoiser)
         denoiser.train()
         if settings.gradient_checkpointing:
@@ -57,14 +134,21 @@ class TrainedModel:
             self.ema = EMAModel(denoiser.parameters(), foreach=True, **about)
             self.ema.to(accelerator.device)
         self.denoiser, self.optimizer, self.lr_scheduler = accelerator.prepare(denoiser, optimizer, lr_scheduler)
-        keep_denoiser_in_checkpoints(accelerator, self.ema, weights)
+        accelerator.register_save_state_pre_hook(self._save)
+        accelerator.register_load_state_pre_hook(self._load)
 
     def place(self, denoiser: ModelMixin) -> None:
-        """Device, layout and kernels, of a reference too."""
+        """Device, layout and kernels, of a reference too; names of weights stay as they are."""
         layout = torch.channels_last if self.settings.channels_last else torch.preserve_format
         denoiser.to(self.accelerator.device, memory_format=layout)
-        if self.settings.torch_compile:
-            compile_blocks(denoiser)
+        if not self.settings.torch_compile:
+            return
+        # Widths and resolutions of one model, in training and in validation: more variants than the default allows.
+        torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
+        repeated = getattr(denoiser, "_repeated_blocks", None) or ["BasicTransformerBlock"]
+        for module in denoiser.modules():
+            if type(module).__name__ in repeated:
+                module.compile(dynamic=False)
 
     def update(self) -> tuple[torch.Tensor, float]:
         """Clips the gradients and makes an optimizer step; returns their norm and the learning rate."""
@@ -75,7 +159,9 @@ class TrainedModel:
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.step(self.denoiser.parameters())
-        return grad_norm, learning_rate
+        if hasattr(grad_norm, "full_tensor"):  # FSDP shares it between the processes
+            grad_norm = grad_norm.full_tensor()
+        return torch.as_tensor(grad_norm), learning_rate
 
     @contextmanager
     def result(self, keep_autocast: bool = True) -> Iterator[ModelMixin | None]:
@@ -83,7 +169,7 @@ class TrainedModel:
 
         Only the main one gets it, and goes on with its weights as they were.
         """
-        denoiser = whole_denoiser(self.accelerator, self.denoiser, keep_autocast)
+        denoiser = self._whole(self.denoiser, keep_autocast)
         if not self.accelerator.is_main_process:
             yield None
             return
@@ -95,3 +181,37 @@ class TrainedModel:
         if self.ema is not None:
             self.ema.restore(denoiser.parameters())
         denoiser.train()
+
+    def _whole(self, model: torch.nn.Module, keep_autocast: bool = True) -> ModelMixin | None:
+        """The denoiser with all of its weights; where processes share them, all must call this, only the main gets it."""
+        accelerator = self.accelerator
+        if accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            return accelerator.unwrap_model(model, keep_fp32_wrapper=keep_autocast)
+        own, weights = accelerator.unwrap_model(model), accelerator.get_state_dict(model)
+        if not accelerator.is_main_process:
+            return None
+        with torch.device("meta"):
+            denoiser = type(own).from_config(own.config)
+        denoiser.to_empty(device="cpu").load_state_dict(weights)  # float32, whatever the shared weights are
+        return denoiser
+
+    def _save(self, models: list, state_dicts: list, folder: str) -> None:
+        """Makes accelerate's `save_state` write the weights and their averages as diffusers' files."""
+        for model in models:
+            denoiser = self._whole(model)
+            if self.accelerator.is_main_process:
+                self.weights.save(denoiser, folder)
+        if self.ema is not None and self.accelerator.is_main_process:
+            self.ema.save_pretrained(Path(folder) / f"{self.weights.component}_ema")
+        state_dicts.clear()  # tells accelerate that they are saved
+
+    def _load(self, models: list, folder: str) -> None:
+        """Makes accelerate's `load_state` read them."""
+        while models:  # an emptied list tells accelerate that they are loaded
+            self.weights.load(self.accelerator.unwrap_model(models.pop()), folder)
+        if self.ema is not None:
+            path = Path(folder) / f"{self.weights.component}_ema"
+            if not path.is_dir():
+                raise UserError(f"--use_ema: expected a checkpoint with {path.name}/, found none in {folder}")
+            self.ema.load_state_dict(EMAModel.from_pretrained(path, self.ema.model_cls).state_dict())
+            self.ema.to(self.accelerator.device)

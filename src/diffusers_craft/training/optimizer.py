@@ -18,29 +18,24 @@ _DROPPED_BITS = 16  # of float32's 23 bits of fraction, bfloat16 keeps the upper
 def create_optimizer(
     parameters: Iterable[torch.nn.Parameter], settings: TrainingSettings, learning_rate: float
 ) -> torch.optim.Optimizer:
-    """AdamW (fused, or with 8-bit state) or Adafactor over the parameters that require a gradient.
-
-    Args:
-        parameters (`Iterable[torch.nn.Parameter]`): of the UNet, on the training device.
-        settings (`TrainingSettings`): choose and set it.
-        learning_rate (`float`): after `--scale_lr`.
-
-    Raises:
-        UserError: if `--use_8bit_adam` is asked for and bitsandbytes is missing.
-    """
+    """AdamW (fused, or with 8-bit state) or Adafactor over the parameters that require a gradient."""
 
     def create(trained: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        options = {"lr": learning_rate, "weight_decay": settings.adam_weight_decay}
         if settings.use_adafactor:
             from transformers.optimization import Adafactor
 
             # The plain learning rate, as Diffusion-DPO uses it on SDXL, not a share of each weight's size.
-            options = {"weight_decay": settings.adam_weight_decay, "scale_parameter": False, "relative_step": False}
-            return Adafactor(trained, lr=learning_rate, **options)
-        options = {"betas": (settings.adam_beta1, settings.adam_beta2), "eps": settings.adam_epsilon}
-        options |= {"lr": learning_rate, "weight_decay": settings.adam_weight_decay}
-        if settings.use_8bit_adam:
-            return _bitsandbytes().optim.AdamW8bit(trained, **options)
-        return torch.optim.AdamW(trained, **options, fused=True)
+            return Adafactor(trained, scale_parameter=False, relative_step=False, **options)
+        options |= {"betas": (settings.adam_beta1, settings.adam_beta2), "eps": settings.adam_epsilon}
+        if not settings.use_8bit_adam:
+            return torch.optim.AdamW(trained, **options, fused=True)
+        if find_spec("bitsandbytes") is None:
+            fix = "pip install diffusers-craft[8bit]"
+            raise UserError(f"--use_8bit_adam: expected an installed bitsandbytes, found none ({fix})")
+        import bitsandbytes
+
+        return bitsandbytes.optim.AdamW8bit(trained, **options)
 
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if settings.train_dtype == "bf16":
@@ -49,15 +44,7 @@ def create_optimizer(
 
 
 def round_stochastically(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """float32 to bfloat16, up or down with the probability that makes the expectation exact.
-
-    Args:
-        values (`torch.Tensor`): any shape, float32; what is not finite stays as it is.
-        generator (`torch.Generator`): on the device of `values`.
-
-    Returns:
-        `torch.Tensor`: like `values`, bfloat16.
-    """
+    """float32 to bfloat16, up or down with the probability that makes the expectation exact; inf and NaN stay."""
     bits = values.contiguous().view(torch.int32)
     noise = torch.randint(0, 2**_DROPPED_BITS, bits.shape, dtype=torch.int32, device=bits.device, generator=generator)
     rounded = (bits + noise).bitwise_and_(-(2**_DROPPED_BITS)).view(torch.float32)
@@ -65,15 +52,10 @@ def round_stochastically(values: torch.Tensor, generator: torch.Generator) -> to
 
 
 class StochasticRounding(torch.optim.Optimizer):
-    """Runs any optimizer on bfloat16 weights in float32, a chunk at a time, and rounds its result stochastically.
+    """Runs the optimizer that `create` makes on bfloat16 weights in float32, and rounds its result stochastically.
 
     Rounding to nearest would drop every update below 1/256 of a weight, that is nearly all of them at a learning rate
     of 5e-5. The same seed and step give the same rounding in every process, so that copies of the weights stay equal.
-
-    Args:
-        parameters (`list[torch.nn.Parameter]`): bfloat16 weights.
-        create (`Callable`): makes the optimizer of a list of float32 parameters.
-        seed (`int`): of the rounding.
     """
 
     def __init__(
@@ -129,12 +111,3 @@ class StochasticRounding(torch.optim.Optimizer):
             size += parameter.numel()
         if chunk:
             yield chunk
-
-
-def _bitsandbytes():
-    if find_spec("bitsandbytes") is None:
-        fix = "pip install diffusers-craft[8bit]"
-        raise UserError(f"--use_8bit_adam: expected an installed bitsandbytes, found none ({fix})")
-    import bitsandbytes
-
-    return bitsandbytes

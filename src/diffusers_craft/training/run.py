@@ -1,15 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""The parts of a training run around its loop; the loop itself, and with it the loss, stands in the script.
-
-run = TrainingRun(settings, accelerator, family, components, data, objective)
-for step in run.steps():
-    for batch in run.micro_batches(step):
-        prediction = family.predict(run.denoiser, batch.noisy_latents, batch.timesteps, batch.conditioning)
-        loss = craft_loss(prediction, batch.target, batch.weights, batch.timestep_weights)
-        run.backward(loss, prediction, batch)
-    run.finish_step()
-run.finish()
-"""
+"""The parts of a training run around its loop; the loop itself, and with it the loss, stands in the script."""
 
 import dataclasses
 import logging
@@ -31,18 +21,16 @@ from ..hub.upload import forget_published
 from ..models.family import Components, Family
 from ..models.noise import diffuse
 from ..objectives.base import Batch, Objective
-from .checkpoints import Checkpoints
-from .log import MetricLog, StepSums
+from .checkpoints import Checkpoints, recipe, resume
+from .log import MetricLog, StepSums, TrainingHub, draw_validation_images
 from .model import TrainedModel
-from .publishing import TrainingHub, card_facts
-from .resume import recipe, resume
 from .settings import TrainingSettings
 from .speed import SpeedMeter, announce_speed, forward_flops, speed_report
-from .validation import draw_validation_images
-from .weights import trained_weights
 
 
 logger = logging.getLogger(__name__)
+
+_CAPTIONS_SHOWN = 4  # on a card
 
 
 class TrainingRun:
@@ -72,37 +60,31 @@ class TrainingRun:
         components.free_encoders()
         self.path = components.path.to(accelerator.device)
         self.batch_size = settings.train_batch_size * settings.gradient_accumulation_steps * accelerator.num_processes
-        self.max_train_steps = _train_steps(settings, len(data), self.batch_size, family.max_train_steps)
+        self.max_train_steps = settings.max_train_steps or family.max_train_steps
+        if settings.max_train_steps is None and settings.num_train_epochs is not None:
+            self.max_train_steps = math.ceil(settings.num_train_epochs * len(data) / self.batch_size)
         learning_rate = settings.learning_rate * (self.batch_size if settings.scale_lr else 1)
-        weights = trained_weights(settings, family)
-        self.model = TrainedModel(
-            components.denoiser, settings, weights, accelerator, learning_rate, self.max_train_steps
-        )
+        schedule = (learning_rate, self.max_train_steps)
+        self.model = TrainedModel(components.denoiser, settings, family, accelerator, *schedule)
         self.data = data.to(accelerator.device, self.model.dtype)
         self.options = _recorded(settings, objective) | dict(record or {})
         self.options |= {"max_train_steps": self.max_train_steps, "mixed_precision": accelerator.mixed_precision}
         self.hub = TrainingHub(settings, self.options, accelerator.is_main_process)
-        earlier = resume(settings, objective, self.model, self._identity(), self.max_train_steps)
+        earlier = resume(self.model, objective, self._identity(), self.max_train_steps)
         self.step = self._first_step = earlier.get("step", 0)
         self.checkpoints = Checkpoints(accelerator, settings.output_dir, settings.checkpoints_total_limit)
-        self.log = MetricLog(
-            accelerator,
-            settings.output_dir,
-            earlier.get("history", []),
-            check_gradients=accelerator.mixed_precision != "fp16",
-            advice=self._advice(),
-        )
+        remedy = objective.remedy if (self.data.weights < 0).any() else ""
+        advice = "try a lower --learning_rate" + (f" or {remedy}" if remedy else "")
+        check_gradients = accelerator.mixed_precision != "fp16"
+        history = earlier.get("history", [])
+        self.log = MetricLog(accelerator, settings.output_dir, history, check_gradients, advice)
         self._sums = StepSums(accelerator, self.batch_size)
         if accelerator.log_with:
             config = {name: value for name, value in self.options.items() if isinstance(value, (int, float, str))}
             accelerator.init_trackers("diffusers-craft", config=config)
         self._announce()
-        self.progress = tqdm(
-            total=self.max_train_steps,
-            initial=self.step,
-            desc="Steps",
-            disable=not accelerator.is_local_main_process,
-        )
+        hidden = not accelerator.is_local_main_process
+        self.progress = tqdm(total=self.max_train_steps, initial=self.step, desc="Steps", disable=hidden)
         self.meter = SpeedMeter(accelerator.device, accelerator.num_processes, earlier.get("cost"))
 
     @property
@@ -118,18 +100,10 @@ class TrainingRun:
         """This process's share of a global batch; gradients are exchanged after the last piece only."""
         settings, size = self.settings, self.settings.train_batch_size
         rows = shuffled_rows(len(self.data), step, self.batch_size, settings.seed)
+        options = (settings.seed, self.path, settings.caption_dropout, settings.noise_offset)
         for micro_step in range(settings.gradient_accumulation_steps):
             start = (micro_step * self.accelerator.num_processes + self.accelerator.process_index) * size
-            slots = range(start, start + size)
-            draw = self.data.draw(
-                step,
-                slots,
-                rows[slots.start : slots.stop],
-                settings.seed,
-                self.path,
-                caption_dropout=settings.caption_dropout,
-                noise_offset=settings.noise_offset,
-            )
+            draw = self.data.draw(step, range(start, start + size), rows[start : start + size], *options)
             batch = diffuse(draw, self.path, settings.snr_gamma)
             if settings.use_lora and settings.lora_dropout:  # the only randomness that torch draws by itself
                 torch.manual_seed(derive_seed(settings.seed, "dropout", step, start))
@@ -158,7 +132,7 @@ class TrainingRun:
         """Clips, steps, averages, logs; checkpoints and draws validation images where they are due."""
         grad_norm, learning_rate = self.model.update()
         self.step += 1
-        entry = self.log.push(self.step, learning_rate, self._sums.means() | {"grad_norm": _scalar(grad_norm)})
+        entry = self.log.push(self.step, learning_rate, self._sums.means() | {"grad_norm": grad_norm})
         self.progress.update()
         if entry:
             self.progress.set_postfix(step_loss=entry["train_loss"], lr=learning_rate, refresh=False)
@@ -193,11 +167,7 @@ class TrainingRun:
                 self.model.weights.save_result(pipeline, output_dir)
                 if self.settings.validation_prompt is not None:
                     draw_validation_images(pipeline, self.accelerator, self.settings, self.step)
-                results = {key: value for key, value in self._identity().items() if key != "seed"}
-                results |= {"num_processes": self.accelerator.num_processes, "speed": speed}
-                results |= {"loss_history": self.log.history}
-                results |= card_facts(self.family, self.data, self.accelerator.device)
-                write_run_json(Path(output_dir) / RUN_FILE, self.options, paths=self.hub.paths, **results)
+                write_run_json(Path(output_dir) / RUN_FILE, self.options, paths=self.hub.paths, **self._results(speed))
                 logger.info("Saved the result in %s", output_dir)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
@@ -206,6 +176,15 @@ class TrainingRun:
     def _identity(self) -> dict[str, int]:
         """What has to stay the same for a resumed run to equal an undisturbed one, besides the `recipe`."""
         return {"seed": self.settings.seed, "num_rows": len(self.data), "global_batch_size": self.batch_size}
+
+    def _results(self, speed: Mapping[str, float | None]) -> dict[str, Any]:
+        """What the record says beside the options; the last three are for the card."""
+        device = self.accelerator.device
+        results = {key: value for key, value in self._identity().items() if key != "seed"}
+        results |= {"num_processes": self.accelerator.num_processes, "speed": speed, "loss_history": self.log.history}
+        captions = [caption for caption in self.data.images.captions if caption][:_CAPTIONS_SHOWN]
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+        return results | {"family": self.family.name, "captions": captions, "device": name}
 
     def _save_checkpoint(self) -> None:
         entry = self.log.flush()  # nothing that is not finite gets saved
@@ -223,8 +202,7 @@ class TrainingRun:
         speed = speed_report(self.meter, self.batch_size, flops, precision, frozen)
         if not self.objective.is_one_pass:  # references, pairs and roll-outs are not in the count
             speed["mfu"] = None
-        hours = self.objective.paper_hours.get(self.family.name)
-        steps = self.family.max_train_steps
+        hours, steps = self.objective.paper_hours.get(self.family.name), self.family.max_train_steps
         announce_speed(speed, "" if hours is None else f"the paper's {steps} steps: {hours} on H100")
         return speed
 
@@ -241,11 +219,6 @@ class TrainingRun:
             pipeline.scheduler = type(scheduler).from_config(scheduler.config, prediction_type=kind)
         return pipeline
 
-    def _advice(self) -> str:
-        """What to try after a loss that is not finite."""
-        remedy = self.objective.remedy if (self.data.weights < 0).any() else ""
-        return "try a lower --learning_rate" + (f" or {remedy}" if remedy else "")
-
     def _announce(self) -> None:
         negative = int((self.data.weights < 0).sum())
         logger.info("***** Running training *****")
@@ -256,21 +229,8 @@ class TrainingRun:
         logger.info("  Optimizer steps = %d (%.1f passes over the data)", self.max_train_steps, epochs)
 
 
-def _train_steps(settings: TrainingSettings, num_rows: int, batch_size: int, default: int) -> int:
-    if settings.max_train_steps is not None:
-        return settings.max_train_steps
-    if settings.num_train_epochs is not None:
-        return math.ceil(settings.num_train_epochs * num_rows / batch_size)
-    return default
-
-
 def _recorded(settings: TrainingSettings, objective: Objective) -> dict[str, Any]:
     """The settings and the objective's options, without what chooses pairs where there are none."""
     pairs = objective.unit in ("pair", "label")
     fields = [f for f in dataclasses.fields(settings) if pairs or f.metadata.get("group") != "preferences"]
     return {field.name: getattr(settings, field.name) for field in fields} | objective.record()
-
-
-def _scalar(grad_norm: torch.Tensor | float) -> torch.Tensor:
-    """A norm that FSDP shares between the processes, as one number."""
-    return torch.as_tensor(grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm)

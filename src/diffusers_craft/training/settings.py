@@ -1,18 +1,25 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""What a training run is told, whatever its objective: diffusers' names, with CRAFT's recipe for 100 images as defaults."""
+"""What a training run is told: diffusers' names, with CRAFT's recipe for 100 images as defaults; the objectives' flags."""
 
+import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.flags import option
+from ..core.flags import Flag, add_flag, flags_of, option
 from ..data.settings import DataSettings
 from ..errors import UserError
+from ..models.families import FAMILIES
 from ..models.family import ModelSource
 from ..models.loading import TUNED_FILES
+from ..objectives.base import Objective
+from ..rewards.settings import RewardSettings, parse_reward_weights
 
 
+DEFAULT_REWARDS = ("pickscore",)  # of objectives that score what they make
 _LORA_RANK = 4  # diffusers' default
 _SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
+_TRACKERS = ("tensorboard", "wandb", "none")
 # What was expected -> whether a number is, and the flags.
 _RANGES = {
     "at least 1": (
@@ -138,9 +145,7 @@ class TrainingSettings(DataSettings):
     checkpoints_total_limit: int | None = option(None, group="checkpoints", role="incidental")
     resume_from_checkpoint: str | None = option(None, group="checkpoints", role="path")
     logging_dir: str = option("logs", group="logging and validation", role="path")
-    report_to: str | None = option(
-        None, group="logging and validation", choices=("tensorboard", "wandb", "none"), role="incidental"
-    )
+    report_to: str | None = option(None, group="logging and validation", choices=_TRACKERS, role="incidental")
     validation_prompt: str | None = option(None, group="logging and validation", role="incidental")
     num_validation_images: int = option(4, group="logging and validation", role="incidental")
     validation_epochs: int = option(50, group="logging and validation", role="incidental")
@@ -162,10 +167,8 @@ class TrainingSettings(DataSettings):
             raise UserError(f"--dataset_name, --train_data_dir: expected exactly one of the two, found {given}")
         super().__post_init__()
         if self.use_generated_latents and self.pretrained_vae_model_name_or_path is not None:
-            found = f"--pretrained_vae_model_name_or_path {self.pretrained_vae_model_name_or_path}"
-            raise UserError(
-                f"--use_generated_latents: expected the VAE that the latents were generated for, found {found}"
-            )
+            wanted = "expected the VAE that the latents were generated for, found --pretrained_vae_model_name_or_path"
+            raise UserError(f"--use_generated_latents: {wanted} {self.pretrained_vae_model_name_or_path}")
         for words, (allowed, names) in _RANGES.items():
             for name in names.split():
                 value = getattr(self, name)
@@ -205,3 +208,41 @@ class TrainingSettings(DataSettings):
         if (Path(self.output_dir) / TUNED_FILES[other]).is_file():
             wanted = f"expected a folder without {'a pipeline' if self.use_lora else 'LoRA weights'} for {own}"
             raise UserError(f"--output_dir: {wanted}, found {TUNED_FILES[other]} in {self.output_dir}; choose another")
+
+
+def add_objective_options(parser: argparse.ArgumentParser, kinds: Sequence[type[Objective]]) -> None:
+    """Declares a flag for every field of the objectives, with its default and the text of its docstring.
+
+    Fields that several objectives share become one flag without a default, so that each keeps its own.
+    """
+    group = parser.add_argument_group("objective's options")
+    flags: dict[str, Flag] = {}
+    texts: dict[str, dict[str, list[str]]] = {}  # field -> what it says -> names of the objectives that say so
+    for kind in kinds:
+        for flag in flags_of(kind):
+            others = {kind.family_defaults(b.name).get(flag.name, flag.default): name for name, b in FAMILIES.items()}
+            shown = ", ".join(f"{value} for {name}" for value, name in others.items())
+            text = f"{flag.text} Default: {shown if len(others) > 1 else flag.default}."
+            texts.setdefault(flag.name, {}).setdefault(text, []).append(kind.__name__)
+            flags[flag.name] = flag
+    for name, lines in texts.items():
+        parts = [text if len(names) == len(kinds) else f"{', '.join(names)}: {text}" for text, names in lines.items()]
+        add_flag(group, flags[name]._replace(text=" ".join(parts)), {"default": None})
+
+
+def objective_from_args(
+    kind: type[Objective], args: argparse.Namespace, kinds: Sequence[type[Objective]]
+) -> Objective:
+    """The objective that the flags describe; what they leave open is the paper's for `--backbone`, else the default."""
+    own = {flag.name for flag in flags_of(kind)}
+    for other in kinds:
+        for flag in flags_of(other):
+            if flag.name not in own and getattr(args, flag.name) is not None:
+                raise UserError(f"--{flag.name}: expected an option of {kind.__name__}, found one of {other.__name__}")
+    given = {name: getattr(args, name) for name in own if getattr(args, name) is not None}
+    return kind(**kind.family_defaults(FAMILIES[args.backbone].name) | given)
+
+
+def rewards_from_args(args: argparse.Namespace) -> tuple[list[str], RewardSettings]:
+    """What the flags of `add_reward_arguments` give to `train`."""
+    return args.rewards, RewardSettings.from_args(args, list(parse_reward_weights(args.rewards or DEFAULT_REWARDS)))

@@ -18,20 +18,8 @@ logger = logging.getLogger(__name__)
 
 # Dense bfloat16 / float16 tensor-core TFLOP/s with float32 accumulation, from the makers' data sheets. The first name
 # that the device's contains counts.
-_PEAK_TFLOPS = {
-    "B200": 2250.0,
-    "GH200": 989.4,
-    "H200": 989.4,
-    "H100 PCIe": 756.0,
-    "H100 NVL": 835.0,
-    "H100": 989.4,
-    "A100": 312.0,
-    "L40S": 362.0,
-    "L40": 181.0,
-    "L4": 121.0,
-    "RTX 4090": 165.2,
-    "RTX 3090": 71.0,
-}
+_PEAK_TFLOPS = {"B200": 2250.0, "GH200": 989.4, "H200": 989.4, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.4}
+_PEAK_TFLOPS |= {"A100": 312.0, "L40S": 362.0, "L40": 181.0, "L4": 121.0, "RTX 4090": 165.2, "RTX 3090": 71.0}
 # In forward passes: the gradients of activations cost one, those of weights another, which frozen weights do without
 # (LoRA's own are left out). What checkpointing repeats is no useful work.
 _BACKWARD, _FROZEN_BACKWARD = 2, 1
@@ -40,12 +28,8 @@ _BACKWARD, _FROZEN_BACKWARD = 2, 1
 class SpeedMeter:
     """Times optimizer steps without waiting for the device, except at the first step, in pauses and at the end.
 
-    The first step warms up (compilation, choice of kernels) and is left out if there is another one.
-
-    Args:
-        device (`torch.device`): of this process.
-        num_processes (`int`, *optional*, defaults to 1): devices that share a step.
-        earlier (`Mapping`, *optional*): `state` of the run up to the checkpoint from which it goes on.
+    The first step warms up (compilation, choice of kernels) and is left out if there is another one. `earlier` is the
+    `state` of the run up to the checkpoint from which it goes on.
     """
 
     def __init__(self, device: torch.device, num_processes: int = 1, earlier: Mapping | None = None) -> None:
@@ -66,10 +50,8 @@ class SpeedMeter:
     def pause(self) -> Iterator[None]:
         """Leaves out what is no training: checkpoints, validation."""
         begin = self._now()
-        try:
-            yield
-        finally:
-            self._paused += self._now() - begin
+        yield
+        self._paused += self._now() - begin
 
     def seconds_a_step(self) -> float | None:
         """Mean over all steps but the first; of the first if it is the only one; without any, of the run before."""
@@ -85,12 +67,17 @@ class SpeedMeter:
 
     def peak_gigabytes(self) -> float | None:
         """Most memory in use at a time, GB: allocated on the GPU, or resident where the CPU trains."""
+        earlier = self._earlier.get("peak_gb")
         if self.device.type == "cuda":
             now = torch.cuda.max_memory_allocated(self.device) / 1e9
         else:
-            now = _peak_resident()
-        earlier = self._earlier.get("peak_gb")
-        return now if now is None or earlier is None else max(now, earlier)
+            try:
+                import resource
+            except ImportError:  # Windows
+                return None
+            unit = 1 if sys.platform == "darwin" else 1024
+            now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+        return now if earlier is None else max(now, earlier)
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -98,26 +85,10 @@ class SpeedMeter:
         return time.perf_counter()
 
 
-def _peak_resident() -> float | None:
-    """GB of this process."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-
-
 def forward_flops(family: Family, denoiser: ModelMixin, latents: torch.Tensor, conditioning: dict) -> int:
-    """Floating-point operations (2 a multiply-add) of one forward pass, counted without computing anything.
+    """Floating-point operations (2 a multiply-add) of one forward pass for all rows of `latents` (B, C, h, w).
 
-    Args:
-        family (`Family`): calls the denoiser.
-        denoiser (`ModelMixin`): whose class and configuration count.
-        latents (`torch.Tensor`): (B, C, h, w), any values.
-        conditioning (`dict[str, torch.Tensor]`): name -> (B, ...), any values.
-
-    Returns:
-        `int`: matrix products, convolutions and attention for all B rows.
+    Products, convolutions and attention are counted without computing anything; values and weights do not matter.
     """
 
     def like(value: torch.Tensor) -> torch.Tensor:
@@ -132,24 +103,12 @@ def forward_flops(family: Family, denoiser: ModelMixin, latents: torch.Tensor, c
 
 
 def speed_report(
-    meter: SpeedMeter,
-    images_a_step: int,
-    flops: int,
-    precision: str,
-    frozen: bool = False,
+    meter: SpeedMeter, images_a_step: int, flops: int, precision: str, frozen: bool = False
 ) -> dict[str, float | None]:
-    """Memory and speed of a run, for people and for `craft_run.json`.
+    """Memory and speed of a run with `flops` for one image forward; `frozen` weights get no gradient (LoRA).
 
-    Args:
-        meter (`SpeedMeter`): of the run.
-        images_a_step (`int`): the global batch.
-        flops (`int`): `forward_flops` of one image.
-        precision (`str`): accelerate's `mixed_precision`; the known peaks are those of fp16 and bf16.
-        frozen (`bool`, *optional*, defaults to `False`): whether the denoiser's own weights get no gradient (LoRA).
-
-    Returns:
-        `dict`: `peak_gb` a process, `images_per_second` over all, `forward_tflop` an image, `mfu` in [0, 1] (`None` for
-        an unknown device), `device_hours` of the whole run, the steps before a resume included.
+    `peak_gb` a process, `images_per_second` over all, `forward_tflop` an image, `mfu` in [0, 1] (`None` for an unknown
+    device or precision), `device_hours` of the whole run, the steps before a resume included.
     """
     state = meter.state()
     seconds, spent = state["seconds_a_step"], state["device_seconds"]

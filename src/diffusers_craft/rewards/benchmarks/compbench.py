@@ -1,11 +1,10 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """T2I-CompBench (arXiv 2307.06350) as a metric: BLIP-VQA, CLIP ViT-B/32 and their mean for complex prompts.
 
-UniDet, which judges spatial relations there, has no maintained replacement and is left out: rows that need it have no
-score (NaN) and are named in the notes of an evaluation.
+UniDet, which judges spatial relations there, has no maintained replacement: rows that need it have no score (NaN).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
@@ -21,91 +20,64 @@ from ..clip_score import RewardWithClip
 from ..preprocessing import normalize_pixels, to_rgb, to_tensor
 
 
-BLIP_ID, CLIP_ID = "Salesforce/blip-vqa-capfilt-large", "openai/clip-vit-base-patch32"
-IMAGE_SIZE = 480  # pixels, as the official evaluator; the Hub's positions are of 384 and interpolated
 MAX_QUESTION = 35  # tokens
-ATTRIBUTES = ("color", "shape", "texture")  # categories judged by BLIP-VQA
-CATEGORIES = (*ATTRIBUTES, "spatial", "non_spatial", "complex")
+CATEGORIES = ("color", "shape", "texture", "spatial", "non_spatial", "complex")  # the first three judged by BLIP-VQA
 MAX_CHUNKS = 8  # noun phrases per prompt
 # The three_in_one label of a complex prompt -> the evaluators whose mean is its score; no label means all three.
 THREE_IN_ONE = {"spatial": ("blip", "unidet"), "action": ("blip", "clip"), "spatialaction": ("blip", "unidet", "clip")}
-Parse = Callable[[str], tuple[list[str], str]]  # prompt -> noun phrases, prompt without adjectives
 
 
 def evaluators(category: str, three_in_one: str | None = None) -> tuple[str, ...]:
     """Which of `blip`, `clip` and `unidet` a prompt's score is the mean of."""
-    if category == "complex":
-        label = three_in_one or "spatialaction"
-        if label not in THREE_IN_ONE:
-            raise UserError(f"three_in_one: expected one of {', '.join(THREE_IN_ONE)}, found {label!r}")
-        return THREE_IN_ONE[label]
-    if category not in CATEGORIES:
-        raise UserError(f"category: expected one of {', '.join(CATEGORIES)}, found {category!r}")
-    return {"spatial": ("unidet",), "non_spatial": ("clip",)}.get(category, ("blip",))
+    if category != "complex":
+        return {"spatial": ("unidet",), "non_spatial": ("clip",)}.get(category, ("blip",))
+    if (label := three_in_one or "spatialaction") not in THREE_IN_ONE:
+        raise UserError(f"three_in_one: expected one of {', '.join(THREE_IN_ONE)}, found {label!r}")
+    return THREE_IN_ONE[label]
 
 
-def combine(scores: Mapping[str, float], category: str, three_in_one: str | None = None) -> float:
-    """A prompt's score from those of its evaluators; NaN if one of them has none, never the mean of the others."""
-    return float(np.mean([scores.get(name, np.nan) for name in evaluators(category, three_in_one)]))
-
-
-def attribute_score(yes: Sequence[float], no: Sequence[float]) -> float:
+def attribute_score(answers: Sequence[Sequence[float]]) -> float:
     """BLIP-VQA's score: the product over noun phrases of p(yes) / (p(yes) + p(no)); 1 for a prompt without any."""
-    return float(np.prod([y / (y + n) for y, n in zip(yes, no, strict=True)]))
-
-
-def load_parser() -> Parse:
-    """spaCy's small English model, the official one, as a function of a prompt."""
-    try:
-        import spacy
-
-        nlp = spacy.load("en_core_web_sm")
-    except (ImportError, OSError):
-        raise UserError(
-            "reward t2i_compbench: needs the package spacy and its English model; install them with: "
-            "pip install spacy && python -m spacy download en_core_web_sm"
-        ) from None
-
-    def parse(prompt: str) -> tuple[list[str], str]:
-        document = nlp(prompt)
-        chunks = [str(chunk) for chunk in document.noun_chunks][:MAX_CHUNKS]
-        return chunks, " ".join(token.text for token in document if token.pos_ != "ADJ")
-
-    return parse
+    return float(np.prod([yes / (yes + no) for yes, no in answers]))
 
 
 class CompBenchReward(RewardWithClip):
     """T2I-CompBench's score in [0, 1] of its own prompts, see `bind`; NaN for those that need UniDet.
 
-    Args:
-        checkpoint (`str`, *optional*): `BLIP` or `BLIP,CLIP`, each a Hub id or folder: a `BlipForQuestionAnswering` and a
-            `CLIPModel`.
-        image_size (`int`, *optional*, defaults to 480): side of BLIP's input, pixels.
-        parse (`Callable`, *optional*): prompt to its noun phrases and itself without adjectives; spaCy by default.
+    `checkpoint` is `BLIP` or `BLIP,CLIP`, Hub ids or folders: a `BlipForQuestionAnswering` and a `CLIPModel`.
     """
 
     name = "t2i_compbench"
-    hub_id, clip_id = BLIP_ID, CLIP_ID
+    hub_id, clip_id = "Salesforce/blip-vqa-capfilt-large", "openai/clip-vit-base-patch32"
     size, architecture = "1.54 GB", "BlipForQuestionAnswering"
     unit = "probability, product over noun phrases; cosine for non-spatial prompts; their mean for complex ones"
     abstains = True
-    note = (
-        "t2i_compbench: UniDet left out: no score for spatial prompts and for complex ones labelled spatial or "
-        "spatialaction, so `complex` is the mean over those labelled action."
-    )
+    note = "t2i_compbench: UniDet left out: no score for spatial prompts and for complex ones labelled spatial or "
+    note += "spatialaction, so `complex` is the mean over those labelled action."
 
-    def __init__(
-        self, checkpoint: str | None = None, image_size: int = IMAGE_SIZE, parse: Parse | None = None, **options
-    ):
+    image_size = 480  # pixels, as the official evaluator; the Hub's positions are of 384 and interpolated
+
+    def __init__(self, checkpoint: str | None = None, **options):
         super().__init__(checkpoint, **options)
-        self.image_size = image_size
-        if parse is not None:
-            self.parse = parse
         self._kinds: dict[str, tuple[str, str | None]] = {}  # prompt -> category, three_in_one
 
     @cached_property
-    def parse(self) -> Parse:
-        return load_parser()
+    def parse(self) -> Callable[[str], tuple[list[str], str]]:
+        """Prompt to its noun phrases and itself without adjectives, by the official parser: spaCy's small English model."""
+        try:
+            import spacy
+
+            nlp = spacy.load("en_core_web_sm")
+        except (ImportError, OSError):
+            needs = "reward t2i_compbench: needs the package spacy and its English model; install them with: "
+            raise UserError(f"{needs}pip install spacy && python -m spacy download en_core_web_sm") from None
+
+        def parse(prompt: str) -> tuple[list[str], str]:
+            document = nlp(prompt)
+            chunks = [str(chunk) for chunk in document.noun_chunks][:MAX_CHUNKS]
+            return chunks, " ".join(token.text for token in document if token.pos_ != "ADJ")
+
+        return parse
 
     @property
     def checkpoint(self) -> dict[str, Any]:
@@ -126,17 +98,16 @@ class CompBenchReward(RewardWithClip):
         blip = BlipForQuestionAnswering.from_pretrained(self._path).float().eval().to(self.device)
         tokenizer = BertTokenizerFast.from_pretrained(self._path)
         if tokenizer.unk_token_id in tokenizer.convert_tokens_to_ids(["yes", "no"]):
-            raise UserError(
-                f"--reward_checkpoint t2i_compbench: expected the words yes and no in the vocabulary of {self._path}"
-            )
+            expected = "expected the words yes and no in the vocabulary"
+            raise UserError(f"--reward_checkpoint t2i_compbench: {expected} of {self._path}")
         return SimpleNamespace(blip=blip, tokenizer=tokenizer)
 
-    def yes_and_no(self, image: Image.Image, questions: Sequence[str]) -> tuple[list[float], list[float]]:
+    def yes_and_no(self, image: Image.Image, questions: Sequence[str]) -> list[list[float]]:
         """Probabilities of the answers yes and no to each question about an image: the first token's."""
         blip, tokenizer = self.model.blip, self.model.tokenizer
         picture = to_rgb(image).resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
         pixels = normalize_pixels(to_tensor(picture)[None]).to(self.device)
-        start = blip.config.text_config.bos_token_id
+        start, words = blip.config.text_config.bos_token_id, tokenizer.convert_tokens_to_ids(["yes", "no"])
         answers = []
         with self._autocast():
             seen = blip.vision_model(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state
@@ -146,9 +117,8 @@ class CompBenchReward(RewardWithClip):
                 asked = blip.text_encoder(input_ids=ids.to(self.device), encoder_hidden_states=seen).last_hidden_state
                 begin = torch.tensor([[start]], device=self.device)
                 logits = blip.text_decoder(input_ids=begin, encoder_hidden_states=asked).logits
-                answers.append(logits[0, 0].float().softmax(-1))
-        words = tokenizer.convert_tokens_to_ids(["yes", "no"])
-        return tuple([float(answer[word]) for answer in answers] for word in words)
+                answers.append(logits[0, 0].float().softmax(-1)[words].tolist())
+        return answers
 
     def _score(self, prompts: list[str], images: list[Image.Image]) -> torch.Tensor:
         return torch.tensor([self._score_one(*pair) for pair in zip(prompts, images)])
@@ -156,16 +126,14 @@ class CompBenchReward(RewardWithClip):
     def _score_one(self, prompt: str, image: Image.Image) -> float:
         if prompt not in self._kinds:
             raise UserError(f"--rewards t2i_compbench: expected a prompt of its own file, found {prompt!r}")
-        category, label = self._kinds[prompt]
-        wanted = evaluators(category, label)
+        category, wanted = self._kinds[prompt][0], evaluators(*self._kinds[prompt])
         if "unidet" in wanted:
             return float("nan")
         chunks, without_adjectives = self.parse(prompt)
-        scores = {}
+        scores = []
         if "blip" in wanted:
-            scores["blip"] = attribute_score(*self.yes_and_no(image, [f"{c}?" for c in chunks])) if chunks else 1.0
+            scores.append(attribute_score(self.yes_and_no(image, [f"{c}?" for c in chunks])) if chunks else 1.0)
         if "clip" in wanted:
-            text = without_adjectives if category == "complex" else prompt
-            pair = self._clip.encode_images([image]), self._clip.encode_prompts([text])
-            scores["clip"] = float(cosines(*pair)[0])
-        return combine(scores, category, label)
+            text = self._clip.encode_prompts([without_adjectives if category == "complex" else prompt])
+            scores.append(float(cosines(self._clip.encode_images([image]), text)[0]))
+        return float(np.mean(scores))

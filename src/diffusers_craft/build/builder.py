@@ -145,13 +145,10 @@ class CRAFTDatasetBuilder:
         revision: str | None = None,
         license: str | None = None,
     ) -> str | None:
-        """Publishes what was built: `publish_dataset` with the builder's own work folder; only the first rank does.
-
-        Args:
-            repo_id, private, token, revision, license: see `publish_dataset`.
+        """Publishes what was built: `publish_dataset`, see there, with the builder's own work folder.
 
         Returns:
-            `str`: address of the commit; `None` on other ranks.
+            `str`: address of the commit; `None` on other ranks than the first, which do nothing.
 
         Raises:
             UserError: if nothing was built yet, or the upload fails.
@@ -186,22 +183,20 @@ class CRAFTDatasetBuilder:
             ("--reward_backend", self.reward_settings.backends),
             ("reward_models", self.reward_models),
         ):
-            unknown = [name for name in names if name not in self.rewards]
-            if unknown:
+            if unknown := [name for name in names if name not in self.rewards]:
                 raise UserError(f"{flag}: expected names of {', '.join(self.rewards)}, found {unknown[0]!r}")
 
     def _check_size(self, num_prompts: int) -> None:
         if not num_prompts:
             raise UserError("--prompts: expected at least one prompt, found none")
         per_prompt = min(self.max_per_prompt or self._group_size, self._group_size - 1)
-        if self.selection != "all" and self.num_samples > num_prompts * per_prompt:
-            raise UserError(
-                f"--num_samples: expected at most {num_prompts * per_prompt} ({num_prompts} prompts, {per_prompt} images"
-                f" of a prompt), found {self.num_samples}"
-            )
+        limit = num_prompts * per_prompt
+        if self.selection != "all" and self.num_samples > limit:
+            why = f"{num_prompts} prompts, {per_prompt} images of a prompt"
+            raise UserError(f"--num_samples: expected at most {limit} ({why}), found {self.num_samples}")
 
     def _open_stages(self, prompts: list[str]) -> tuple[Stage, Stage, dict[str, Stage], dict[str, Any]]:
-        """Refined, candidates, one stage per reward, each bound to the options before it; those that decide candidates."""
+        """Refined, candidates, one stage per reward, each bound to the options before it; those of candidates."""
         work, num_rows = WorkDir(self.output_dir), len(prompts) * self._group_size
         options: dict[str, Any] = {
             "prompts": f"{len(prompts)} prompts, hash {fingerprint(prompts)}",
@@ -235,9 +230,7 @@ class CRAFTDatasetBuilder:
         groups, variants = rows["group"].to_numpy(), rows["variant"].to_numpy()
         return score_pool(rewards, groups, variants, *self._selection_options.values(), self.seed)
 
-    def _save(
-        self, pool: ScoredPool, candidates: Stage, options: Mapping[str, Any], run_options: Mapping[str, Any]
-    ) -> None:
+    def _save(self, pool: ScoredPool, candidates: Stage, options: dict[str, Any], run_options: Mapping) -> None:
         """Writes dataset, scores and report, and last `normalization.json` and `craft_build.json`."""
         folder = Path(self.output_dir)
         for place in (folder, folder / "report"):

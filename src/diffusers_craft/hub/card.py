@@ -21,7 +21,8 @@ CITATION = """```bibtex
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Markdown; texts may hold anything."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+    cells = ([" ".join(str(cell).replace("|", "\\|").split()) for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def link(repo_id: str, kind: str = "") -> str:
@@ -32,10 +33,6 @@ def link(repo_id: str, kind: str = "") -> str:
 def versions_text(record: Mapping[str, Any]) -> str:
     """The libraries of a recorded run in one line."""
     return ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)
-
-
-def _cell(value: Any) -> str:
-    return " ".join(str(value).replace("|", "\\|").split())
 
 
 def without_paths(value: Any, paths: Collection[str] | None = None) -> Any:

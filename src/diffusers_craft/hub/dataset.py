@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..selection.pool import funnel_rows
 from ..tiny import PROMPTS
 from .card import ARXIV, CITATION, PAPER, link, table, versions_text, without_paths
-from .upload import HubRepo, as_hub_id, hub_license
+from .upload import Files, HubRepo, as_hub_id, hub_license
 
 
 PICTURES = ("funnel.png", "rewards.png", "gallery.png")
@@ -131,7 +131,7 @@ def publish_dataset(
     if missing:
         raise UserError(f"work folder {folder}: expected a finished build, found no {missing[0]}; run the build again")
     repo = HubRepo(repo_id, "dataset", private, token, revision)
-    files: dict[str, Path | bytes] = {f"data/{path.name}": path for path in data}
+    files: Files = {f"data/{path.name}": path for path in data}
     files["scores/train-00000-of-00001.parquet"] = folder / SCORED_FILE
     files |= {f"images/{name}": folder / "report" / name for name in PICTURES}
     tables = {"default": data[0], "scores": folder / SCORED_FILE}

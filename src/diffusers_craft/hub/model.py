@@ -23,7 +23,7 @@ from ..models.loading import LORA_FILE, TUNED_FILES, denoiser_folder, load_tuned
 from ..tiny import is_tiny
 from .card import without_paths
 from .model_card import Published, model_card, read_results
-from .upload import RETRY, HubRepo, as_hub_id, hub_license, published_id
+from .upload import RETRY, Files, HubRepo, as_hub_id, hub_license, published_id
 
 
 logger = logging.getLogger(__name__)
@@ -85,8 +85,7 @@ def publish_model(
     repo = HubRepo(repo_id, "model", private, token, revision, retry)
     full_id = repo.open()
     pictures, prompts = sample_pictures(folder, record)
-    component = denoiser_folder(folder)
-    config = folder / component / "config.json"
+    config = folder / denoiser_folder(folder) / "config.json"
     published = Published(
         repo_id=full_id,
         kind=kind,
@@ -94,7 +93,7 @@ def publish_model(
         dataset_id=as_hub_id(data, paths) or published_id(data),
         license=license or _license_of(base, base_id, token),
         prompts=prompts,
-        component=component,
+        component=config.parent.name,
         part_class=read_json(config)["_class_name"] if config.is_file() else "",  # only LoRA weights have no config
     )
     files |= _picture_files(pictures, prompts)
@@ -115,10 +114,8 @@ def _finished_run(folder: Path) -> dict[str, Any]:
     return record
 
 
-def model_files(
-    folder: Path, kind: str, base_id: str | None = None, known: Collection[str] | None = None
-) -> dict[str, Path | bytes]:
-    """Path in the repository to file, of the model alone; see `Published` for `kind`.
+def model_files(folder: Path, kind: str, base_id: str | None = None, known: Collection[str] | None = None) -> Files:
+    """The files of the model alone; see `Published` for `kind`.
 
     Configurations name as their origin no path of this machine, but `base_id` and the Hub ids `known` (by default all
     that look like one).
@@ -185,8 +182,8 @@ def load_trained(folder: Path, record: Mapping[str, Any]) -> DiffusionPipeline:
     return load_tuned_pipeline(str(folder), base, dtype=torch.float16, config=config, fuse=False, **where)
 
 
-def _picture_files(pictures: Sequence[Path], prompts: Sequence[str]) -> dict[str, Path | bytes]:
-    files: dict[str, Path | bytes] = {f"images/{index}.png": path for index, path in enumerate(pictures)}
+def _picture_files(pictures: Sequence[Path], prompts: Sequence[str]) -> Files:
+    files: Files = {f"images/{index}.png": path for index, path in enumerate(pictures)}
     if pictures:
         images, buffer = [Image.open(path) for path in pictures], io.BytesIO()
         image_grid(images, len(images), captions=prompts).save(buffer, "PNG")

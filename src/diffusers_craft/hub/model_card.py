@@ -107,15 +107,6 @@ class Results(NamedTuple):
     grids: dict[str, Path]  # path in the repository -> picture
 
 
-class _Method(NamedTuple):
-    """An objective on the card."""
-
-    text: str
-    rows: str  # what it is trained on
-    citation: str
-    arxiv: str = ""
-
-
 def model_card(record: Mapping[str, Any], published: Published, results: Results | None = None) -> ModelCard:
     """Text and metadata of a finished run, by its `craft_run.json` and the results of its evaluation."""
     options = without_paths(record["options"], record.get("paths"))
@@ -125,46 +116,48 @@ def model_card(record: Mapping[str, Any], published: Published, results: Results
     text = _CARD.format(
         title=published.repo_id.split("/")[-1],
         kind=_KINDS[published.kind].format(part="UNet" if published.component == "unet" else published.component),
-        **method._asdict(),
+        **method,
         num_rows=record["num_rows"],
         record=record,
         base_link=link(base) if published.base_id else f"`{base}`",
         grid="![pictures drawn by the model](images/grid.png)" if published.prompts else "",
         snippet=_SNIPPETS[published.kind].format(base=base, **published._asdict()),
         prompt=next(iter(published.prompts), "a prompt"),
-        data=table(("training", "value"), _data_rows(record, published, method.rows)),
+        data=table(("training", "value"), _data_rows(record, published, method["rows"])),
         hyperparameters=table(("flag", "value"), _hyperparameter_rows(options)),
         cost=table(("cost", "value"), _cost_rows(record)),
         evaluation=results_text(results) if results else "Not evaluated yet.",
     )
-    return ModelCard(f"---\n{_metadata(record['family'], published, method, results).to_yaml()}\n---\n\n{text}")
+    return ModelCard(
+        f"---\n{_metadata(record['family'], published, method['arxiv'], results).to_yaml()}\n---\n\n{text}"
+    )
 
 
-def _method(options: Mapping[str, Any]) -> _Method:
-    """Looks the run's objective up; one that this package does not know is called what the record calls it."""
+def _method(options: Mapping[str, Any]) -> dict[str, str]:
+    """`text`, `rows` (what it is trained on), `citation`, `arxiv` of a run's objective; by its name if unknown."""
     name, about = find(options)
     if about is None:
         logger.warning("objective %r: expected one of diffusers-craft; the card names no paper", name)
-        return _Method(f"with the objective `{name}`", _ROWS["single"], f"No arXiv paper is known for `{name}`.")
-    if about.paper == ARXIV:
-        text = f"by [CRAFT]({PAPER}) (Composite Reward Assisted Fine-Tuning)"
-        return _Method(text, _ROWS[about.unit], CITATION, ARXIV)
-    citation = f"No arXiv paper is known for {about.title}."
-    if about.paper:
-        citation = f"{about.title}: [arXiv:{about.paper}](https://arxiv.org/abs/{about.paper})."
-    return _Method(f"by {about.title}", _ROWS[about.unit], citation, about.paper)
+        text, rows, arxiv = f"with the objective `{name}`", _ROWS["single"], ""
+        citation = f"No arXiv paper is known for `{name}`."
+    else:
+        text, rows, arxiv = f"by {about.title}", _ROWS[about.unit], about.paper
+        citation = f"No arXiv paper is known for {about.title}."
+    if arxiv == ARXIV:
+        text, citation = f"by [CRAFT]({PAPER}) (Composite Reward Assisted Fine-Tuning)", CITATION
+    elif arxiv:
+        citation = f"{about.title}: [arXiv:{arxiv}](https://arxiv.org/abs/{arxiv})."
+    return {"text": text, "rows": rows, "citation": citation, "arxiv": arxiv}
 
 
-def _metadata(family: str, published: Published, method: _Method, results: Results | None) -> ModelCardData:
+def _metadata(family: str, published: Published, arxiv: str, results: Results | None) -> ModelCardData:
     is_lora = published.kind == "lora"
     optional: dict[str, Any] = {"eval_results": eval_results(results)} if results else {}
     if published.base_id:
         optional |= {"base_model": published.base_id, "base_model_relation": "adapter" if is_lora else "finetune"}
     if published.prompts:
-        optional["widget"] = [
-            {"text": prompt, "output": {"url": f"images/{index}.png"}}
-            for index, prompt in enumerate(published.prompts)
-        ]
+        pictures = enumerate(published.prompts)
+        optional["widget"] = [{"text": text, "output": {"url": f"images/{index}.png"}} for index, text in pictures]
     return ModelCardData(
         license=published.license or "other",
         library_name="diffusers",
@@ -172,9 +165,9 @@ def _metadata(family: str, published: Published, method: _Method, results: Resul
         datasets=[published.dataset_id] if published.dataset_id else None,
         model_name=published.repo_id.split("/")[-1],
         tags=[family, f"{family}-diffusers", "text-to-image", "diffusers", "diffusers-training"]
-        + ["craft"] * (method.arxiv == ARXIV)
+        + ["craft"] * (arxiv == ARXIV)
         + ["lora"] * is_lora
-        + ([f"arxiv:{method.arxiv}"] if method.arxiv else []),
+        + [f"arxiv:{arxiv}"] * bool(arxiv),
         **optional,
     )
 

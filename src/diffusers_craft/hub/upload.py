@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 RECORD_FILE = "craft_hub.json"  # in a published folder: where it went
 RETRY = "repeat the same command to go on: what the Hub has received is not sent again"
+Files = dict[str, Path | bytes]  # path in the repository to a local file or to its content
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TRANSPORTS = {"httpx", "httpx2", "requests"}  # of the generations of huggingface_hub
 _REASONS = {
@@ -81,10 +82,8 @@ class HubRepo:
         with self._explained("a repository to write to"):
             return self._open()
 
-    def upload(
-        self, folder: str | Path, files: Mapping[str, Path | bytes], message: str, replaced: Sequence[str] = ()
-    ) -> str:
-        """Puts files (by their path there) into the repository in one commit, and returns its address.
+    def upload(self, folder: str | Path, files: Files, message: str, replaced: Sequence[str] = ()) -> str:
+        """Puts all files into the repository in one commit, and returns its address.
 
         What the Hub has is not sent again; files of an earlier push that match `replaced` are deleted. The published
         `folder` receives `RECORD_FILE`, by which later cards link to it.

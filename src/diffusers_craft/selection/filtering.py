@@ -29,16 +29,15 @@ ADVANTAGE_EPS = 1e-6
 
 
 def rule_rewards(rule: str | Sequence[str], scored: Collection[str] | None = None) -> tuple[str, ...]:
-    """The rewards that a filter rule (key of `RULES`, or reward names) compares; it may name no other than `scored`."""
+    """The rewards that a filter rule (key of `RULES`, or reward names) compares; it may name only what is `scored`."""
     names = (rule,) if isinstance(rule, str) else tuple(rule)
     known_rule = len(names) == 1 and names[0] in RULES
     required = RULES[names[0]] if known_rule else tuple(dict.fromkeys(names))
-    if scored is None:
-        unknown = [] if known_rule or not isinstance(rule, str) else [rule]
-    else:
-        unknown = [name for name in required if name not in scored]
+    rewards, known = "reward names", required if known_rule or not isinstance(rule, str) else ()
+    if scored is not None:
+        rewards, known = f"scored rewards ({', '.join(scored)})", scored
+    unknown = [name for name in required if name not in known]
     if unknown:
-        rewards = "reward names" if scored is None else f"scored rewards ({', '.join(scored)})"
         what = f"rule {names[0]!r}, which needs {unknown[0]!r}" if known_rule else repr(unknown[0])
         raise UserError(f"--filter_rule: expected one of {', '.join(RULES)} or {rewards}, found {what}")
     return required
@@ -58,10 +57,8 @@ def restrict_weights(weights: Mapping[str, float], rule: str | Sequence[str] = "
 
 def valid_rows(rewards: Mapping[str, Sequence[float]], length: int) -> np.ndarray:
     """(n,) bool: rows that have every reward."""
-    valid = np.ones(length, dtype=bool)
-    for name, scores in rewards.items():
-        valid &= ~np.isnan(score_column(name, scores, length))
-    return valid
+    columns = [score_column(name, scores, length) for name, scores in rewards.items()]
+    return ~np.isnan(columns).any(axis=0)
 
 
 def beats_baseline(columns: Mapping[str, np.ndarray], groups: np.ndarray, variants: np.ndarray) -> np.ndarray:

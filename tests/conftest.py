@@ -131,10 +131,9 @@ def preference_build(tmp_path_factory, make_images) -> Path:
     """A finished build of four prompts with three images each and one reward; the last prompt's images score alike."""
     import pyarrow as pa
 
-    from diffusers_craft.core.files import atomic_write_json
-    from diffusers_craft.core.workdir import WorkDir
+    from diffusers_craft import normalization_constants
     from diffusers_craft.models.generation import encode_png
-    from diffusers_craft.selection.composite import normalization_constants
+    from diffusers_craft.scripts import WorkDir, atomic_write_json
 
     folder = tmp_path_factory.mktemp("build")
     pictures = [{"bytes": encode_png(image), "path": None} for image in make_images(12)]
@@ -309,6 +308,17 @@ def _tokenizer(folder: Path, pad_token: str = "<|endoftext|>", max_length: int =
     (folder / "vocab.json").write_text(json.dumps(_vocabulary()), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     return CLIPTokenizer.from_pretrained(str(folder), model_max_length=max_length, pad_token=pad_token)
+
+
+@pytest.fixture(autouse=True)
+def own_rewards():
+    """Rewards that a test registers are gone after it."""
+    from diffusers_craft.rewards import settings
+
+    before = dict(settings._FACTORIES)
+    yield
+    settings._FACTORIES.clear()
+    settings._FACTORIES.update(before)
 
 
 @pytest.fixture

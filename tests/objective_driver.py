@@ -7,7 +7,8 @@ import math
 import torch
 from diffusers import DDIMScheduler
 
-from diffusers_craft.models.noise import Draw, NoisePath, diffuse
+from diffusers_craft.models.noise import Draw, diffuse
+from diffusers_craft.scripts import NoisePath
 
 
 SHAPE = (4, 3, 3)

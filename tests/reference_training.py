@@ -9,7 +9,7 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 
-from diffusers_craft.core.records import derive_seed
+from diffusers_craft.scripts import derive_seed
 
 
 class Example(NamedTuple):

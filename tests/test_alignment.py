@@ -15,12 +15,9 @@ from datasets import Dataset, Image
 from training_driver import ROOT, losses, run_json, same, weights
 
 from diffusers_craft import DPO, SD15, SPO, SFTSharpening, SmPO, TrainingRun, TrainingSettings, register_reward, train
-from diffusers_craft.data.preferences import load_preferences
 from diffusers_craft.data.rows import shuffled_rows
-from diffusers_craft.data.settings import DataSettings
-from diffusers_craft.rewards import settings as registry
 from diffusers_craft.scoring.scorer import CompositeScorer
-from diffusers_craft.scripts import objective_from_args
+from diffusers_craft.scripts import DataSettings, load_preferences, objective_from_args
 from diffusers_craft.training import data as training_data
 from diffusers_craft.training import loop
 from diffusers_craft.training.data import check_data_settings, load_pairs, score_preferences
@@ -47,8 +44,7 @@ class Brightness:
 
 
 @pytest.fixture(autouse=True)
-def brightness(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))  # other tests do not get this reward
+def brightness():
     reward = Brightness()
     register_reward("brightness", lambda: reward)
     return reward

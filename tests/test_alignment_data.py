@@ -10,17 +10,9 @@ import torch
 from datasets import Dataset, Image
 
 from diffusers_craft.data.encoding import read_captions
-from diffusers_craft.data.preferences import (
-    best_pairs,
-    composite_scores,
-    labels_of_pairs,
-    load_preferences,
-    prompts_of_build,
-    random_rows,
-)
-from diffusers_craft.data.rows import PairData, TrainingData
-from diffusers_craft.data.settings import DataSettings
-from diffusers_craft.models.noise import NoisePath
+from diffusers_craft.data.preferences import best_pairs, labels_of_pairs, prompts_of_build, random_rows
+from diffusers_craft.data.rows import PairData
+from diffusers_craft.scripts import DataSettings, NoisePath, TrainingData, composite_scores, load_preferences
 
 
 OPTIONS = DataSettings()

@@ -11,8 +11,7 @@ from training_driver import same, weights
 
 from diffusers_craft import SD15, SDXL, load_pipeline, load_tuned_pipeline
 from diffusers_craft.models import loading as backbones_loading
-from diffusers_craft.models.latents import vae_fingerprint
-from diffusers_craft.scripts import ModelSource
+from diffusers_craft.scripts import ModelSource, vae_fingerprint
 
 
 PROMPTS = ["a red circle", "two green stars, sharp", ""]

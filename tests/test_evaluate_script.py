@@ -17,14 +17,12 @@ import torch
 from PIL import Image
 
 from diffusers_craft import Evaluation, GenerationSettings, SetMetric, UserError, load_pipeline, register_reward
-from diffusers_craft.core.records import derive_seed
-from diffusers_craft.core.run_record import write_run_json
-from diffusers_craft.core.workdir import WorkDir
 from diffusers_craft.evaluation import prompt_run
 from diffusers_craft.evaluation import run as engine
 from diffusers_craft.evaluation.args import choose_embedding, find_training_data, parse_models
-from diffusers_craft.prompts.sets import EvaluationPrompt, PromptSet
+from diffusers_craft.prompts.sets import EvaluationPrompt
 from diffusers_craft.rewards import settings as registry
+from diffusers_craft.scripts import PromptSet, WorkDir, derive_seed, write_run_json
 
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "craft" / "evaluate_craft.py"
@@ -55,8 +53,7 @@ def script():
 
 
 @pytest.fixture(autouse=True)
-def brightness(monkeypatch):
-    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
+def brightness():
     register_reward("brightness", Brightness)
 
 

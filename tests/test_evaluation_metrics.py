@@ -10,9 +10,9 @@ from PIL import Image
 
 from diffusers_craft import SetMetric, UserError, register_metric
 from diffusers_craft.core.records import CANDIDATE_SCHEMA
-from diffusers_craft.core.workdir import Stage, WorkDir
 from diffusers_craft.evaluation import metrics
 from diffusers_craft.evaluation.metrics import load_set_metrics, measure_set, set_metric_rows
+from diffusers_craft.scripts import Stage, WorkDir
 
 
 class Levels(SetMetric):

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from diffusers_craft import EvaluationResults
 from diffusers_craft.evaluation.alarms import skipped_check
 from diffusers_craft.evaluation.report import distribution_panel, win_rate_panel, write_evaluation_report
-from diffusers_craft.evaluation.results import EvaluationResults, ExampleRow
+from diffusers_craft.evaluation.results import ExampleRow
 from diffusers_craft.evaluation.summary import summarize
 
 

@@ -13,7 +13,6 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from diffusers_craft import CRAFTDatasetBuilder, GenerationSettings, load_pipeline, load_prompts, load_tuned_pipeline
-from diffusers_craft.rewards import settings as registry
 from diffusers_craft.scripts import FAMILIES
 
 
@@ -52,7 +51,6 @@ def home(tmp_path_factory) -> Path:
 def run(home, monkeypatch):
     """Executes the blocks of a section that are no files; returns their variables."""
     monkeypatch.chdir(home)
-    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
     monkeypatch.syspath_prepend(str(home))
     before = set(sys.modules)
 

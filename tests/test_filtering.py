@@ -8,8 +8,7 @@ import pytest
 
 from diffusers_craft import composite_reward, crf_filter, group_advantages, select_samples
 from diffusers_craft.selection.filtering import RULES, restrict_weights, rule_rewards
-from diffusers_craft.selection.funnel import funnel, funnel_rows
-from diffusers_craft.selection.pool import score_pool
+from diffusers_craft.selection.pool import funnel, funnel_rows, score_pool
 
 
 NAMES = ("hps_v2.1", "pickscore", "aesthetic")

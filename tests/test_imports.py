@@ -28,7 +28,7 @@ FLOORS = (
 FLOOR_OF = {folder: number for number, folders in enumerate(FLOORS, start=1) for folder in folders}
 # What a user imports to filter scores or read prompts stays light.
 LIGHT = ("diffusers_craft", "diffusers_craft.prompts.sets", "diffusers_craft.core.script")
-LIGHT += ("diffusers_craft.core.workdir", "diffusers_craft.selection.filtering", "diffusers_craft.selection.pairing")
+LIGHT += ("diffusers_craft.core.workdir", "diffusers_craft.selection.filtering")
 HEAVY = ("torch", "diffusers", "transformers", "datasets", "matplotlib", "accelerate", "openai", "PIL")
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -10,14 +10,11 @@ import pytest
 import torch
 from datasets import Dataset
 
-from diffusers_craft import SDXL, SFT, SPO, TrainingSettings
-from diffusers_craft.data.encoding import prepare_prompt_data, prepare_training_data
+from diffusers_craft import SDXL, SFT, SPO, GenerationSettings, TrainingSettings, generate_images, load_pipeline
+from diffusers_craft.data.encoding import prepare_prompt_data
 from diffusers_craft.data.pictures import as_vae_input
-from diffusers_craft.data.settings import DataSettings
-from diffusers_craft.models.generation import GenerationSettings, generate_images
-from diffusers_craft.models.latents import decode, encode_images, latent_factor, latent_shape, vae_fingerprint
-from diffusers_craft.models.loading import load_pipeline
-from diffusers_craft.scripts import ModelSource
+from diffusers_craft.models.latents import decode, encode_images, latent_factor, latent_shape
+from diffusers_craft.scripts import DataSettings, ModelSource, prepare_training_data, vae_fingerprint
 from diffusers_craft.training.loop import TrainingContext
 
 

@@ -16,8 +16,7 @@ from training_driver import ROOT
 from diffusers_craft import SFT, Objective, objectives, publish_model
 from diffusers_craft.hub.card import without_paths
 from diffusers_craft.hub.model import model_files
-from diffusers_craft.hub.model_card import Published, model_card
-from diffusers_craft.hub.results import Results, read_results
+from diffusers_craft.hub.model_card import Published, Results, model_card, read_results
 from diffusers_craft.hub.upload import as_hub_id, published_id
 from diffusers_craft.objectives.registry import OBJECTIVES
 from diffusers_craft.scripts import HubRepo

@@ -8,7 +8,8 @@ from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteSchedu
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_snr
 from objective_driver import ALPHAS, COEFFICIENTS, SCHEDULE, SHAPE, random_latents
 
-from diffusers_craft.models.noise import KINDS, Draw, NoisePath, diffuse
+from diffusers_craft.models.noise import KINDS, Draw, diffuse
+from diffusers_craft.scripts import NoisePath
 
 
 VARIANCE_KINDS = KINDS[:3]

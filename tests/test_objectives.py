@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from objective_driver import SHAPE, gradient, random_latents, small_net
 
 from diffusers_craft import craft_loss, denoising_errors
-from diffusers_craft.models.noise import NoisePath
-from diffusers_craft.scripts import transform_advantages
+from diffusers_craft.scripts import NoisePath, transform_advantages
 
 
 @pytest.fixture

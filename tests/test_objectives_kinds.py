@@ -35,8 +35,8 @@ from diffusers_craft import (
     craft_loss,
     denoising_errors,
 )
-from diffusers_craft.models.noise import NoisePath
 from diffusers_craft.objectives.base import noise_errors
+from diffusers_craft.scripts import NoisePath
 
 
 class StraightPath(NoisePath):

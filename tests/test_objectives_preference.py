@@ -24,11 +24,12 @@ from diffusers_craft import (
     TrainingSettings,
     craft_loss,
 )
-from diffusers_craft.models.noise import Draw, NoisePath, diffuse
+from diffusers_craft.models.noise import Draw, diffuse
 from diffusers_craft.objectives.base import Batch
 from diffusers_craft.objectives.mapo import bounded_likelihood
 from diffusers_craft.objectives.spo import spo_log_ratios
 from diffusers_craft.scripts import (
+    NoisePath,
     add_fields,
     add_objective_options,
     dpo_loss,

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from diffusers_craft.selection.pairing import group_pairs
+from diffusers_craft import group_pairs
 
 
 def _random_pool(seed: int = 0, groups: int = 12, size: int = 4):

@@ -12,11 +12,9 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from diffusers_craft import SD15, SDXL
-from diffusers_craft.models.loading import load_pipeline
-from diffusers_craft.models.noise import NoisePath
+from diffusers_craft import SD15, SDXL, load_pipeline
 from diffusers_craft.objectives.chains import guided, sample
-from diffusers_craft.scripts import ModelSource
+from diffusers_craft.scripts import ModelSource, NoisePath
 
 
 PROMPTS = ["a red circle", "two stars"]

@@ -6,7 +6,8 @@ import re
 import numpy as np
 
 from diffusers_craft.core import records
-from diffusers_craft.core.records import derive_seed, pack_latent, unpack_latent
+from diffusers_craft.core.records import pack_latent, unpack_latent
+from diffusers_craft.scripts import derive_seed
 
 
 def test_seeds_are_stable_across_versions():

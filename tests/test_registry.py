@@ -50,11 +50,6 @@ class NoScore: pass
 """
 
 
-@pytest.fixture(autouse=True)
-def own_factories(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
-
-
 @pytest.fixture
 def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """`own_rewards.py` in the current directory."""

@@ -12,7 +12,8 @@ from PIL import Image, ImageFont
 
 from diffusers_craft.build import report
 from diffusers_craft.build.report import reward_sets, write_build_report
-from diffusers_craft.figures.grid import _fit, _wrap, image_grid
+from diffusers_craft.figures.grid import _fit, _wrap
+from diffusers_craft.scripts import image_grid
 from diffusers_craft.selection.pool import ScoredPool
 
 
@@ -43,9 +44,11 @@ def build():
     return {
         "funnel": funnel | {"selected_not_beating_own_baseline": 1},
         "pool": pool,
-        "images": [Image.new("RGB", (64, 64), color) for color in ("red", "blue")],
-        "prompts": ["a <b>red</b> circle & more", 'a "blue" square'],
-        "refined_prompts": ["a red circle, sharp focus", 'a "blue" square'],
+        "rows": {
+            "image": [Image.new("RGB", (64, 64), color) for color in ("red", "blue")],
+            "prompt": ["a <b>red</b> circle & more", 'a "blue" square'],
+            "refined_prompt": ["a red circle, sharp focus", 'a "blue" square'],
+        },
     }
 
 
@@ -119,7 +122,7 @@ def test_same_input_gives_the_same_bytes(tmp_path, build):
 def test_report_of_nothing_selected_and_of_an_all_invalid_reward(tmp_path, build):
     rewards = build["pool"].rewards | {"aesthetic": np.full(12, np.nan)}
     pool = replace(build["pool"], selected=np.array([], dtype=int), rewards=rewards)
-    build |= {"pool": pool, "images": [], "prompts": [], "refined_prompts": []}
+    build |= {"pool": pool, "rows": {"image": [], "prompt": [], "refined_prompt": []}}
     write_build_report(tmp_path, **build)
     assert "0 of 12 images selected." in _Page((tmp_path / "report.html").read_text(encoding="utf-8")).words
 
@@ -132,14 +135,14 @@ def test_gallery_is_limited_and_reads_no_more(tmp_path, build, monkeypatch):
             assert index == 0
             return super().__getitem__(index)
 
-    write_build_report(tmp_path, **build | {"images": Lazy(build["images"])})
+    write_build_report(tmp_path, **build | {"rows": {name: Lazy(column) for name, column in build["rows"].items()}})
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert text.count("<figure>") == 1 and "1 of 2 shown" in text
 
 
 def test_large_images_are_embedded_small(tmp_path, build):
     noise = np.random.default_rng(0).integers(0, 255, (1024, 1024, 3), dtype=np.uint8)
-    write_build_report(tmp_path, **build | {"images": [Image.fromarray(noise)] * 2})
+    write_build_report(tmp_path, **build | {"rows": build["rows"] | {"image": [Image.fromarray(noise)] * 2}})
     assert (tmp_path / "report.html").stat().st_size < 1_000_000
 
 

@@ -22,9 +22,10 @@ from rebuild_tiny.preferences import (
 from rebuild_tiny.rewards import RECIPES, evaluate_rewards, rebuild_caption_model
 
 from diffusers_craft import load_reward
+from diffusers_craft.scripts import parse_caption
 from diffusers_craft.tiny import reward_checkpoint
 from diffusers_craft.tiny.scorer import scene_shows
-from diffusers_craft.tiny.world import Object, Scene, parse_caption
+from diffusers_craft.tiny.world import Object, Scene
 
 
 NAMES = tuple(RECIPES)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusers_craft.models.stable_diffusion import SD15, SDXL
+from diffusers_craft import SD15, SDXL
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "craft"

@@ -12,12 +12,12 @@ from PIL import Image
 
 from diffusers_craft import RewardSettings, score_images
 from diffusers_craft.core.records import CANDIDATE_SCHEMA, SCORE_SCHEMA
-from diffusers_craft.core.workdir import Stage
 from diffusers_craft.rewards.settings import reward_factories
 from diffusers_craft.scoring import run as scoring_run
 from diffusers_craft.scripts import (
     CandidateImages,
     ScoringJob,
+    Stage,
     WorkDir,
     load_rewards,
     parse_reward_weights,

@@ -12,11 +12,9 @@ from original_layout import save_single_file
 from safetensors.torch import load_file, save_file
 from training_driver import ROOT, losses, same, weights
 
-from diffusers_craft import SD15, SDXL, register_reward
+from diffusers_craft import SD15, SDXL, load_pipeline, register_reward
 from diffusers_craft.build import builder
 from diffusers_craft.evaluation import run as evaluation
-from diffusers_craft.models.loading import load_pipeline
-from diffusers_craft.rewards import settings as registry
 from diffusers_craft.scripts import ModelSource
 
 
@@ -113,7 +111,6 @@ def test_a_velocity_file_is_trained_and_saved_as_one(train, random_sd15, tmp_pat
 @pytest.fixture
 def run_example(random_sd15, tmp_path, monkeypatch):
     """Runs an example on two prompts with cheap rewards; returns the cache folders of the models that it loaded."""
-    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
     register_brightness_rewards(register_reward)
     monkeypatch.setattr(builder, "write_build_report", lambda *_: None)
     (tmp_path / "prompts.txt").write_text("a thing\nanother")

@@ -14,8 +14,9 @@ from rebuild_tiny.pictures import mistake, render, sample_picture, sample_scene
 from safetensors import safe_open
 
 from diffusers_craft import GenerationSettings, exact_score, generate_images, load_pipeline, load_reward
-from diffusers_craft.tiny import MODELS, WEIGHTS, is_tiny, model_path, prompt_file, reward_checkpoint
-from diffusers_craft.tiny.world import COLORS, SHAPES, parse_caption
+from diffusers_craft.scripts import is_tiny, parse_caption
+from diffusers_craft.tiny import MODELS, WEIGHTS, model_path, prompt_file, reward_checkpoint
+from diffusers_craft.tiny.world import COLORS, SHAPES
 
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"

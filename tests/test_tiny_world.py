@@ -17,10 +17,12 @@ from rebuild_tiny.pictures import (
     write_caption,
 )
 
+from diffusers_craft import exact_score
 from diffusers_craft.prompts.refiners import MODIFIERS
+from diffusers_craft.scripts import parse_caption
 from diffusers_craft.tiny import prompt_file
-from diffusers_craft.tiny.scorer import exact_score, read_scene, scene_shows
-from diffusers_craft.tiny.world import COLORS, RELATIONS, TASKS, Caption, Group, Object, Scene, parse_caption
+from diffusers_craft.tiny.scorer import read_scene, scene_shows
+from diffusers_craft.tiny.world import COLORS, RELATIONS, TASKS, Caption, Group, Object, Scene
 
 
 @pytest.mark.parametrize("task", TASKS)

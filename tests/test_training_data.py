@@ -4,8 +4,8 @@
 import pytest
 import torch
 
-from diffusers_craft.data.rows import TrainingData, shuffled_rows
-from diffusers_craft.models.noise import NoisePath
+from diffusers_craft.data.rows import shuffled_rows
+from diffusers_craft.scripts import NoisePath, TrainingData
 
 
 PATH = NoisePath("epsilon", torch.linspace(0.999, 0.005, 1000, dtype=torch.float64), torch.arange(1000))

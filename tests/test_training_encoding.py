@@ -9,14 +9,10 @@ import torch
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
-from diffusers_craft import CRAFT, SD15, SDXL, SFT, Objective
-from diffusers_craft.data.dataset import load_craft_dataset
-from diffusers_craft.data.encoding import prepare_training_data
+from diffusers_craft import CRAFT, SD15, SDXL, SFT, Objective, load_craft_dataset
 from diffusers_craft.data.pictures import crop_image
-from diffusers_craft.data.settings import DataSettings
 from diffusers_craft.models.generation import encode_png
-from diffusers_craft.models.latents import vae_fingerprint
-from diffusers_craft.scripts import ModelSource
+from diffusers_craft.scripts import DataSettings, ModelSource, prepare_training_data, vae_fingerprint
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from training_driver import losses, run_json, same
 
 from diffusers_craft import SD15, SDXL, load_tuned_pipeline
-from diffusers_craft.hub.samples import load_trained
+from diffusers_craft.hub.model import load_trained
 from diffusers_craft.models.loading import LORA_FILE
 from diffusers_craft.scripts import ModelSource
 

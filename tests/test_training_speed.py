@@ -12,9 +12,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from training_driver import run_json
 
-from diffusers_craft.models.stable_diffusion import SD15, SDXL
+from diffusers_craft import SD15, SDXL
+from diffusers_craft.scripts import forward_flops, speed_report
 from diffusers_craft.training import speed as training_speed
-from diffusers_craft.training.speed import SpeedMeter, forward_flops, speed_report
+from diffusers_craft.training.speed import SpeedMeter
 
 
 CPU = torch.device("cpu")

@@ -14,7 +14,6 @@ from diffusers import DiffusionPipeline
 from training_driver import ROOT, losses, run_json, same, weights
 
 from diffusers_craft import TrainingRun, register_reward
-from diffusers_craft.rewards import settings as registry
 
 
 FIXED = ["--resolution=64", "--report_to=none", "--learning_rate=1e-3", "--train_batch_size=2"]
@@ -40,8 +39,7 @@ AT_REFERENCE = dict.fromkeys(("dpo", "inpo", "smpo", "spo", "sharpening-rlhf"), 
 
 
 @pytest.fixture(autouse=True)
-def brightness(monkeypatch):
-    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
+def brightness():
     register_reward("brightness", lambda: BrightnessReward("pickscore"))
 
 
@@ -94,7 +92,7 @@ def test_every_method_trains_a_velocity_model_with_zero_terminal_snr(align, meth
 
 def test_times_of_pure_noise_are_trained_on(align, zero_snr, monkeypatch):
     """Every time is the last one: nothing is divided by its signal, which is 0."""
-    from diffusers_craft.models.noise import NoisePath
+    from diffusers_craft.scripts import NoisePath
 
     runs = []
     monkeypatch.setattr(TrainingRun, "finish", lambda run: runs.append(run))

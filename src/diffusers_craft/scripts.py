@@ -45,7 +45,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "scoring.run": ["CandidateImages", "ScoringJob"],
         "scoring.sources": ["add_image_arguments"],
         "scoring.table": ["score_table", "table_paths"],
-        "selection.funnel": ["format_funnel"],
+        "selection.pool": ["format_funnel"],
         "tiny": ["is_tiny"],
         "tiny.scorer": ["ExactReward"],
         "tiny.world": ["parse_caption"],

@@ -20,10 +20,11 @@ from transformers import (
 from transformers.models.mask2former.image_processing_mask2former import Mask2FormerImageProcessor
 
 from diffusers_craft import load_reward
-from diffusers_craft.prompts.sets import EvaluationPrompt, PromptSet
+from diffusers_craft.prompts.sets import EvaluationPrompt
 from diffusers_craft.rewards.base import feature_tensor
 from diffusers_craft.rewards.benchmarks.compbench import attribute_score, evaluators
 from diffusers_craft.rewards.benchmarks.geneval import CLASSES, COLORS, Detection, crop_object, find_instances
+from diffusers_craft.scripts import PromptSet
 
 
 def prompt_set(*rows):

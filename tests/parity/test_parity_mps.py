@@ -12,7 +12,8 @@ from parity_inputs import PROMPTS, assert_equal_scores, pairs, picture, pil_proc
 from safetensors.torch import load_file
 
 from diffusers_craft import load_reward
-from diffusers_craft.rewards.mps import CONDITION, MPSReward, convert_mps_checkpoint
+from diffusers_craft.rewards.mps import CONDITION, MPSReward
+from diffusers_craft.scripts import convert_mps_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """From prompts to a training dataset: composes the stages refine, generate, score, filter, dataset and report.
 
-Refinement, generation and scoring keep their rows in the work folder and are never repeated; filter, weights,
-normalisation and selection are computed anew each time, in seconds.
+What is refined, generated or scored stays in the work folder and is never made again; the rest takes seconds.
 """
 
 import tempfile
@@ -28,8 +27,7 @@ from ..rewards.settings import RewardSettings, load_rewards, reward_source
 from ..scoring.run import CandidateImages, ScoringJob, score_images
 from ..selection.composite import normalization_constants
 from ..selection.filtering import restrict_weights, rule_rewards, select_samples
-from ..selection.funnel import funnel
-from ..selection.pool import ScoredPool, score_pool
+from ..selection.pool import ScoredPool, funnel, score_pool
 from .report import write_build_report
 
 
@@ -136,8 +134,7 @@ class CRAFTDatasetBuilder:
         chosen = {name: values[pool.selected] for name, values in pool.columns.items()}
         self.dataset = assemble_dataset(take_rows(candidates, pool.selected), chosen, latent_vae)
         if is_first_rank():
-            self._save(pool, candidates)
-            self._record(pool, options, run_options or {})
+            self._save(pool, candidates, options, run_options or {})
         return self.dataset
 
     def push_to_hub(
@@ -148,14 +145,10 @@ class CRAFTDatasetBuilder:
         revision: str | None = None,
         license: str | None = None,
     ) -> str | None:
-        """Publishes what was built: `publish_dataset` with the builder's own work folder; only the first rank does.
-
-        Args:
-            repo_id (`str`): e.g. `"org/craft-top100"`.
-            private, token, revision, license (*optional*): see `publish_dataset`.
+        """Publishes what was built: `publish_dataset`, see there, with the builder's own work folder.
 
         Returns:
-            `str`: address of the commit; `None` on other ranks.
+            `str`: address of the commit; `None` on other ranks than the first, which do nothing.
 
         Raises:
             UserError: if nothing was built yet, or the upload fails.
@@ -169,6 +162,12 @@ class CRAFTDatasetBuilder:
     @property
     def _group_size(self) -> int:
         return 1 + self.num_refinements * self.num_seeds
+
+    @property
+    def _selection_options(self) -> dict[str, Any]:
+        """What decides the selection, in the order of `score_pool`."""
+        names = ("filter_rule", "reward_normalization", "selection", "num_samples", "max_per_prompt")
+        return {"rewards": dict(self.rewards)} | {name: getattr(self, name) for name in names}
 
     def _check_options(self) -> None:
         """Has every later stage refuse now what it would refuse at the end."""
@@ -184,26 +183,20 @@ class CRAFTDatasetBuilder:
             ("--reward_backend", self.reward_settings.backends),
             ("reward_models", self.reward_models),
         ):
-            unknown = [name for name in names if name not in self.rewards]
-            if unknown:
+            if unknown := [name for name in names if name not in self.rewards]:
                 raise UserError(f"{flag}: expected names of {', '.join(self.rewards)}, found {unknown[0]!r}")
 
     def _check_size(self, num_prompts: int) -> None:
         if not num_prompts:
             raise UserError("--prompts: expected at least one prompt, found none")
         per_prompt = min(self.max_per_prompt or self._group_size, self._group_size - 1)
-        if self.selection != "all" and self.num_samples > num_prompts * per_prompt:
-            raise UserError(
-                f"--num_samples: expected at most {num_prompts * per_prompt} ({num_prompts} prompts, {per_prompt} images"
-                f" of a prompt), found {self.num_samples}"
-            )
+        limit = num_prompts * per_prompt
+        if self.selection != "all" and self.num_samples > limit:
+            why = f"{num_prompts} prompts, {per_prompt} images of a prompt"
+            raise UserError(f"--num_samples: expected at most {limit} ({why}), found {self.num_samples}")
 
     def _open_stages(self, prompts: list[str]) -> tuple[Stage, Stage, dict[str, Stage], dict[str, Any]]:
-        """Opens refined, candidates and one stage per reward; each is bound to the options of those before it.
-
-        Returns:
-            `tuple`: the three, and the options that decide the candidates.
-        """
+        """Refined, candidates, one stage per reward, each bound to the options before it; those of candidates."""
         work, num_rows = WorkDir(self.output_dir), len(prompts) * self._group_size
         options: dict[str, Any] = {
             "prompts": f"{len(prompts)} prompts, hash {fingerprint(prompts)}",
@@ -232,22 +225,13 @@ class CRAFTDatasetBuilder:
 
     def _select(self, candidates: Stage, scores: Mapping[str, Stage]) -> ScoredPool:
         """Filters and selects from the complete pool."""
-        table = candidates.read(["group", "variant"])
-        return score_pool(
-            {name: stage.read(["score"])["score"].to_numpy() for name, stage in scores.items()},
-            table["group"].to_numpy(),
-            table["variant"].to_numpy(),
-            self.rewards,
-            self.filter_rule,
-            self.reward_normalization,
-            self.selection,
-            self.num_samples,
-            self.max_per_prompt,
-            self.seed,
-        )
+        rewards = {name: stage.read(["score"])["score"].to_numpy() for name, stage in scores.items()}
+        rows = candidates.read(["group", "variant"])
+        groups, variants = rows["group"].to_numpy(), rows["variant"].to_numpy()
+        return score_pool(rewards, groups, variants, *self._selection_options.values(), self.seed)
 
-    def _save(self, pool: ScoredPool, candidates: Stage) -> None:
-        """Writes dataset, scores and report."""
+    def _save(self, pool: ScoredPool, candidates: Stage, options: dict[str, Any], run_options: Mapping) -> None:
+        """Writes dataset, scores and report, and last `normalization.json` and `craft_build.json`."""
         folder = Path(self.output_dir)
         for place in (folder, folder / "report"):
             remove_leftovers(place)
@@ -255,25 +239,11 @@ class CRAFTDatasetBuilder:
         save_dataset(self.dataset, folder)
         table = candidates.read(list(SCORED_COLUMNS))
         save_scores(assemble_scores(table, pool.columns, pool.kept, pool.selected), folder)
-        prompts, refined_prompts = (self.dataset[name][:] for name in ("prompt", "refined_prompt"))
-        write_build_report(folder / "report", self.funnel, pool, self.dataset["image"], prompts, refined_prompts)
-
-    def _record(self, pool: ScoredPool, options: Mapping[str, Any], run_options: Mapping[str, Any]) -> None:
-        """Writes `normalization.json` and `craft_build.json`."""
-        folder = Path(self.output_dir)
+        write_build_report(folder / "report", self.funnel, pool, self.dataset)
         sources = {name: reward_source(model) for name, model in self._models.items()}
         constants = {name: entry | {"source": sources[name]} for name, entry in pool.constants["rewards"].items()}
         atomic_write_json(folder / CONSTANTS_FILE, {**pool.constants, "rewards": constants})
-        own = {
-            **options,
-            "rewards": dict(self.rewards),
-            "filter_rule": self.filter_rule,
-            "reward_normalization": self.reward_normalization,
-            "selection": self.selection,
-            "num_samples": self.num_samples,
-            "max_per_prompt": self.max_per_prompt,
-            "generation_batch_size": self.settings.batch_size,
-        }
+        own = {**options, **self._selection_options, "generation_batch_size": self.settings.batch_size}
         write_run_json(
             folder / BUILD_FILE,
             {**run_options, **own, "prompts": run_options.get("prompts", own["prompts"])},

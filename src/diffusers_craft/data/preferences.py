@@ -20,7 +20,7 @@ from ..core.records import derive_seed
 from ..core.workdir import BUILD_FILE, CONSTANTS_FILE
 from ..errors import UserError
 from ..selection.composite import composite_reward
-from ..selection.pairing import PAIRINGS, check_num_pairs, group_pairs
+from ..selection.filtering import PAIRINGS, check_num_pairs, group_pairs
 from .dataset import is_build, load_or_refuse
 from .settings import DataSettings
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from ..core.flags import option
 from ..errors import UserError
 from ..models.families import FAMILIES
-from ..selection.pairing import PAIRINGS
+from ..selection.filtering import PAIRINGS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,8 @@ CITATION = """```bibtex
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Markdown; texts may hold anything."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+    cells = ([" ".join(str(cell).replace("|", "\\|").split()) for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def link(repo_id: str, kind: str = "") -> str:
@@ -34,17 +35,10 @@ def versions_text(record: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)
 
 
-def _cell(value: Any) -> str:
-    return " ".join(str(value).replace("|", "\\|").split())
-
-
 def without_paths(value: Any, paths: Collection[str] | None = None) -> Any:
-    """A copy of JSON-like data whose local paths are cut to their last part, for publication.
+    """A copy of JSON-like data, for publication: local paths, also of a text NAME=PATH, are cut to their last part.
 
-    Args:
-        value (`Any`): the data; of a text NAME=PATH the path is cut.
-        paths (`Collection[str]`, *optional*): the record's `paths`; by default a relative path is what exists from the
-            current folder.
+    `paths` are the record's; by default a relative path is what exists from the current folder.
     """
     if isinstance(value, Mapping):
         return {key: without_paths(part, paths) for key, part in value.items()}
@@ -53,12 +47,13 @@ def without_paths(value: Any, paths: Collection[str] | None = None) -> Any:
     if not isinstance(value, (str, Path)):
         return value
     name, equals, path = str(value).partition("=")
-    if isinstance(value, Path) or _is_path(value, paths):
+    if isinstance(value, Path) or is_path(value, paths):
         return Path(value).name
-    return f"{name}={Path(path).name}" if equals and _is_path(path, paths) else value
+    return f"{name}={Path(path).name}" if equals and is_path(path, paths) else value
 
 
-def _is_path(text: str, paths: Collection[str] | None) -> bool:
+def is_path(text: str, paths: Collection[str] | None) -> bool:
+    """Whether a text names a local path; see `without_paths`."""
     try:
         if text.startswith(("/", "~", "./", "../")):
             return True

@@ -3,27 +3,34 @@
 
 import io
 import json
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from ..core.files import read_json
+from ..core.files import atomic_write_json, fingerprint, read_json
+from ..core.records import derive_seed
 from ..core.run_record import recorded_option
 from ..core.workdir import RUN_FILE
 from ..errors import UserError
 from ..figures.grid import image_grid
 from ..models.loading import LORA_FILE, TUNED_FILES, denoiser_folder
+from ..models.tuned import load_tuned_pipeline
 from ..tiny import is_tiny
 from .card import without_paths
-from .model_card import Published, model_card
-from .results import read_results
-from .samples import Sample, sample_pictures
-from .upload import RETRY, HubRepo, as_hub_id, hub_license, published_id
+from .model_card import Published, model_card, read_results
+from .upload import RETRY, Files, HubRepo, as_hub_id, hub_license, published_id
 
 
+logger = logging.getLogger(__name__)
+
+NUM_SAMPLES = 4
+NUM_INFERENCE_STEPS = 25
 LAST_CHECKPOINT = "last-checkpoint"  # folder in the repository while a run goes on
 _REPLACED = ("images/*", f"{LAST_CHECKPOINT}/*", "*diffusion_pytorch_model*", "*/model*.safetensors*")
 _REPLACED += tuple(TUNED_FILES.values())  # of another kind of model
@@ -73,26 +80,29 @@ def publish_model(
     base, data = (recorded_option(record, name) for name in ("pretrained_model_name_or_path", "dataset_name"))
     base_id = base_model or as_hub_id(base, paths) or published_id(base)
     results = None if evaluation is None else read_results(evaluation, folder, repo_id)
-    files = model_files(folder, kind, base_id, None if paths is None else _named_ids(options, paths))
+    named_ids = {value for value in options.values() if isinstance(value, str) and as_hub_id(value, paths)}
+    files = model_files(folder, kind, base_id, None if paths is None else named_ids)
 
-    repo = HubRepo(repo_id, "model", private, token, revision)
-    full_id = repo.open(retry)
-    samples = sample_pictures(folder, record)
+    repo = HubRepo(repo_id, "model", private, token, revision, retry)
+    full_id = repo.open()
+    pictures, prompts = sample_pictures(folder, record)
+    config = folder / denoiser_folder(folder) / "config.json"
     published = Published(
         repo_id=full_id,
         kind=kind,
         base_id=base_id,
         dataset_id=as_hub_id(data, paths) or published_id(data),
         license=license or _license_of(base, base_id, token),
-        prompts=[sample.prompt for sample in samples],
-        **_denoiser(folder),
+        prompts=prompts,
+        component=config.parent.name,
+        part_class=read_json(config)["_class_name"] if config.is_file() else "",  # only LoRA weights have no config
     )
-    files |= _pictures(samples)
+    files |= _picture_files(pictures, prompts)
     files |= results.grids if results else {}
     public = {key: value for key, value in record.items() if key != "paths"}
     files[RUN_FILE] = _json_bytes(without_paths(public, paths))
     files["README.md"] = str(model_card(record, published, results)).encode()
-    return repo.upload(folder, files, "End of training", _REPLACED, retry)
+    return repo.upload(folder, files, "End of training", _REPLACED)
 
 
 def _finished_run(folder: Path) -> dict[str, Any]:
@@ -105,27 +115,11 @@ def _finished_run(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _denoiser(folder: Path) -> dict[str, str]:
-    """`component` and `part_class` of a `Published`; LoRA weights do not say the class."""
-    config = folder / denoiser_folder(folder) / "config.json"
-    return (
-        {"component": config.parent.name, "part_class": read_json(config)["_class_name"]} if config.is_file() else {}
-    )
+def model_files(folder: Path, kind: str, base_id: str | None = None, known: Collection[str] | None = None) -> Files:
+    """The files of the model alone; see `Published` for `kind`.
 
-
-def model_files(
-    folder: Path, kind: str, base_id: str | None = None, known: Collection[str] | None = None
-) -> dict[str, Path | bytes]:
-    """Path in the repository to file, of the model alone; configurations without paths of this machine.
-
-    Args:
-        folder (`Path`): the run's `--output_dir`.
-        kind (`str`): `"pipeline"`, `"unet"` or `"lora"`.
-        base_id (`str`, *optional*): Hub id that stands in the configurations as their origin.
-        known (`Collection[str]`, *optional*): Hub ids that may stand there, too; by default all that look like one.
-
-    Raises:
-        UserError: if a file is missing.
+    Configurations name as their origin no path of this machine, but `base_id` and the Hub ids `known` (by default all
+    that look like one).
     """
     component = denoiser_folder(folder)
     wanted = {"pipeline": "model_index.json", "unet": f"{component}/config.json", "lora": LORA_FILE}[kind]
@@ -143,11 +137,6 @@ def model_files(
     return {name: _without_origin(path, base_id, known) for name, path in paths.items() if not name.endswith(".tmp")}
 
 
-def _named_ids(options: Mapping[str, Any], paths: Mapping[str, str]) -> set[str]:
-    """The Hub ids among a run's options."""
-    return {value for value in options.values() if isinstance(value, str) and as_hub_id(value, paths)}
-
-
 def _license_of(base: str, base_id: str | None, token: str | None) -> str | None:
     """The licence of the base model: from the Hub, or from the card in its folder."""
     if is_tiny(base):
@@ -158,11 +147,47 @@ def _license_of(base: str, base_id: str | None, token: str | None) -> str | None
     return ModelCard.load(card).data.license if card.is_file() else None
 
 
-def _pictures(samples: Sequence[Sample]) -> dict[str, Path | bytes]:
-    files: dict[str, Path | bytes] = {f"images/{index}.png": sample.path for index, sample in enumerate(samples)}
-    if samples:
-        images, buffer = [Image.open(sample.path) for sample in samples], io.BytesIO()
-        image_grid(images, len(images), captions=[sample.prompt for sample in samples]).save(buffer, "PNG")
+def sample_pictures(folder: Path, record: Mapping[str, Any]) -> tuple[list[Path], list[str]]:
+    """Pictures and prompts for the card: of the last validation, or drawn once by the tuned model into `samples/`.
+
+    Only a run that has neither a validation prompt nor captions has none.
+    """
+    options, prompt = record["options"], record["options"].get("validation_prompt")
+    validation = folder / "validation" / f"step-{options['max_train_steps']:06d}"
+    if prompt and (found := sorted(validation.glob("*.png"), key=lambda p: int(p.stem))[:NUM_SAMPLES]):
+        return found, [prompt] * len(found)
+    prompts = [prompt] * NUM_SAMPLES if prompt else record["captions"]
+    target, run = folder / "samples", fingerprint(record)
+    drawn = target / "samples.json"
+    pictures = [target / f"{index}.png" for index in range(len(prompts))]
+    if not drawn.is_file() or read_json(drawn)["run"] != run:
+        logger.info("Drawing %d pictures for the card", len(prompts))
+        pipeline = load_trained(folder, record)
+        pipeline.set_progress_bar_config(disable=True)
+        target.mkdir(exist_ok=True)
+        for index, (path, text) in enumerate(zip(pictures, prompts)):
+            generator = torch.Generator().manual_seed(derive_seed(options["seed"], "card", index))
+            size, steps = options["resolution"], NUM_INFERENCE_STEPS
+            images = pipeline(text, height=size, width=size, num_inference_steps=steps, generator=generator).images
+            images[0].save(path)
+        about = {"run": run, "prompts": prompts, "num_inference_steps": NUM_INFERENCE_STEPS, "seed": options["seed"]}
+        atomic_write_json(drawn, about)
+    return pictures, prompts
+
+
+def load_trained(folder: Path, record: Mapping[str, Any]) -> DiffusionPipeline:
+    """The pipeline that a finished run made, in float16 on a GPU: its own, or the base with its LoRA."""
+    where = {name: record["options"][name] for name in ("revision", "variant")}
+    paths = ("pretrained_model_name_or_path", "single_file_config", "cache_dir")
+    base, config, where["cache_dir"] = (recorded_option(record, name) for name in paths)
+    return load_tuned_pipeline(str(folder), base, dtype=torch.float16, config=config, fuse=False, **where)
+
+
+def _picture_files(pictures: Sequence[Path], prompts: Sequence[str]) -> Files:
+    files: Files = {f"images/{index}.png": path for index, path in enumerate(pictures)}
+    if pictures:
+        images, buffer = [Image.open(path) for path in pictures], io.BytesIO()
+        image_grid(images, len(images), captions=prompts).save(buffer, "PNG")
         files["images/grid.png"] = buffer.getvalue()
     return files
 

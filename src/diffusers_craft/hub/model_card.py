@@ -7,13 +7,16 @@ diffusers' own template is not used: it leaves "TODO" where how to use the model
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..core.files import read_json
+from ..errors import UserError
 from ..objectives.registry import find
 from .card import ARXIV, CITATION, PAPER, link, table, versions_text, without_paths
-from .results import Results, eval_results, results_text
+from .upload import as_hub_id
 
 
 logger = logging.getLogger(__name__)
@@ -41,8 +44,8 @@ _NOT_HYPERPARAMETERS = re.compile(
 _LORA = ("rank", "lora_alpha", "lora_dropout")
 _CARD = """# {title}
 
-{kind}, aligned with human preference {method}: {base_link} fine-tuned on {num_rows} {rows}. Trained with diffusers-craft
-{version}, an independent implementation.
+{kind}, aligned with human preference {text}: {base_link} fine-tuned on {num_rows} {rows}. Trained with diffusers-craft
+{record[versions][diffusers_craft]}, an independent implementation.
 
 {grid}
 
@@ -95,76 +98,66 @@ class Published(NamedTuple):
     part_class: str = "UNet2DConditionModel"  # its class in diffusers
 
 
-class _Method(NamedTuple):
-    """An objective on the card."""
+class Results(NamedTuple):
+    """One tuned model against its base; rows over all prompts of a set, not over its categories."""
 
-    text: str
-    rows: str  # what it is trained on
-    citation: str
-    arxiv: str = ""
+    base: str  # name of the base in the table
+    rows: list[dict[str, Any]]  # one per prompt set and metric: summarize's columns, `base_mean`, `prompts`, `unit`
+    alarms: list[str]
+    grids: dict[str, Path]  # path in the repository -> picture
 
 
 def model_card(record: Mapping[str, Any], published: Published, results: Results | None = None) -> ModelCard:
-    """The card of a finished training run.
-
-    Args:
-        record (`Mapping`): its `craft_run.json`.
-        published (`Published`): ids, licence and pictures.
-        results (`Results`, *optional*): of its evaluation.
-
-    Returns:
-        `ModelCard`: text and metadata.
-    """
+    """Text and metadata of a finished run, by its `craft_run.json` and the results of its evaluation."""
     options = without_paths(record["options"], record.get("paths"))
+    record = {**record, "options": options}
     base = published.base_id or options["pretrained_model_name_or_path"]
     method = _method(options)
     text = _CARD.format(
         title=published.repo_id.split("/")[-1],
         kind=_KINDS[published.kind].format(part="UNet" if published.component == "unet" else published.component),
-        method=method.text,
-        base_link=link(base) if published.base_id else f"`{base}`",
+        **method,
         num_rows=record["num_rows"],
-        rows=method.rows,
-        version=record["versions"]["diffusers_craft"],
+        record=record,
+        base_link=link(base) if published.base_id else f"`{base}`",
         grid="![pictures drawn by the model](images/grid.png)" if published.prompts else "",
         snippet=_SNIPPETS[published.kind].format(base=base, **published._asdict()),
         prompt=next(iter(published.prompts), "a prompt"),
-        data=table(("training", "value"), _data_rows(record, options, published, method.rows)),
+        data=table(("training", "value"), _data_rows(record, published, method["rows"])),
         hyperparameters=table(("flag", "value"), _hyperparameter_rows(options)),
         cost=table(("cost", "value"), _cost_rows(record)),
         evaluation=results_text(results) if results else "Not evaluated yet.",
-        citation=method.citation,
     )
-    return ModelCard(f"---\n{_metadata(record['family'], published, method, results).to_yaml()}\n---\n\n{text}")
+    return ModelCard(
+        f"---\n{_metadata(record['family'], published, method['arxiv'], results).to_yaml()}\n---\n\n{text}"
+    )
 
 
-def _method(options: Mapping[str, Any]) -> _Method:
-    """Looks the run's objective up; one that this package does not know is called what the record calls it."""
+def _method(options: Mapping[str, Any]) -> dict[str, str]:
+    """`text`, `rows` (what it is trained on), `citation`, `arxiv` of a run's objective; by its name if unknown."""
     name, about = find(options)
     if about is None:
         logger.warning("objective %r: expected one of diffusers-craft; the card names no paper", name)
+        text, rows, arxiv = f"with the objective `{name}`", _ROWS["single"], ""
         citation = f"No arXiv paper is known for `{name}`."
-        return _Method(f"with the objective `{name}`", _ROWS["single"], citation)
-    if about.paper == ARXIV:
-        return _Method(
-            f"by [CRAFT]({PAPER}) (Composite Reward Assisted Fine-Tuning)", _ROWS[about.unit], CITATION, ARXIV
-        )
-    citation = f"{about.title}: [arXiv:{about.paper}](https://arxiv.org/abs/{about.paper})."
-    if not about.paper:
+    else:
+        text, rows, arxiv = f"by {about.title}", _ROWS[about.unit], about.paper
         citation = f"No arXiv paper is known for {about.title}."
-    return _Method(f"by {about.title}", _ROWS[about.unit], citation, about.paper)
+    if arxiv == ARXIV:
+        text, citation = f"by [CRAFT]({PAPER}) (Composite Reward Assisted Fine-Tuning)", CITATION
+    elif arxiv:
+        citation = f"{about.title}: [arXiv:{arxiv}](https://arxiv.org/abs/{arxiv})."
+    return {"text": text, "rows": rows, "citation": citation, "arxiv": arxiv}
 
 
-def _metadata(family: str, published: Published, method: _Method, results: Results | None) -> ModelCardData:
+def _metadata(family: str, published: Published, arxiv: str, results: Results | None) -> ModelCardData:
     is_lora = published.kind == "lora"
     optional: dict[str, Any] = {"eval_results": eval_results(results)} if results else {}
     if published.base_id:
         optional |= {"base_model": published.base_id, "base_model_relation": "adapter" if is_lora else "finetune"}
     if published.prompts:
-        optional["widget"] = [
-            {"text": prompt, "output": {"url": f"images/{index}.png"}}
-            for index, prompt in enumerate(published.prompts)
-        ]
+        pictures = enumerate(published.prompts)
+        optional["widget"] = [{"text": text, "output": {"url": f"images/{index}.png"}} for index, text in pictures]
     return ModelCardData(
         license=published.license or "other",
         library_name="diffusers",
@@ -172,17 +165,16 @@ def _metadata(family: str, published: Published, method: _Method, results: Resul
         datasets=[published.dataset_id] if published.dataset_id else None,
         model_name=published.repo_id.split("/")[-1],
         tags=[family, f"{family}-diffusers", "text-to-image", "diffusers", "diffusers-training"]
-        + ["craft"] * (method.arxiv == ARXIV)
+        + ["craft"] * (arxiv == ARXIV)
         + ["lora"] * is_lora
-        + ([f"arxiv:{method.arxiv}"] if method.arxiv else []),
+        + [f"arxiv:{arxiv}"] * bool(arxiv),
         **optional,
     )
 
 
-def _data_rows(
-    record: Mapping[str, Any], options: Mapping[str, Any], published: Published, rows: str
-) -> Iterator[tuple[str, Any]]:
-    history, data = record["loss_history"], options["dataset_name"] or options["train_data_dir"]
+def _data_rows(record: Mapping[str, Any], published: Published, rows: str) -> Iterator[tuple[str, Any]]:
+    options, history = record["options"], record["loss_history"]
+    data = options["dataset_name"] or options["train_data_dir"]
     yield "dataset", link(published.dataset_id, "datasets/") if published.dataset_id else f"{data} (not published)"
     yield rows, record["num_rows"]
     yield "optimizer steps", options["max_train_steps"]
@@ -211,3 +203,79 @@ def _cost_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     ):
         if (value := record["speed"].get(key)) is not None:
             yield label, f"{value:.3g}"
+
+
+def read_results(evaluation: str | Path, folder: Path, repo_id: str) -> Results:
+    """Reads `results.json` of an evaluation; the model is found by its `--output_dir` or its Hub id."""
+    path = Path(evaluation) / "results.json"
+    if not path.is_file():
+        raise UserError(f"--evaluation_dir: expected the --output_dir of evaluate_craft.py, found no {path}")
+    content = read_json(path)
+    run = Path(evaluation) / "craft_evaluate.json"
+    paths = read_json(run).get("paths", {}) if run.is_file() else {}
+    models = {name: paths.get(about["model"], about["model"]) for name, about in content["settings"]["models"].items()}
+    base, *others = models
+    name = next((n for n in others if models[n] == repo_id or Path(models[n]).resolve() == folder.resolve()), None)
+    if name is None:
+        found = ", ".join(without_paths([models[n] for n in others])) or "none"
+        raise UserError(f"--evaluation_dir: expected an evaluation of {folder}, found one of {found} in {path}")
+    grids = {f"images/evaluation_{grid.stem}.png": grid for grid in sorted(Path(evaluation).glob("grid*.png"))}
+    alarms = [alarm["message"] for alarm in content["alarms"] if alarm["model"] == name]
+    return Results(base, list(_rows(content, base, name)), alarms, grids)
+
+
+def _rows(content: Mapping[str, Any], base: str, name: str) -> list[dict[str, Any]]:
+    sets, metrics = content["settings"]["prompts"], content["settings"]["metrics"]
+    only = sets if isinstance(sets, str) else next(iter(sets))
+    rows = [row for row in content["rows"] if row.get("category") is None]
+    means = {(row.get("prompts", only), row["metric"]): row["mean"] for row in rows if row["model"] == base}
+    found = []
+    for row in rows:
+        if row["model"] == name:
+            prompts = row.get("prompts", only)
+            own = {"prompts": without_paths(prompts), "base_mean": means[prompts, row["metric"]]}
+            found.append(row | own | {"unit": metrics.get(row["metric"], {}).get("unit", "raw score")})
+    return found
+
+
+def eval_results(results: Results) -> list[EvalResult]:
+    """Means and win rates, in the form of the Hub's `model-index`."""
+    found = []
+    for row in results.rows:
+        metric, prompts = row["metric"], row["prompts"]
+        dataset = {"dataset_type": as_hub_id(prompts) or prompts, "dataset_name": f"{prompts}, {row['n']} prompts"}
+        entries = [(metric, f"{metric}, mean ({row['unit']})", row["mean"])]
+        entries.append((f"{metric}_win_rate", f"{metric}, win rate against {results.base}", row["win_rate"]))
+        found += [
+            EvalResult(task_type="text-to-image", metric_type=kind, metric_name=name, metric_value=value, **dataset)
+            for kind, name, value in entries
+            if value is not None
+        ]
+    return found
+
+
+def results_text(results: Results) -> str:
+    """Markdown: how it was measured, the table, the alarms, the pictures."""
+    header = ("prompts", "n", "metric", f"{results.base}, mean", "this model, mean", "win rate")
+    rows = [
+        (f"`{row['prompts']}`", row["n"], row["metric"], _number(row["base_mean"]), _number(row["mean"]), _rate(row))
+        for row in results.rows
+    ]
+    parts = [
+        "Both models drew each of n prompts from the same seeds. Win rate against"
+        f" `{results.base}` with its 95 % interval; a tie counts half.",
+        table(header, rows),
+        "\n".join(f"- Alarm: {message}" for message in results.alarms),
+        "\n".join(f"![base and tuned models]({path})" for path in results.grids),
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _rate(row: Mapping[str, Any]) -> str:
+    if row["win_rate"] is None:
+        return "-"
+    return f"{row['win_rate']:.1%} [{row['win_rate_low']:.1%}, {row['win_rate_high']:.1%}]"

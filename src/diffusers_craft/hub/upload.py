@@ -1,9 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Uploads to the Hugging Face Hub: one commit per publication, and one line that says what to do when it fails.
-
-A failed upload loses nothing: the files are on disk, and what the Hub has received it keeps, so that the same call later
-sends only what is missing.
-"""
+"""Uploads to the Hugging Face Hub: one commit per publication, and one line that says what to do when it fails."""
 
 import logging
 import re
@@ -17,12 +13,14 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 
 from ..core.files import atomic_write_json, read_json
 from ..errors import UserError
+from .card import is_path
 
 
 logger = logging.getLogger(__name__)
 
 RECORD_FILE = "craft_hub.json"  # in a published folder: where it went
 RETRY = "repeat the same command to go on: what the Hub has received is not sent again"
+Files = dict[str, Path | bytes]  # path in the repository to a local file or to its content
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TRANSPORTS = {"httpx", "httpx2", "requests"}  # of the generations of huggingface_hub
 _REASONS = {
@@ -39,14 +37,10 @@ _REASONS = {
 def as_hub_id(name: str | Path | None, paths: Mapping[str, str] | None = None) -> str | None:
     """`name` if it can be a Hub id (`org/name`) and is not a path, else `None`.
 
-    Args:
-        name (`str` or `Path`, *optional*): what a user gave.
-        paths (`Mapping[str, str]`, *optional*): the record's `paths`, for what was given to an earlier run; by default
-            a path is what exists from the current folder.
+    `paths` are the record's, for what was given to an earlier run; else a path is what exists from the current folder.
     """
     text = str(name or "")
-    is_path = Path(text).exists() if paths is None else text in paths
-    return text if _HUB_ID.fullmatch(text) and not is_path else None
+    return text if _HUB_ID.fullmatch(text) and not is_path(text, paths) else None
 
 
 def published_id(folder: str | Path | None) -> str | None:
@@ -65,8 +59,6 @@ def hub_license(repo_id: str, repo_type: str, token: str | None = None) -> str |
     try:
         card = HfApi(token=token).repo_info(repo_id, repo_type=repo_type).card_data
     except Exception as error:
-        if not _is_expected(error):
-            raise
         logger.warning("%s %s: its licence could not be read (%s)", repo_type, repo_id, _reason(error, token))
         return None
     return card.to_dict().get("license") if card else None
@@ -74,66 +66,31 @@ def hub_license(repo_id: str, repo_type: str, token: str | None = None) -> str |
 
 @dataclass(frozen=True)
 class HubRepo:
-    """A repository to publish in.
+    """A repository to publish in, of type `"dataset"` or `"model"`."""
 
-    Args:
-        repo_id (`str`): `"org/name"`, or `"name"` for the user's own.
-        repo_type (`str`): `"dataset"` or `"model"`.
-        private (`bool`, *optional*): whether a new repository is private; `True` refuses one that is public.
-        token (`str`, *optional*): defaults to `HF_TOKEN` or the login.
-        revision (`str`, *optional*): branch; made if missing.
-    """
-
-    repo_id: str
+    repo_id: str  # "org/name", or "name" for the user's own
     repo_type: str
-    private: bool | None = None
-    token: str | None = field(default=None, repr=False)
-    revision: str | None = None
+    private: bool | None = None  # of a new repository; True refuses one that is public
+    token: str | None = field(default=None, repr=False)  # defaults to HF_TOKEN or the login
+    revision: str | None = None  # branch; made if missing
+    retry: str = RETRY  # what the user shall do after a failure
 
-    def open(self, retry: str = RETRY) -> str:
-        """Makes the repository and the branch if there are none; the first step of a run that will publish.
-
-        Args:
-            retry (`str`, *optional*): what the user shall do after a failure.
-
-        Returns:
-            `str`: the complete id.
-
-        Raises:
-            UserError: if the id is malformed, or this account may not write there.
-        """
+    def open(self) -> str:
+        """Makes the repository and the branch if there are none, before any work; the complete id."""
         if not re.fullmatch(r"([\w.-]+/)?[\w.-]+", self.repo_id):
             raise UserError(f"{self.repo_type} {self.repo_id!r}: expected ORG/NAME, found another form")
-        with self._explained("a repository to write to", f"all files are kept; {retry}"):
+        with self._explained("a repository to write to"):
             return self._open()
 
-    def upload(
-        self,
-        folder: str | Path,
-        files: Mapping[str, Path | bytes],
-        message: str,
-        replaced: Sequence[str] = (),
-        retry: str = RETRY,
-    ) -> str:
-        """Puts all files into the repository in one commit; what is there already is not sent again.
+    def upload(self, folder: str | Path, files: Files, message: str, replaced: Sequence[str] = ()) -> str:
+        """Puts all files into the repository in one commit, and returns its address.
 
-        Args:
-            folder (`str` or `Path`): what is published; receives `RECORD_FILE`, by which later cards link to it.
-            files (`Mapping[str, Path | bytes]`): path in the repository to a local file or to its content.
-            message (`str`): of the commit.
-            replaced (`Sequence[str]`, *optional*): patterns of files of an earlier push to delete if not in `files`.
-            retry (`str`, *optional*): what the user shall do after a failure.
-
-        Returns:
-            `str`: address of the commit.
-
-        Raises:
-            UserError: if there are no files, or the Hub cannot be reached or refuses; says why and how to go on.
+        What the Hub has is not sent again; files of an earlier push that match `replaced` are deleted. The published
+        `folder` receives `RECORD_FILE`, by which later cards link to it.
         """
         if not files:  # `replaced` would only delete
             raise UserError(f"{self.repo_type} {self.repo_id}: expected files to upload, found none in {folder}")
-        kept = f"all files are kept; {retry}"
-        with self._explained(f"to upload {len(files)} files", kept):
+        with self._explained(f"to upload {len(files)} files"):
             repo_id, api = self._open(), HfApi(token=self.token)
             where = {"repo_type": self.repo_type, "revision": self.revision}
             there = api.list_repo_files(repo_id, **where) if replaced else []
@@ -156,21 +113,14 @@ class HubRepo:
         return repo_id
 
     @contextmanager
-    def _explained(self, expected: str, advice: str) -> Iterator[None]:
+    def _explained(self, expected: str) -> Iterator[None]:
         """Turns what network, Hub or account refuse into one `UserError` without tokens."""
         try:
             yield
         except Exception as error:
-            if not _is_expected(error):
-                raise
-            found = _reason(error, self.token)
-            text = f"{self.repo_type} {self.repo_id}: expected {expected}, found {found}; {advice}"
-            raise UserError(text) from None  # the libraries' own errors may quote headers
-
-
-def _is_expected(error: Exception) -> bool:
-    """Whether network, Hub or account are at fault rather than this program."""
-    return isinstance(error, (OSError, RuntimeError, ValueError)) or _is_transport_error(error)
+            text = f"{self.repo_type} {self.repo_id}: expected {expected}, found {_reason(error, self.token)}"
+            # The libraries' own errors may quote headers.
+            raise UserError(f"{text}; all files are kept; {self.retry}") from None
 
 
 def _is_transport_error(error: BaseException) -> bool:
@@ -179,7 +129,9 @@ def _is_transport_error(error: BaseException) -> bool:
 
 
 def _reason(error: BaseException, token: str | None) -> str:
-    """What went wrong, in words without any token."""
+    """What network, Hub or account refused, in words without any token; an error of this program is raised again."""
+    if not (isinstance(error, (OSError, RuntimeError, ValueError)) or _is_transport_error(error)):
+        raise error
     while error.__cause__ is not None and not _is_transport_error(error):
         error = error.__cause__  # `RuntimeError: Error while uploading` hides why
     status = getattr(getattr(error, "response", None), "status_code", None)

@@ -1,8 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """The composite reward of CRAFT (arXiv 2603.18991, section 3.2): a weighted sum of normalised rewards.
 
-The paper maps rewards to comparable scales without saying how; the z-score over the whole pool is our default. Arrays
-are flat, one row per candidate; an image that is not valid has NaN in every reward and enters no statistic.
+The paper maps rewards to comparable scales without saying how; the z-score over the whole pool is our default.
 """
 
 import math
@@ -18,11 +17,7 @@ NORMALIZATIONS = ("zscore", "minmax", "rank")
 
 
 def check_weights(weights: Mapping[str, float], scored: Collection[str]) -> None:
-    """Refuses weights that are negative, not finite, all zero, or of a reward that was not scored.
-
-    Raises:
-        UserError: names the weight.
-    """
+    """Refuses weights that are negative, not finite, all zero, or of a reward that was not scored."""
     for name, weight in weights.items():
         if name not in scored:
             raise UserError(f"--rewards: expected weights of scored rewards ({', '.join(scored)}), found {name!r}")
@@ -55,9 +50,8 @@ def normalization_constants(rewards: Mapping[str, Sequence[float]], normalizatio
         UserError: if the normalisation is unknown or a reward has no valid score.
     """
     if normalization not in NORMALIZATIONS:
-        raise UserError(
-            f"--reward_normalization: expected one of {', '.join(NORMALIZATIONS)}, found {normalization!r}"
-        )
+        known = ", ".join(NORMALIZATIONS)
+        raise UserError(f"--reward_normalization: expected one of {known}, found {normalization!r}")
     constants = {}
     for name, scores in rewards.items():
         column = score_column(name, scores, len(scores))
@@ -86,8 +80,7 @@ def _normalize(column: np.ndarray, normalization: str, constants: Mapping[str, A
     else:
         offset, scale = constants["min"], constants["max"] - constants["min"]
     # A constant column may show a standard deviation of a few ulp.
-    has_spread = scale > 1e-12 * abs(offset)
-    return (column - offset) / scale if has_spread else column * 0.0
+    return (column - offset) / scale if scale > 1e-12 * abs(offset) else column * 0.0
 
 
 def composite_reward(
@@ -116,10 +109,8 @@ def composite_reward(
     if constants is None:
         constants = normalization_constants(used, normalization)
     elif constants["normalization"] != normalization:
-        found = constants["normalization"]
-        raise UserError(
-            f"--reward_normalization: expected {found!r} as in the given constants, found {normalization!r}"
-        )
+        given = f"{constants['normalization']!r} as in the given constants"
+        raise UserError(f"--reward_normalization: expected {given}, found {normalization!r}")
     length = len(next(iter(used.values())))
     total = np.zeros(length)
     for name, weight in weights.items():

@@ -1,9 +1,8 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Which candidates to train on, and how much: CRF filters, group advantages, selection.
+"""Which candidates to train on, and how much (CRAFT, arXiv 2603.18991, sections 3.2-3.3): filters, advantages, pairs.
 
-CRAFT (arXiv 2603.18991), sections 3.2-3.3, eq. 4 and algorithm 1. Arrays are flat, one row per candidate: `groups` is
-the prompt index i, `variants` is j, where 0 is the image of the original prompt (threshold only, never trained on).
-An image that is not valid has NaN in every reward: it enters no statistic, wins nothing and is never selected.
+Arrays are flat, one row per candidate: `groups` is the prompt index i, `variants` is j, where 0 is the image of the
+original prompt (threshold only, never trained on). An image that is not valid has NaN in every reward.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -25,46 +24,27 @@ RULES: dict[str, tuple[str, ...]] = {
     "none": (),
 }
 STRATEGIES = ("top", "random", "low", "all")
+PAIRINGS = ("best_worst", "best_baseline")
 ADVANTAGE_EPS = 1e-6
 
 
 def rule_rewards(rule: str | Sequence[str], scored: Collection[str] | None = None) -> tuple[str, ...]:
-    """The rewards that a filter rule compares.
-
-    Args:
-        rule (`str` or `Sequence[str]`): a key of `RULES`, or reward names that must all win.
-        scored (`Collection[str]`, *optional*): names of the rewards at hand; if given, the rule may name no other.
-
-    Returns:
-        `tuple[str, ...]`: reward names; empty for `"none"`.
-
-    Raises:
-        UserError: if the rule is unknown or names a reward that was not scored.
-    """
+    """The rewards that a filter rule (key of `RULES`, or reward names) compares; it may name only what is `scored`."""
     names = (rule,) if isinstance(rule, str) else tuple(rule)
     known_rule = len(names) == 1 and names[0] in RULES
     required = RULES[names[0]] if known_rule else tuple(dict.fromkeys(names))
-    if scored is None:
-        unknown = [] if known_rule or not isinstance(rule, str) else [rule]
-    else:
-        unknown = [name for name in required if name not in scored]
+    rewards, known = "reward names", required if known_rule or not isinstance(rule, str) else ()
+    if scored is not None:
+        rewards, known = f"scored rewards ({', '.join(scored)})", scored
+    unknown = [name for name in required if name not in known]
     if unknown:
-        rewards = "reward names" if scored is None else f"scored rewards ({', '.join(scored)})"
         what = f"rule {names[0]!r}, which needs {unknown[0]!r}" if known_rule else repr(unknown[0])
         raise UserError(f"--filter_rule: expected one of {', '.join(RULES)} or {rewards}, found {what}")
     return required
 
 
 def restrict_weights(weights: Mapping[str, float], rule: str | Sequence[str] = "none") -> dict[str, float]:
-    """The weights of the rewards that a filter rule compares, scaled to sum 1; of all rewards for `"none"`.
-
-    Args:
-        weights (`Mapping[str, float]`): weight of each reward.
-        rule (`str` or `Sequence[str]`, *optional*, defaults to `"none"`): as in `crf_filter`.
-
-    Raises:
-        UserError: if no reward of the rule has a weight above 0.
-    """
+    """The weights of the rewards that a filter rule compares, scaled to sum 1; of all rewards for `"none"`."""
     check_weights(weights, weights)
     required = rule_rewards(rule)
     kept = {name: float(weight) for name, weight in weights.items() if not required or name in required}
@@ -77,10 +57,8 @@ def restrict_weights(weights: Mapping[str, float], rule: str | Sequence[str] = "
 
 def valid_rows(rewards: Mapping[str, Sequence[float]], length: int) -> np.ndarray:
     """(n,) bool: rows that have every reward."""
-    valid = np.ones(length, dtype=bool)
-    for name, scores in rewards.items():
-        valid &= ~np.isnan(score_column(name, scores, length))
-    return valid
+    columns = [score_column(name, scores, length) for name, scores in rewards.items()]
+    return ~np.isnan(columns).any(axis=0)
 
 
 def beats_baseline(columns: Mapping[str, np.ndarray], groups: np.ndarray, variants: np.ndarray) -> np.ndarray:
@@ -109,8 +87,7 @@ def crf_filter(
 
     Args:
         rewards (`Mapping[str, Sequence[float]]`): (n,) raw scores of each reward; NaN where the image is not valid.
-        groups (`Sequence[int]`): (n,) prompt index i.
-        variants (`Sequence[int]`): (n,) j within the group; 0 is the baseline.
+        groups, variants (`Sequence[int]`): (n,) prompt index i; (n,) j within the group, where 0 is the baseline.
         rule (`str` or `Sequence[str]`, *optional*, defaults to `"hpa"`): a key of `RULES` or reward names.
 
     Returns:
@@ -131,8 +108,7 @@ def group_advantages(composite: Sequence[float], groups: Sequence[int], variants
 
     Args:
         composite (`Sequence[float]`): (n,) composite reward of all candidates, before any filter; NaN if not valid.
-        groups (`Sequence[int]`): (n,) prompt index i.
-        variants (`Sequence[int]`): (n,) j within the group.
+        groups, variants (`Sequence[int]`): (n,) prompt index i; (n,) j within the group.
 
     Returns:
         `np.ndarray`: (n,) float64, by the population standard deviation; 0 for j = 0 and images that are not valid.
@@ -172,10 +148,8 @@ def select_samples(
     Args:
         composite (`Sequence[float]`): (n,) composite reward; NaN if not valid.
         mask (`Sequence[bool]`): (n,) what the filter kept.
-        groups (`Sequence[int]`): (n,) prompt index i.
-        variants (`Sequence[int]`): (n,) j within the group.
-        strategy (`str`, *optional*, defaults to `"top"`): `"top"`, `"random"`, `"low"`, or `"all"`: top without the
-            limit `k`.
+        groups, variants (`Sequence[int]`): (n,) prompt index i; (n,) j within the group.
+        strategy (`str`, *optional*, defaults to `"top"`): as above, or `"all"`: top without the limit `k`.
         k (`int`, *optional*, defaults to `100`): number of rows.
         max_per_prompt (`int`, *optional*, defaults to `1`): most rows of one group; `None` or 0 is no limit.
         seed (`int`, *optional*, defaults to `0`): of strategy `"random"`.
@@ -214,8 +188,60 @@ def select_samples(
 def _occurrence(values: np.ndarray) -> np.ndarray:
     """How many equal values stand before each value: (5, 7, 5, 5) -> (0, 0, 1, 2)."""
     order = np.argsort(values, kind="stable")
-    starts = np.flatnonzero(np.diff(values[order], prepend=values[order][:1] - 1))
-    counts = np.diff(starts, append=len(values))
+    ordered = values[order]
     occurrence = np.empty(len(values), dtype=np.int64)
-    occurrence[order] = np.arange(len(values)) - np.repeat(starts, counts)
+    occurrence[order] = np.arange(len(values)) - np.searchsorted(ordered, ordered)
     return occurrence
+
+
+def group_pairs(
+    scores: Sequence[float],
+    groups: Sequence[int],
+    variants: Sequence[int],
+    pairing: str = "best_worst",
+    k: int | None = None,
+) -> np.ndarray:
+    """At most one pair per group, in which the winner scores strictly higher.
+
+    Args:
+        scores (`Sequence[float]`): (n,) what decides, e.g. the composite reward; NaN where the image is not valid.
+        groups, variants (`Sequence[int]`): (n,) prompt index i; (n,) j within the group.
+        pairing (`str`, *optional*, defaults to `"best_worst"`): the best against the worst of all images of the group,
+            or (`"best_baseline"`) the best refined image, j >= 1, against the one of the original prompt, j = 0.
+        k (`int`, *optional*): only the k pairs with the best winners; the default is all.
+
+    Returns:
+        `np.ndarray`: (p, 2) int64 rows of winner and loser, best winner first; ties in order of (group, variant).
+
+    Raises:
+        UserError: if the pairing is unknown, or fewer than `k` pairs exist.
+    """
+    if pairing not in PAIRINGS:
+        raise UserError(f"--pairing: expected one of {', '.join(PAIRINGS)}, found {pairing!r}")
+    groups, variants = np.asarray(groups), np.asarray(variants)
+    scores = score_column("composite", scores, len(groups))
+    valid = ~np.isnan(scores)
+    refined = valid & (variants > 0) if pairing == "best_baseline" else valid
+    baseline = valid & (variants == 0) if pairing == "best_baseline" else valid
+    winners = _first_of_groups(-scores, groups, variants, refined)
+    losers = _first_of_groups(scores, groups, variants, baseline)
+    pairs = [(winners[group], losers[group]) for group in winners if group in losers]
+    pairs = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    pairs = pairs[scores[pairs[:, 0]] > scores[pairs[:, 1]]]
+    pairs = pairs[np.lexsort((variants[pairs[:, 0]], groups[pairs[:, 0]], -scores[pairs[:, 0]]))]
+    check_num_pairs(k, len(pairs))
+    return pairs[:k]
+
+
+def check_num_pairs(k: int | None, found: int) -> None:
+    """Raises a `UserError` unless `k` of the `found` pairs can be taken; `None` is all."""
+    if k is not None and not 1 <= k <= found:
+        raise UserError(f"--num_pairs: expected 1 to {found} (pairs with a winner), found {k}")
+
+
+def _first_of_groups(key: np.ndarray, groups: np.ndarray, variants: np.ndarray, mask: np.ndarray) -> dict[int, int]:
+    """Group to the row with its smallest key, among masked rows; the lower variant of equal ones."""
+    rows = np.flatnonzero(mask)
+    rows = rows[np.lexsort((variants[rows], key[rows], groups[rows]))]
+    _, first = np.unique(groups[rows], return_index=True)
+    return dict(zip(groups[rows][first].tolist(), rows[first].tolist()))

@@ -7,37 +7,39 @@ from typing import Any
 
 import numpy as np
 
+from . import filtering
 from .composite import composite_reward, normalization_constants
-from .filtering import crf_filter, group_advantages, restrict_weights, select_samples
+
+
+# What the counts of `funnel` are called, in their order.
+FUNNEL_LABELS = {
+    "prompts": "prompts",
+    "groups": "groups",
+    "candidates": "candidate images",
+    "valid": "valid images",
+    "kept_groups": "groups kept by the filter",
+    "kept_candidates": "images in kept groups",
+    "selected": "selected images",
+    "selected_prompts": "prompts of the selected images",
+    "share_negative_advantages": "share of negative advantages",
+    "selected_not_beating_own_baseline": "selected, but not better than the image of their original prompt",
+}
 
 
 @dataclass(frozen=True)
 class ScoredPool:
-    """All n candidates of a build, their scores and which k are selected. Arrays are flat, one row per candidate.
+    """All n candidates of a build, their scores and which k are selected; NaN where an image is not valid."""
 
-    Args:
-        groups (`np.ndarray`): (n,) prompt index i.
-        variants (`np.ndarray`): (n,) j within the group; 0 is the image of the original prompt.
-        rewards (`Mapping[str, np.ndarray]`): reward name to (n,) raw scores; NaN where the image is not valid.
-        composite (`np.ndarray`): (n,) composite reward; NaN where the image is not valid.
-        advantages (`np.ndarray`): (n,) group advantages.
-        kept (`np.ndarray`): (n,) bool, what the filter rule keeps.
-        selected (`np.ndarray`): (k,) row indices in the order of selection.
-        rule (`str` or `Sequence[str]`): the filter rule.
-        weights (`Mapping[str, float]`): weights of the composite reward.
-        constants (`Mapping[str, Any]`): of the rewards' normalisation.
-    """
-
-    groups: np.ndarray
-    variants: np.ndarray
-    rewards: Mapping[str, np.ndarray]
-    composite: np.ndarray
-    advantages: np.ndarray
-    kept: np.ndarray
-    selected: np.ndarray
+    groups: np.ndarray  # (n,) prompt index i
+    variants: np.ndarray  # (n,) j within the group; 0 is the image of the original prompt
+    rewards: Mapping[str, np.ndarray]  # reward name to (n,) raw scores
+    composite: np.ndarray  # (n,)
+    advantages: np.ndarray  # (n,)
+    kept: np.ndarray  # (n,) bool, what the filter rule keeps
+    selected: np.ndarray  # (k,) row indices in the order of selection
     rule: str | Sequence[str]
-    weights: Mapping[str, float]
-    constants: Mapping[str, Any]
+    weights: Mapping[str, float]  # of the composite reward
+    constants: Mapping[str, Any]  # of the rewards' normalisation
 
     @property
     def columns(self) -> dict[str, np.ndarray]:
@@ -57,15 +59,50 @@ def score_pool(
     max_per_prompt: int | None = 1,
     seed: int = 0,
 ) -> ScoredPool:
-    """Composite reward of the rule's rewards, filter, advantages and selection; see the functions of these names.
-
-    Raises:
-        UserError: if one of them refuses its options, or fewer rows are left than asked for.
-    """
-    weights = restrict_weights(weights, rule)
+    """Composite reward of the rule's rewards, filter, advantages and selection; see the functions of these names."""
+    weights = filtering.restrict_weights(weights, rule)
     constants = normalization_constants(rewards, normalization)
     composite = composite_reward(rewards, weights, normalization, constants)
-    kept = crf_filter(rewards, groups, variants, rule)
-    advantages = group_advantages(composite, groups, variants)
-    selected = select_samples(composite, kept, groups, variants, strategy, k, max_per_prompt, seed)
+    kept = filtering.crf_filter(rewards, groups, variants, rule)
+    advantages = filtering.group_advantages(composite, groups, variants)
+    selected = filtering.select_samples(composite, kept, groups, variants, strategy, k, max_per_prompt, seed)
     return ScoredPool(groups, variants, rewards, composite, advantages, kept, selected, rule, weights, constants)
+
+
+def funnel(pool: ScoredPool) -> dict[str, int | float]:
+    """How many prompts and images each step left, as `FUNNEL_LABELS` names them.
+
+    A group counts with a valid baseline and a valid refined image, a kept image with j >= 1. A selected image is
+    compared with its baseline on the rule's rewards; on the composite for `"none"`.
+    """
+    groups, variants, selected = pool.groups, pool.variants, pool.selected
+    valid = filtering.valid_rows({**pool.rewards, "composite": pool.composite}, len(groups))
+    trainable = pool.kept & valid & (variants > 0)
+    names = filtering.rule_rewards(pool.rule)
+    compared = {name: pool.rewards[name] for name in names} or {"composite": pool.composite}
+    wins = filtering.beats_baseline(compared, groups, variants)
+    usable = np.intersect1d(groups[valid & (variants == 0)], groups[valid & (variants > 0)])
+    negative = pool.advantages[selected] < 0
+    return {
+        "prompts": len(np.unique(groups)),
+        "groups": len(usable),
+        "candidates": len(groups),
+        "valid": int(valid.sum()),
+        "kept_groups": len(np.unique(groups[trainable])),
+        "kept_candidates": int(trainable.sum()),
+        "selected": len(selected),
+        "selected_prompts": len(np.unique(groups[selected])),
+        "share_negative_advantages": float(negative.mean()) if len(selected) else 0.0,
+        "selected_not_beating_own_baseline": int((~wins[selected]).sum()),
+    }
+
+
+def funnel_rows(counts: Mapping[str, int | float]) -> list[tuple[str, str]]:
+    """Label and number of each step, as a reader sees them; a share is a float, everything else a number of rows."""
+    known = ((label, counts.get(key)) for key, label in FUNNEL_LABELS.items())
+    return [(label, f"{n:.1%}" if isinstance(n, float) else f"{n:,}") for label, n in known if n is not None]
+
+
+def format_funnel(counts: Mapping[str, int | float]) -> str:
+    """The funnel as lines of label and number."""
+    return "\n".join(["Funnel", *(f"  {label:<64}{value:>9}" for label, value in funnel_rows(counts))])

@@ -5,6 +5,7 @@ import logging
 import math
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,9 +150,9 @@ class TrainingHub:
             return
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         named = {f"{LAST_CHECKPOINT}/{path.relative_to(folder).as_posix()}": path for path in files}
-        retry = "training goes on, and the next checkpoint is sent"
+        repo = replace(self.repo, retry="training goes on, and the next checkpoint is sent")
         try:
-            self.repo.upload(folder.parent, named, folder.name, (f"{LAST_CHECKPOINT}/*",), retry)
+            repo.upload(folder.parent, named, folder.name, (f"{LAST_CHECKPOINT}/*",))
         except ValueError as error:
             logger.warning("%s was not published: %s", folder.name, error)
 

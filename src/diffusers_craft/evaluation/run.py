@@ -62,7 +62,7 @@ class Evaluation:
         training_data (`Mapping[str, str]` or `Sequence[str]`, *optional*): tuned model to the dataset that it was trained
             on, for the alarms; by default what its own run record says.
         alarm_embedding (`str`, *optional*, defaults to `"auto"`): how alarms compare images: `"clip"` (of the reward
-            `aesthetic` or `clip_score`), `"pixels"` (thumbnails), `"auto"` (CLIP if there is one, but for a tiny base).
+            `aesthetic` or `clip_score`), `"pixels"` (thumbnails), `"auto"` (CLIP where it is, not for a tiny base).
         dtype (`torch.dtype`, *optional*, defaults to `torch.float16`): of generation; a CPU always gets float32.
         device (`str`, *optional*): defaults to the GPU of this rank if there is one, else the CPU.
         source (`Mapping[str, Any]`, *optional*): `revision`, `variant`, `config`, `cache_dir` of `load_pipeline`.

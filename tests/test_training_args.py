@@ -61,8 +61,8 @@ def test_defaults_are_the_recipe():
     assert (args.learning_rate, args.adam_beta1, args.adam_beta2) == (5e-5, 0.9, 0.999)
     assert (args.adam_weight_decay, args.max_grad_norm, args.lr_scheduler) == (1e-2, 1.0, "constant")
     assert args.caption_dropout == 0.0
-    assert (args.caption_column, args.resolution) == ("prompt", 512)
-    assert _settings("train_craft_sdxl", *REQUIRED).resolution == 1024
+    assert (args.caption_column, args.resolution) == ("prompt", None)  # the model's own
+    assert args.checkpointing_steps is None  # 50, one kept until the run has ended
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,10 @@ def test_defaults_are_the_recipe():
         (["--train_batch_size=0"], "--train_batch_size: expected at least 1, found 0"),
         (["--max_train_steps=-3"], "--max_train_steps: expected at least 1, found -3"),
         (["--caption_dropout=1.5"], r"--caption_dropout: expected a probability in \[0, 1\], found 1.5"),
+        (
+            ["--lr_warmup_steps=50"],
+            "--lr_warmup_steps: expected .* constant_with_warmup, found constant, which ignores it",
+        ),
         (["--rank=8"], "--rank, --lora_alpha, --lora_dropout: expected --use_lora with them, found none"),
         (["--use_lora", "--rank=0"], "--rank: expected at least 1, found 0"),
         (["--use_lora", "--lora_alpha=0"], "--lora_alpha: expected at least 1, found 0"),

@@ -49,7 +49,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "tiny": ["is_tiny"],
         "tiny.scorer": ["ExactReward"],
         "tiny.world": ["parse_caption"],
-        "training.accelerator": ["create_accelerator"],
+        "training.accelerator": ["create_accelerator", "main_process_first"],
         "training.settings": ["add_objective_options", "objective_from_args", "rewards_from_args"],
         "training.speed": ["forward_flops", "speed_report"],
     },

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Array3D, Dataset, Features, Image, Value, load_dataset
 from datasets.exceptions import DatasetsError
+from huggingface_hub import DatasetCard
 
 from ..core.files import atomic_write_bytes
 from ..core.records import unpack_latent
@@ -100,6 +101,12 @@ def is_build(folder: str | Path) -> bool:
     return (Path(folder) / "candidates").is_dir()
 
 
+def _has_configurations(folder: Path) -> bool:
+    """Whether this is a copy of a Hub dataset whose card says which files are what."""
+    card = folder / "README.md"
+    return card.is_file() and bool(DatasetCard.load(card).data.get("configs"))
+
+
 def load_or_refuse(
     source: str | Path,
     found: str | Path,
@@ -112,7 +119,7 @@ def load_or_refuse(
     """What the user named `found`: all of a folder or file here, else a Hub dataset; failures are one line."""
     path = Path(source).expanduser()
     try:
-        local = open_local(path, split, cache_dir) if path.exists() else None
+        local = open_local(path, split, cache_dir) if path.exists() and not _has_configurations(path) else None
         if local is not None:
             return local
         return load_dataset(str(source), config_name, split=split, cache_dir=cache_dir)

@@ -57,6 +57,7 @@ def prepare_training_data(
         UserError: if a column is missing, or a row has no caption, no picture, no finite advantage, or a latent of
             another shape or VAE.
     """
+    settings = settings.for_model(family, components)
     for flag in ("caption_column", "latent_column" if settings.use_generated_latents else "image_column"):
         check_column(dataset, settings, flag)
     if settings.max_train_samples is not None and settings.max_train_samples < len(dataset):
@@ -93,7 +94,7 @@ def prepare_prompt_data(
     captions: Sequence[str], family: Family, components: Components, settings: DataSettings
 ) -> TrainingData:
     """n captions alone, for objectives that make their own images: the latents are zeros, the sizes those of a square."""
-    distinct, prompt_rows = _distinct(captions)
+    settings, (distinct, prompt_rows) = settings.for_model(family, components), _distinct(captions)
     shape = latent_shape(components.vae, settings.resolution)
     return TrainingData(
         latents=torch.zeros(1, 1, *shape).expand(1, len(captions), *shape),

@@ -1,11 +1,12 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Which rows a training reads, and how."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from ..core.flags import option
 from ..errors import UserError
 from ..models.families import FAMILIES
+from ..models.family import Components, Family
 from ..selection.filtering import PAIRINGS
 
 
@@ -27,7 +28,7 @@ class DataSettings:
         use_generated_latents (`bool`, *optional*, defaults to `False`): Train on the latents that the base model
             generated instead of encoding the images again.
         max_train_samples (`int`, *optional*): Train on a random subset of this many rows.
-        resolution (`int`, *optional*): Side of the training images, pixels; the default is the family's.
+        resolution (`int`, *optional*): Side of the training images, pixels; the default is the model's own.
         center_crop (`bool`, *optional*, defaults to `False`): Crop the centre; the default is a random place per image.
         random_flip (`bool`, *optional*, defaults to `False`): Flip every other draw (no good for texts or sides).
         pairing (`str`, *optional*, defaults to `"best_worst"`): Pairs of a build's folder: the best against the worst
@@ -69,8 +70,10 @@ class DataSettings:
                 raise UserError(f"--{field.name}: expected one of {', '.join(choices)}, found {value!r}")
         if self.use_generated_latents and self.random_flip:
             raise UserError("--random_flip: expected no flips with --use_generated_latents, which are not images")
-        if self.resolution is None:
-            object.__setattr__(self, "resolution", FAMILIES[self.backbone].resolution)
+
+    def for_model(self, family: Family, components: Components) -> "DataSettings":
+        """The same settings with the resolution that the model was made for, where none is given."""
+        return self if self.resolution else replace(self, resolution=family.native_resolution(components))
 
     @property
     def data_source(self) -> str | None:

@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 
 from ..errors import UserError
 from .checks import warn_of_distilled
+from .latents import latent_factor
 from .loading import load_pipeline, load_vae, pipeline_class_name
 from .noise import NoisePath
 from .single_file import SUFFIX
@@ -54,6 +55,12 @@ class Components:
     def zeroes_empty_prompt(self) -> bool:
         """Whether the pipeline takes zeros for the conditioning of the empty prompt."""
         return bool(self.pipeline.config.get("force_zeros_for_empty_prompt", False))
+
+    @property
+    def encoder_bytes(self) -> int:
+        """Of VAE and text encoders as they are saved."""
+        modules = [module for module in (self.vae, *self.encoders()) if module is not None]
+        return sum(value.numel() * value.element_size() for module in modules for value in module.parameters())
 
     def free_encoders(self) -> None:
         """Drops VAE and text encoders: latents and embeddings are cached."""
@@ -108,6 +115,11 @@ class Family:
         `timesteps` (B,) are `labels` of the noise path: timesteps, or 1000 sigma of a flow.
         """
         raise NotImplementedError
+
+    def native_resolution(self, components: Components) -> int:
+        """Side in pixels of the images that a model was made for, as generation takes it, while its VAE is there."""
+        size = components.denoiser.config.get("sample_size")
+        return size * latent_factor(components.vae) if isinstance(size, int) else self.resolution
 
     def load(
         self, source: ModelSource, device: str | torch.device = "cpu", prediction_type: str | None = None

@@ -3,7 +3,10 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,15 +16,22 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, ProjectConfiguration
 
+from ..core.output import probe_folder
 from ..errors import UserError
 from .settings import TrainingSettings
 
 
 logger = logging.getLogger(__name__)
 
+_PATIENCE = timedelta(days=7)
+
 
 def create_accelerator(settings: TrainingSettings) -> Accelerator:
-    """Accelerate's environment with the flags' precision, accumulation and tracker; only the main process logs."""
+    """Accelerate's environment with the flags' precision, accumulation and tracker; only the main process logs.
+
+    Whether the output folder can be written is known before anything is loaded.
+    """
+    probe_folder(settings.output_dir)
     tracker = settings.report_to or ("tensorboard" if find_spec("tensorboard") else "none")
     if tracker != "none" and find_spec(tracker) is None:
         fix = f"`pip install {tracker}` or --report_to none"
@@ -29,7 +39,8 @@ def create_accelerator(settings: TrainingSettings) -> Accelerator:
     without_gpu = not (torch.cuda.is_available() or torch.xpu.is_available() or torch.backends.mps.is_available())
     precision = settings.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision == "fp16" and without_gpu:
-        raise UserError("--mixed_precision: expected bf16 or no without a GPU, found fp16")
+        given = "--mixed_precision" if settings.mixed_precision else "accelerate's configuration, mixed_precision"
+        raise UserError(f"{given}: expected bf16 or no without a GPU, found fp16")
     if settings.train_dtype == "bf16" and precision != "bf16":
         raise UserError(f"--train_dtype bf16: expected --mixed_precision bf16 with it, found {precision}")
     logging_dir = str(Path(settings.output_dir) / settings.logging_dir)
@@ -51,6 +62,22 @@ def create_accelerator(settings: TrainingSettings) -> Accelerator:
         diffusers.utils.logging.set_verbosity_error()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.allow_tf32
     return accelerator
+
+
+@contextmanager
+def main_process_first(accelerator: Accelerator) -> Iterator[None]:
+    """As accelerate's, but the others wait for as long as it takes: encoding may outlast the process group's timeout."""
+    if accelerator.num_processes == 1:
+        yield
+        return
+    waiting = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    torch.distributed.barrier(waiting)  # connects the processes, for which the default group's timeout counts
+    if not accelerator.is_main_process:
+        torch.distributed.barrier(waiting)
+    yield
+    if accelerator.is_main_process:
+        torch.distributed.barrier(waiting)
+    torch.distributed.destroy_process_group(waiting)
 
 
 def _prepare_sharding(accelerator: Accelerator, settings: TrainingSettings) -> None:

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from ..core.files import atomic_write_json, read_json
+from ..core.output import full_disk_named
 from ..errors import UserError
 from ..objectives.base import Objective
 from .model import TrainedModel
@@ -23,6 +24,7 @@ from .settings import TrainingSettings
 logger = logging.getLogger(__name__)
 
 _STATE_FILE = "training_state.json"
+_DEFAULT_STEPS = 50  # of the recipe's 120 and 200
 
 
 def checkpoint_step(path: Path) -> int:
@@ -52,21 +54,38 @@ def find_checkpoint(resume_from: str, output_dir: str | Path) -> Path | None:
 
 
 class Checkpoints:
-    """The checkpoints that a run writes, of which `total_limit` are kept; all processes call its methods."""
+    """The checkpoints that a run writes, every `period` steps; all processes call its methods.
 
-    def __init__(self, accelerator: Accelerator, output_dir: str | Path, total_limit: int | None) -> None:
-        self.accelerator, self.output_dir, self.total_limit = accelerator, Path(output_dir), total_limit
+    Where the user asks for none, there is one to go on from, of `size` bytes, which goes when the run has ended.
+    """
+
+    def __init__(self, accelerator: Accelerator, settings: TrainingSettings, size: int) -> None:
+        self.accelerator, self.output_dir, self.size = accelerator, Path(settings.output_dir), size
+        self.passing = settings.checkpointing_steps is None
+        self.period = _DEFAULT_STEPS if self.passing else settings.checkpointing_steps
+        self.total_limit = 1 if self.passing else settings.checkpoints_total_limit
         self._newest: int | None = None  # until the loss after it is known
+        if accelerator.is_main_process:
+            self._remove_leftovers()
+
+    def space(self, num_steps: int) -> int:
+        """Bytes that the checkpoints of so many steps need at once: while one is written, the one before it stays."""
+        count = num_steps // self.period
+        return self.size * (count if self.total_limit is None else min(count, self.total_limit + 1))
+
+    def _remove_leftovers(self) -> None:
+        for leftover in self.output_dir.glob(".checkpoint-*.tmp"):  # of a killed run, or one that met a full disk
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def save(self, step: int, state: dict) -> Path:
         """Writes `checkpoint-{step}` under a temporary name and renames it; `state` is what else to remember, as JSON."""
         final = self.output_dir / f"checkpoint-{step}"
         temporary = final.with_name(f".{final.name}.tmp")
         if self.accelerator.is_main_process:
-            for leftover in self.output_dir.glob(".checkpoint-*.tmp"):  # of a killed run
-                shutil.rmtree(leftover)
+            self._remove_leftovers()
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(temporary))
+        with full_disk_named(self.output_dir, self.size, f"checkpoint-{step}"):
+            self.accelerator.save_state(str(temporary))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             atomic_write_json(temporary / _STATE_FILE, state | {"step": step})
@@ -85,6 +104,12 @@ class Checkpoints:
         if self.accelerator.is_main_process:
             for old in list_checkpoints(self.output_dir)[: -self.total_limit if self.total_limit else 0]:
                 shutil.rmtree(old)
+
+    def end(self) -> None:
+        """Removes what only a run that did not end would have needed."""
+        if self.passing and self.accelerator.is_main_process:
+            for old in list_checkpoints(self.output_dir):
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def recipe(settings: TrainingSettings, objective: Objective) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from ..errors import UserError
 from ..models.family import Components, Family
 from ..objectives.base import Objective
 from ..scoring.scorer import CompositeScorer
+from .accelerator import main_process_first
 from .settings import TrainingSettings
 
 
@@ -67,39 +68,50 @@ def check_data_settings(settings: TrainingSettings, objective: Objective, reward
             raise UserError(f"--score_range: expected MIN below MAX, found {low:g} {high:g}")
 
 
-def load_data(
+def load_rows(
+    settings: TrainingSettings,
+    objective: Objective,
+    accelerator: Accelerator,
+    load_scorer: Callable[[], CompositeScorer] | None = None,
+) -> Dataset | Preferences | list[str]:
+    """What the objective's unit asks for: images, pairs (also for labels), or prompts alone; nothing is encoded yet.
+
+    `load_scorer` gives the rewards for pairs that have no scores.
+    """
+    if objective.unit in ("pair", "label"):
+        return load_pairs(settings, objective, accelerator, load_scorer)
+    with main_process_first(accelerator):
+        return _prompts(settings) if objective.unit == "prompt" else _load_images(settings)
+
+
+def encode_rows(
+    rows: Dataset | Preferences | list[str],
     settings: TrainingSettings,
     objective: Objective,
     family: Family,
     components: Components,
     accelerator: Accelerator,
-    load_scorer: Callable[[], CompositeScorer] | None = None,
 ) -> TrainingData | PairData:
-    """Encodes what the objective's unit asks for: images, images with a label, pairs, or prompts alone.
-
-    The main process encodes, the others find its cache. `load_scorer` gives the rewards for pairs that have no scores.
-    """
-    preferences, encoders = None, (family, components)
-    if objective.unit in ("pair", "label"):
-        preferences = load_pairs(settings, objective, accelerator, load_scorer)
-    with accelerator.main_process_first():
+    """Encodes what `load_rows` gave; the main process does, the others find its cache."""
+    encoders = (family, components)
+    with main_process_first(accelerator):
         if objective.unit == "prompt":
-            return prepare_prompt_data(_prompts(settings), *encoders, settings)
-        if preferences is None:
-            return prepare_training_data(_load_images(settings), *encoders, settings, objective)
+            return prepare_prompt_data(rows, *encoders, settings)
+        if objective.unit == "single":
+            return prepare_training_data(rows, *encoders, settings, objective)
         every_row = dataclasses.replace(settings, max_train_samples=None)
         if objective.unit == "label":
-            rows, labels = labels_of_pairs(preferences.pairs, len(preferences.images))
-            chosen = random_rows(len(rows), settings.max_train_samples, settings.seed)
-            data = prepare_training_data(preferences.images.select(rows[chosen]), *encoders, every_row)
+            images, labels = labels_of_pairs(rows.pairs, len(rows.images))
+            chosen = random_rows(len(images), settings.max_train_samples, settings.seed)
+            data = prepare_training_data(rows.images.select(images[chosen]), *encoders, every_row)
             data.weights = torch.tensor(labels[chosen], dtype=torch.float32)
             return data
-        images = prepare_training_data(preferences.images, *encoders, every_row)
-        factors = torch.ones(len(preferences.pairs))
+        images = prepare_training_data(rows.images, *encoders, every_row)
+        factors = torch.ones(len(rows.pairs))
         if objective.uses_scores:
-            scores = torch.as_tensor(preferences.scores, dtype=torch.float64)
-            factors = objective.pair_weights(scores, preferences.score_range).float()
-        return PairData(images, torch.as_tensor(preferences.pairs), factors)
+            scores = torch.as_tensor(rows.scores, dtype=torch.float64)
+            factors = objective.pair_weights(scores, rows.score_range).float()
+        return PairData(images, torch.as_tensor(rows.pairs), factors)
 
 
 def load_pairs(
@@ -110,7 +122,7 @@ def load_pairs(
 ) -> Preferences:
     """The pairs to train on, scored where the objective asks for it; all processes share the scoring."""
     name = settings.data_source
-    with accelerator.main_process_first():
+    with main_process_first(accelerator):
         preferences = load_preferences(name, settings)
     if objective.uses_scores and load_scorer is not None:
         if preferences.scores is not None:
@@ -175,4 +187,5 @@ def _prompts(settings: TrainingSettings) -> list[str]:
 
 
 def _load_images(settings: TrainingSettings) -> Dataset:
-    return load_craft_dataset(settings.data_source, settings.dataset_config_name, cache_dir=settings.cache_dir)
+    where = {"cache_dir": settings.cache_dir, "flag": settings.data_flag}
+    return load_craft_dataset(settings.data_source, settings.dataset_config_name, **where)

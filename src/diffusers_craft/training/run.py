@@ -13,10 +13,12 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline, ModelMixin
 from tqdm.auto import tqdm
 
+from ..core.output import FolderLock, full_disk_named, require_space
 from ..core.records import derive_seed
 from ..core.run_record import write_run_json
 from ..core.workdir import RUN_FILE
 from ..data.rows import PairData, TrainingData, shuffled_rows
+from ..errors import UserError
 from ..hub.upload import forget_published
 from ..models.family import Components, Family
 from ..models.noise import diffuse
@@ -56,7 +58,10 @@ class TrainingRun:
         objective: Objective,
         record: Mapping[str, Any] | None = None,
     ) -> None:
+        settings = settings.for_model(family, components)
         self.settings, self.accelerator, self.family, self.objective = settings, accelerator, family, objective
+        self._lock = FolderLock(Path(settings.output_dir)) if accelerator.is_main_process else None
+        others = 0 if settings.use_lora else components.encoder_bytes  # of a whole pipeline
         components.free_encoders()
         self.path = components.path.to(accelerator.device)
         self.batch_size = settings.train_batch_size * settings.gradient_accumulation_steps * accelerator.num_processes
@@ -72,7 +77,14 @@ class TrainingRun:
         self.hub = TrainingHub(settings, self.options, accelerator.is_main_process)
         earlier = resume(self.model, objective, self._identity(), self.max_train_steps)
         self.step = self._first_step = earlier.get("step", 0)
-        self.checkpoints = Checkpoints(accelerator, settings.output_dir, settings.checkpoints_total_limit)
+        weights, checkpoint = self.model.sizes()
+        self.checkpoints, self._result_bytes = Checkpoints(accelerator, settings, checkpoint), weights + others
+        if accelerator.is_main_process:
+            needed = self._result_bytes + self.checkpoints.space(self.max_train_steps - self.step)
+            require_space(Path(settings.output_dir), needed, "the result and checkpoints of this run")
+        if 0 < self.max_train_steps <= settings.lr_warmup_steps:
+            words = "--lr_warmup_steps %d: the rate is never reached in %d optimizer steps"
+            logger.warning(words, settings.lr_warmup_steps, self.max_train_steps)
         remedy = objective.remedy if (self.data.weights < 0).any() else ""
         advice = "try a lower --learning_rate" + (f" or {remedy}" if remedy else "")
         check_gradients = accelerator.mixed_precision != "fp16"
@@ -138,7 +150,7 @@ class TrainingRun:
             self.progress.set_postfix(step_loss=entry["train_loss"], lr=learning_rate, refresh=False)
             self.checkpoints.drop_old(entry["step"])
         self.meter.step_done()
-        if self.step % self.settings.checkpointing_steps == 0:
+        if self.step % self.checkpoints.period == 0 and not (self.checkpoints.passing and self._is_last()):
             with self.meter.pause():
                 self._save_checkpoint()
         if self._validation_is_due():
@@ -152,7 +164,10 @@ class TrainingRun:
                 draw_validation_images(self._pipeline(denoiser), self.accelerator, self.settings, self.step)
 
     def finish(self) -> None:
-        """Saves the pipeline or the LoRA weights, and `craft_run.json` with options, versions, losses and speed."""
+        """Saves the result, and `craft_run.json` with options, versions, losses and speed.
+
+        What was trained comes first: the base's other parts are loaded again, and may be gone.
+        """
         self.log.flush()
         self.checkpoints.drop_old(self.step + 1)
         self.progress.close()
@@ -161,17 +176,41 @@ class TrainingRun:
         output_dir = self.settings.output_dir
         with self.model.result(keep_autocast=self.model.weights.need_autocast) as denoiser:
             if denoiser is not None:
-                pipeline = self._pipeline(denoiser)
                 if self.step > self._first_step:
                     forget_published(output_dir)  # other weights than these
-                self.model.weights.save_result(pipeline, output_dir)
-                if self.settings.validation_prompt is not None:
-                    draw_validation_images(pipeline, self.accelerator, self.settings, self.step)
+                with full_disk_named(Path(output_dir), self._result_bytes, "the result"):
+                    self.model.weights.save(denoiser, output_dir)
+                    self._save_rest(denoiser)
                 write_run_json(Path(output_dir) / RUN_FILE, self.options, paths=self.hub.paths, **self._results(speed))
                 logger.info("Saved the result in %s", output_dir)
         self.accelerator.wait_for_everyone()
+        self.checkpoints.end()
         self.accelerator.end_training()
+        if self._lock is not None:
+            self._lock.release()
         self.hub.push_result()
+
+    def _save_rest(self, denoiser: ModelMixin) -> None:
+        """The base's other parts, and the last validation images."""
+        settings, component = self.settings, self.family.component
+        if settings.use_lora and settings.validation_prompt is None:
+            return
+        try:
+            pipeline = self._pipeline(denoiser)
+        except UserError as error:
+            if settings.use_lora:
+                logger.warning("The last validation images were not drawn: %s", error)
+                return
+            safe = f"the trained {component} is safe in {Path(settings.output_dir) / component}, which evaluate_craft.py takes"
+            raise UserError(
+                f"{error} ({safe}; with the base in place again, --resume_from_checkpoint writes the rest)"
+            ) from error
+        self.model.weights.save_rest(pipeline, settings.output_dir)
+        if settings.validation_prompt is not None:
+            draw_validation_images(pipeline, self.accelerator, settings, self.step)
+
+    def _is_last(self) -> bool:
+        return self.step == self.max_train_steps
 
     def _identity(self) -> dict[str, int]:
         """What has to stay the same for a resumed run to equal an undisturbed one, besides the `recipe`."""

@@ -2,6 +2,7 @@
 """What a training run is told: diffusers' names, with CRAFT's recipe for 100 images as defaults; the objectives' flags."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,8 @@ class TrainingSettings(DataSettings):
         max_grad_norm (`float`, *optional*, defaults to 1): Longer gradients are cut to this length.
         use_ema (`bool`, *optional*, defaults to `False`): Save averaged weights. The decay of step s is
             (1 + s) / (10 + s): in 200 steps never above 0.957.
-        checkpointing_steps (`int`, *optional*, defaults to 500): Optimizer steps between checkpoints.
+        checkpointing_steps (`int`, *optional*): Optimizer steps between checkpoints; by default 50, of which the latest is
+            kept until the run has ended.
         checkpoints_total_limit (`int`, *optional*): Keep only this many, the latest ones.
         resume_from_checkpoint (`str`, *optional*): A checkpoint's path, or latest for the newest one in --output_dir.
         logging_dir (`str`, *optional*, defaults to `"logs"`): Inside --output_dir.
@@ -141,7 +143,7 @@ class TrainingSettings(DataSettings):
     adam_epsilon: float = option(1e-8, group="optimizer")
     max_grad_norm: float = option(1.0, group="optimizer")
     use_ema: bool = option(False, group="optimizer")
-    checkpointing_steps: int = option(500, group="checkpoints", role="incidental")
+    checkpointing_steps: int | None = option(None, group="checkpoints", role="incidental")
     checkpoints_total_limit: int | None = option(None, group="checkpoints", role="incidental")
     resume_from_checkpoint: str | None = option(None, group="checkpoints", role="path")
     logging_dir: str = option("logs", group="logging and validation", role="path")
@@ -177,6 +179,10 @@ class TrainingSettings(DataSettings):
         self._check_lora()
         self._check_hub()
         self._check_output_dir()
+        object.__setattr__(self, "output_dir", os.path.expanduser(self.output_dir))
+        if self.lr_warmup_steps and self.lr_scheduler == "constant":
+            wanted = "expected a schedule that warms up, such as --lr_scheduler constant_with_warmup"
+            raise UserError(f"--lr_warmup_steps: {wanted}, found constant, which ignores it")
         if self.use_8bit_adam and self.use_adafactor:
             raise UserError("--use_8bit_adam, --use_adafactor: expected at most one of the two, found both")
         if self.train_dtype == "bf16" and (self.use_lora or self.use_ema):

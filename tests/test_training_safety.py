@@ -1,0 +1,153 @@
+# Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
+"""No run loses its result: folders probed first, weights written first, checkpoints by default, full disks in one line."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+from diffusers import DiffusionPipeline
+from safetensors.torch import safe_open
+from training_driver import environment, losses, same, weights
+
+from diffusers_craft import TrainingRun, UserError, load_tuned_pipeline
+from diffusers_craft.training import checkpoints
+
+
+SHORT = ["--max_train_steps=3", "--train_batch_size=2", "--gradient_accumulation_steps=1"]
+
+
+@pytest.mark.parametrize("lora", [[], ["--use_lora"]], ids=["full", "lora"])
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_folder_that_cannot_be_written_is_known_before_anything_is_loaded(train, tmp_path, lora, place, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("diffusers_craft.models.family.Family.load", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(UserError, match="^--output_dir: expected a folder that can be written, found"):
+        train("sd15", place, *SHORT, *lora)
+
+
+def test_the_base_may_be_gone_at_the_end(train, random_sd15, tmp_path, monkeypatch):
+    base = shutil.copytree(random_sd15, tmp_path / "base")
+    flag = f"--pretrained_model_name_or_path={base}"
+    expected = weights(train("sd15", "whole", *SHORT, flag))
+    finish = TrainingRun.finish
+    monkeypatch.setattr(TrainingRun, "finish", lambda run: (shutil.move(base, tmp_path / "away"), finish(run)))
+    with pytest.raises(
+        UserError, match=r"expected a diffusers pipeline folder.*the trained unet is safe in .*lost/unet"
+    ):
+        train("sd15", "lost", *SHORT, flag)
+    assert same(weights(tmp_path / "lost"), expected)
+    tuned = load_tuned_pipeline(tmp_path / "lost", str(tmp_path / "away"), device="cpu")
+    assert same(tuned.unet.state_dict(), expected)
+    folder = tmp_path / "adapters"
+    shutil.move(tmp_path / "away", base)
+    assert train("sd15", "adapters", *SHORT, "--use_lora", flag) == folder  # adapters need no base at the end
+    assert (folder / "pytorch_lora_weights.safetensors").is_file()
+
+
+def test_the_result_is_what_diffusers_writes(train, random_sd15, random_sdxl, tmp_path):
+    for family, base in (("sd15", random_sd15), ("sdxl", random_sdxl)):
+        folder = train(family, family, *SHORT)
+        pipeline = DiffusionPipeline.from_pretrained(folder)
+        pipeline.save_pretrained(tmp_path / "again" / family)
+        written = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != "craft_run.json"}
+        again = tmp_path / "again" / family
+        assert written == {str(path.relative_to(again)) for path in again.rglob("*") if path.is_file()}
+        for name in written:
+            if name.endswith(".safetensors"):
+                assert (folder / name).read_bytes() == (again / name).read_bytes(), name
+
+
+def test_a_killed_run_goes_on_by_default(train, monkeypatch, tmp_path):
+    monkeypatch.setattr(checkpoints, "_DEFAULT_STEPS", 2)
+    six = ["--max_train_steps=6", *SHORT[1:]]
+    whole = train("sd15", "whole", *six)
+    assert not list(whole.glob("checkpoint-*")), "what only a killed run needs goes at the end"
+    steps = TrainingRun.steps
+
+    def killed(run):
+        for step in steps(run):
+            if step == 5:
+                raise KeyboardInterrupt
+            yield step
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrainingRun, "steps", killed)
+        train("sd15", "killed", *six)
+    assert (tmp_path / "killed" / "checkpoint-4").is_dir()
+    resumed = train("sd15", "killed", *six, "--resume_from_checkpoint=latest")
+    assert losses(resumed) == losses(whole) and same(weights(resumed), weights(whole))
+    assert not list(resumed.glob("checkpoint-*"))
+
+
+def test_leftovers_of_a_broken_checkpoint_go_at_the_start(train, tmp_path):
+    leftover = tmp_path / "run" / ".checkpoint-2.tmp"
+    leftover.mkdir(parents=True)
+    (leftover / "model.safetensors").write_bytes(b"half")
+    train("sd15", "run", *SHORT)
+    assert not leftover.exists()
+
+
+def test_space_is_asked_for_before_the_first_step(train, monkeypatch):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000))
+    words = r"^--output_dir: expected .* MB free for the result and checkpoints of this run, found 0.1 MB in"
+    with pytest.raises(UserError, match=words):
+        train("sd15", "run", *SHORT)
+
+
+def test_the_space_that_is_asked_for_is_what_a_run_needs(train, monkeypatch):
+    asked = []
+    monkeypatch.setattr("diffusers_craft.training.run.require_space", lambda folder, needed, _: asked.append(needed))
+    folder = train("sd15", "run", *SHORT, "--checkpointing_steps=1", "--checkpoints_total_limit=2", "--use_ema")
+    used = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert (
+        0.7 * used < asked[0] < 2.5 * used
+    )  # one more checkpoint while it is written; configurations beside the tensors
+
+
+def test_two_runs_in_one_folder_are_told(train, tmp_path):
+    code = "import sys, time; from pathlib import Path; from diffusers_craft.core.output import FolderLock\n"
+    code += "lock = FolderLock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    (tmp_path / "run").mkdir()
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(
+            UserError, match=f"expected a folder in which no other run works, .* process {other.pid} of"
+        ):
+            train("sd15", "run", *SHORT)
+    finally:
+        other.kill()
+        other.communicate()
+    assert not (train("sd15", "run", *SHORT) / ".lock").exists()
+
+
+def test_adapters_of_two_equal_runs_are_equal_byte_by_byte(train):
+    files = [train("sd15", name, *SHORT, "--use_lora") / "pytorch_lora_weights.safetensors" for name in ("one", "two")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    with safe_open(files[0], framework="pt") as file:
+        targets = str(file.metadata())
+    assert targets.index("to_k") < targets.index("to_out.0") < targets.index("to_q") < targets.index("to_v")
+
+
+def test_warm_up_that_is_never_over_is_said(train, caplog):
+    train("sd15", "run", *SHORT, "--lr_scheduler=cosine", "--lr_warmup_steps=50")
+    assert "--lr_warmup_steps 50: the rate is never reached in 3 optimizer steps" in caplog.text
+
+
+def test_waiting_outlasts_the_timeout_of_the_process_group(tmp_path):
+    script = tmp_path / "wait.py"
+    script.write_text(
+        "import time\nfrom datetime import timedelta\n"
+        "from accelerate import Accelerator\nfrom accelerate.utils import InitProcessGroupKwargs\n"
+        "from diffusers_craft.scripts import main_process_first\n"
+        "accelerator = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=3))])\n"
+        "with main_process_first(accelerator):\n"
+        "    time.sleep(7 if accelerator.is_main_process else 0)\n"
+        "accelerator.wait_for_everyone()\nprint('done', accelerator.process_index)\naccelerator.end_training()\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", str(script)]
+    run = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0 and "done 0" in run.stdout and "done 1" in run.stdout, run.stderr[-2000:]

@@ -250,3 +250,10 @@ def test_prompts_that_are_cut_are_counted_once(family, folder, caplog):
     for prompt in prompts:
         whole = pipeline.tokenizer(prompt).input_ids
         assert (len(whole) > 16) == (prompt in ("b" * 15, "c" * 30, "é" * 8))
+
+
+@FAMILIES
+def test_one_bar_shows_the_loading(family, folder, capsys):
+    load_pipeline(folder(family), device="cpu")
+    shown = capsys.readouterr().err
+    assert "Loading pipeline components" in shown and "Loading weights" not in shown and "\x1b[A" not in shown

@@ -2,12 +2,17 @@
 """Pipelines from wherever they are: the Hub, a folder, a single file, or this package."""
 
 import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.utils import deprecation_utils
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from .. import tiny
 from ..errors import UserError
@@ -72,10 +77,24 @@ def load_pipeline(
             components = {**missing_parts(name, Path(path), components), **components}
         options = {"revision": revision, "variant": variant, "cache_dir": cache_dir, **dtype_argument(dtype)}
         files = f" with files of --variant {variant}" if variant else ""
-        with library_errors(f"model {name!r}", f"expected a whole pipeline{files}"):
+        with library_errors(f"model {name!r}", f"expected a whole pipeline{files}"), _one_bar():
             pipeline = DiffusionPipeline.from_pretrained(path, **options, **components)
     check_parts(name, pipeline)
     return pipeline.to(device)
+
+
+@contextmanager
+def _one_bar() -> Iterator[None]:
+    """Of the bars of diffusers and, inside it, of transformers shows the outer one, once per machine."""
+    if int(os.environ.get("LOCAL_RANK", 0)):
+        diffusers_logging.disable_progress_bar()
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def load_vae(name_or_path: str, cache_dir: str | None = None) -> AutoencoderKL:

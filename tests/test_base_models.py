@@ -257,3 +257,15 @@ def test_one_bar_shows_the_loading(family, folder, capsys):
     load_pipeline(folder(family), device="cpu")
     shown = capsys.readouterr().err
     assert "Loading pipeline components" in shown and "Loading weights" not in shown and "\x1b[A" not in shown
+
+
+@FAMILIES
+@pytest.mark.parametrize("variant", ["fp16", "ema"])
+def test_a_model_of_one_variant_alone_names_the_flag(family, folder, variant):
+    model = folder(family)
+    (model / "unet" / "diffusion_pytorch_model.safetensors").rename(
+        model / "unet" / f"diffusion_pytorch_model.{variant}.safetensors"
+    )
+    refused(
+        lambda: load_pipeline(model, device="cpu"), f"expected --variant {variant} for weights .* found no --variant"
+    )

@@ -1,14 +1,16 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """No run loses its result: folders probed first, weights written first, checkpoints by default, full disks in one line."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 
 import pytest
 from diffusers import DiffusionPipeline
 from safetensors.torch import safe_open
-from training_driver import environment, losses, same, weights
+from training_driver import environment, losses, run_json, same, weights
 
 from diffusers_craft import TrainingRun, UserError, load_tuned_pipeline
 from diffusers_craft.training import checkpoints
@@ -151,3 +153,23 @@ def test_waiting_outlasts_the_timeout_of_the_process_group(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", str(script)]
     run = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
     assert run.returncode == 0 and "done 0" in run.stdout and "done 1" in run.stdout, run.stderr[-2000:]
+
+
+def test_sigterm_leaves_a_checkpoint_from_which_the_run_goes_on(train, monkeypatch, tmp_path):
+    six = ["--max_train_steps=6", *SHORT[1:]]
+    whole = train("sd15", "whole", *six)
+    backward = TrainingRun.backward
+
+    def told(run, *values):
+        backward(run, *values)
+        if run.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(TrainingRun, "backward", told)
+        train("sd15", "told", *six)
+    assert ended.value.code == 143
+    assert [path.name for path in (tmp_path / "told").glob("checkpoint-*")] == ["checkpoint-4"]
+    resumed = train("sd15", "told", *six, "--resume_from_checkpoint=latest")
+    assert losses(resumed) == losses(whole) and same(weights(resumed), weights(whole))
+    assert "stop" not in run_json(resumed)["loss_history"][-1]

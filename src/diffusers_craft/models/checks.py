@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 _LIBRARIES = ("diffusers", "transformers")  # what parts of a pipeline may be made of
 # Parts that only a safety checker needs, which `load_pipeline` leaves out.
 _UNUSED = ("safety_checker", "feature_extractor")
+_WEIGHTS = "diffusion_pytorch_model"  # as diffusers names the files of a model, perhaps with a number or a variant
 _NO_LENGTH = 1_000_000  # transformers gives a tokenizer without `model_max_length` a number beyond this
 _FILLED = 0.9  # of an encoder's vocabulary; T5's and Llama's have rows that no token uses
 
@@ -94,6 +95,14 @@ def missing_parts(name: str, folder: Path, given: Container[str]) -> dict[str, N
     if missing and missing[0] not in _UNUSED:
         raise UserError(f"model {name!r}: expected a whole pipeline, found no {missing[0]}/ in it")
     return {part: None for part in named if not named[part] or part in missing}
+
+
+def only_variant(files: Iterable[str]) -> str | None:
+    """The variant, such as `fp16`, of which alone there are weights among the names of a denoiser's files."""
+    names = [file.rsplit("/", 1)[-1].split(".") for file in files]
+    parts = [name for name in names if name[0].startswith(_WEIGHTS) and name[-1] == "safetensors"]
+    variants = {part[1].split("-")[0] for part in parts if len(part) == 3}
+    return variants.pop() if len(variants) == 1 and all(len(part) == 3 for part in parts) else None
 
 
 def check_parts(name: str, pipeline: DiffusionPipeline) -> None:

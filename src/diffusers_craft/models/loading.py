@@ -12,11 +12,14 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.utils import deprecation_utils
 from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import list_repo_files
+from huggingface_hub.constants import HF_HUB_OFFLINE
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers.utils import logging as transformers_logging
 
 from .. import tiny
 from ..errors import UserError
-from .checks import check_index, check_parts, library_errors, missing_parts
+from .checks import check_index, check_parts, library_errors, missing_parts, only_variant
 from .single_file import SD15, SUFFIX, load_single_file, single_file_class
 
 
@@ -77,10 +80,24 @@ def load_pipeline(
             components = {**missing_parts(name, Path(path), components), **components}
         options = {"revision": revision, "variant": variant, "cache_dir": cache_dir, **dtype_argument(dtype)}
         files = f" with files of --variant {variant}" if variant else ""
+        if variant is None and (found := only_variant(_denoiser_files(path, revision))):
+            wanted = f"expected --variant {found} for weights that are there in that variant alone"
+            raise UserError(f"model {name!r}: {wanted}, found no --variant")
         with library_errors(f"model {name!r}", f"expected a whole pipeline{files}"), _one_bar():
             pipeline = DiffusionPipeline.from_pretrained(path, **options, **components)
     check_parts(name, pipeline)
     return pipeline.to(device)
+
+
+def _denoiser_files(path: str, revision: str | None) -> list[str]:
+    """The names of the denoiser's files in a folder or a repository; none where it cannot be reached."""
+    if Path(path).is_dir():
+        return [file.name for part in DENOISERS for file in (Path(path) / part).glob("*")]
+    try:
+        files = [] if HF_HUB_OFFLINE else list_repo_files(path, revision=revision)
+    except (OSError, HfHubHTTPError, HFValidationError):  # loading will say so, or find it in the cache
+        return []
+    return [file for file in files if file.startswith(tuple(f"{part}/" for part in DENOISERS))]
 
 
 @contextmanager

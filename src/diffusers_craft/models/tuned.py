@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from .. import tiny
 from ..core.workdir import RUN_FILE
 from ..errors import UserError
-from .checks import library_errors
+from .checks import library_errors, only_variant
 from .loading import DENOISERS, LORA_FILE, TUNED_FILES, denoiser_name, dtype_argument, load_pipeline
 from .single_file import SUFFIX, has_text_encoder, tensor_shapes
 
@@ -23,7 +23,6 @@ from .single_file import SUFFIX, has_text_encoder, tensor_shapes
 _CHECKPOINTS = [f"{part}{ema}/config.json" for ema in ("_ema", "") for part in DENOISERS]
 _LOADABLE = TUNED_FILES | {file: file for file in _CHECKPOINTS}
 _DENOISER = "model.diffusion_model."  # in the original layout
-_WEIGHTS = "diffusion_pytorch_model"  # as diffusers names the files of a model
 
 
 def load_tuned_pipeline(
@@ -78,7 +77,7 @@ def _replace_denoiser(pipeline: DiffusionPipeline, folder: str, subfolder: str, 
     where = {
         "subfolder": subfolder or None,
         "cache_dir": cache_dir,
-        "variant": _only_variant(Path(folder) / subfolder),
+        "variant": only_variant(file.name for file in (Path(folder) / subfolder).glob(f"*{SUFFIX}")),
     }
     with library_errors(f"model {folder!r}", f"expected a {shown} that was trained from the base"):
         part = part_class.from_pretrained(folder, **where, **dtype_argument(pipeline.dtype))
@@ -92,13 +91,6 @@ def _replace_weights(pipeline: DiffusionPipeline, file: Path) -> None:
         if any(name.startswith(_DENOISER) for name in tensors):
             tensors = convert_ldm_unet_checkpoint(tensors, dict(denoiser.config))
         denoiser.load_state_dict(tensors)
-
-
-def _only_variant(folder: Path) -> str | None:
-    """The variant, such as `fp16`, of a folder that has no other weights."""
-    files = [file.name.split(".") for file in folder.glob(f"{_WEIGHTS}*{SUFFIX}")]
-    variants = {parts[1].split("-")[0] for parts in files if len(parts) == 3}
-    return variants.pop() if len(variants) == 1 and all(len(parts) == 3 for parts in files) else None
 
 
 def _is_lora(file: Path) -> bool:

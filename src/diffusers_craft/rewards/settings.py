@@ -237,11 +237,11 @@ def add_reward_arguments(
     """`--rewards` and a flag for every field of `RewardSettings`; `embedded` is more help of `--reward_checkpoint`."""
     text = "Reward models by name, or MODULE:CLASS for one of your own; =WEIGHT counts in a composite reward."
     parser.add_argument("--rewards", nargs="+", default=list(rewards), metavar="NAME=WEIGHT", help=text)
-    text = "Checkpoint of a reward model (file, folder, Hub id, or tiny for the embedded one); may be given several times."
+    text = "Checkpoints of reward models (file, folder, Hub id, or tiny for the embedded one)."
     text = f"{text} {embedded}".rstrip()
-    parser.add_argument("--reward_checkpoint", action="append", default=[], metavar="NAME=PATH", help=text)
+    parser.add_argument("--reward_checkpoint", action="extend", nargs="+", default=[], metavar="NAME=PATH", help=text)
     text = "Score hps_v2.1 or image_reward with its authors' own package, where that is installed and works."
-    parser.add_argument("--reward_backend", action="append", default=[], metavar="NAME=package", help=text)
+    parser.add_argument("--reward_backend", action="extend", nargs="+", default=[], metavar="NAME=package", help=text)
     for flag in flags_of(RewardSettings):
         name = "dataloader_num_workers" if flag.name == "num_workers" else f"reward_{flag.name}"
         add_flag(parser, flag._replace(name=name), {"default": flag.default})

@@ -4,6 +4,8 @@
 import dataclasses
 import logging
 import math
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,9 @@ class TrainingRun:
             config = {name: value for name, value in self.options.items() if isinstance(value, (int, float, str))}
             accelerator.init_trackers("diffusers-craft", config=config)
         self._announce()
+        self._terminated = False
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._terminate)
         hidden = not accelerator.is_local_main_process
         self.progress = tqdm(total=self.max_train_steps, initial=self.step, desc="Steps", disable=hidden)
         self.meter = SpeedMeter(accelerator.device, accelerator.num_processes, earlier.get("cost"))
@@ -144,7 +149,7 @@ class TrainingRun:
         """Clips, steps, averages, logs; checkpoints and draws validation images where they are due."""
         grad_norm, learning_rate = self.model.update()
         self.step += 1
-        entry = self.log.push(self.step, learning_rate, self._sums.means() | {"grad_norm": grad_norm})
+        entry = self.log.push(self.step, learning_rate, self._sums.means(self._terminated) | {"grad_norm": grad_norm})
         self.progress.update()
         if entry:
             self.progress.set_postfix(step_loss=entry["train_loss"], lr=learning_rate, refresh=False)
@@ -153,9 +158,23 @@ class TrainingRun:
         if self.step % self.checkpoints.period == 0 and not (self.checkpoints.passing and self._is_last()):
             with self.meter.pause():
                 self._save_checkpoint()
+        if self.log.must_stop:
+            self._stop()
         if self._validation_is_due():
             with self.meter.pause():
                 self.validate()
+
+    def _terminate(self, *_: Any) -> None:
+        """What a batch system's SIGTERM does: all processes stop after the same step."""
+        self._terminated = True
+
+    def _stop(self) -> None:
+        """Leaves a checkpoint of this step, and the exit code of a process that SIGTERM ended."""
+        self.log.flush()
+        if not (Path(self.settings.output_dir) / f"checkpoint-{self.step}").is_dir():
+            self._save_checkpoint()
+        logger.warning("SIGTERM: stopped after step %d; --resume_from_checkpoint latest goes on from there", self.step)
+        raise SystemExit(128 + signal.SIGTERM)
 
     def validate(self) -> None:
         """Draws `--validation_prompt`, always from the same noise; weights and random state stay as they are."""
@@ -186,6 +205,8 @@ class TrainingRun:
         self.accelerator.wait_for_everyone()
         self.checkpoints.end()
         self.accelerator.end_training()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if self._lock is not None:
             self._lock.release()
         self.hub.push_result()

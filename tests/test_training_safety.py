@@ -150,7 +150,7 @@ def test_waiting_outlasts_the_timeout_of_the_process_group(tmp_path):
         "    time.sleep(7 if accelerator.is_main_process else 0)\n"
         "accelerator.wait_for_everyone()\nprint('done', accelerator.process_index)\naccelerator.end_training()\n"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", str(script)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(script)]
     run = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
     assert run.returncode == 0 and "done 0" in run.stdout and "done 1" in run.stdout, run.stderr[-2000:]
 

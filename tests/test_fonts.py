@@ -144,6 +144,12 @@ def test_text_without_spaces_wraps(text):
     assert whole == text[:30].replace(" ", "")
 
 
+@pytest.mark.parametrize("tags", ["1girl,solo," * 20, "\u5bb6\u3001\u732b\u3001" * 20], ids=["latin", "cjk"])
+def test_lists_without_spaces_break_after_their_marks(tags):
+    lines = _wrap(tags, Typeface(14), 120, 40)
+    assert len(lines) > 3 and all(line.endswith((",", "\u3001")) for line in lines)
+
+
 def test_an_accent_is_not_cut_from_its_letter():
     lines = _wrap("e\u0301" * 60, Typeface(14), 100, 10)
     assert len(lines) > 3 and not any(line.startswith("\u0301") for line in lines)

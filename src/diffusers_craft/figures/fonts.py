@@ -46,7 +46,7 @@ class _Charmap:
     def _codes(self) -> Container[int]:
         try:
             return frozenset(FT2Font(self._file).get_charmap())
-        except (OSError, RuntimeError):
+        except (OSError, RuntimeError, ValueError):
             return frozenset()
 
     def __contains__(self, code: int) -> bool:

@@ -10,10 +10,11 @@ from .fonts import Typeface, is_mark
 
 
 INK, FAINT = "#222222", "#999999"
+BREAKS = ",;/，、。"  # after which a word that is too long for a line rather ends
 
 
 def _wrap(text: str, font: Typeface, width: float, max_lines: int) -> list[str]:
-    """Breaks `text` at words, longer words anywhere, to `width` pixels; what exceeds `max_lines` ends in an ellipsis."""
+    """Breaks `text` at words, longer words where they must, to `width` pixels; what exceeds `max_lines` ends in an ellipsis."""
     lines: list[str] = []
     room = max_lines * int(width) + 1  # letters: none is less than a pixel wide, so more need not be measured
     for paragraph in text.split("\n", max_lines + 1)[: max_lines + 1]:
@@ -25,6 +26,7 @@ def _wrap(text: str, font: Typeface, width: float, max_lines: int) -> list[str]:
                     lines.append(line)
                 while font.getlength(word) > width and len(lines) <= max_lines:
                     end = _fitting(word, font, width)
+                    end = max(word.rfind(mark, end // 2, end) for mark in BREAKS) + 1 or end
                     lines.append(word[:end])
                     word = word[end:]
                 candidate = word

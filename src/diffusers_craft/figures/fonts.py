@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Lines of any script in pictures: DejaVu Sans, and for letters that it lacks the fonts of this machine, Noto first."""
+"""Lines of any script in pictures: DejaVu Sans, and for letters that it lacks this machine's fonts, Noto first."""
 
 import logging
 import math
@@ -61,7 +61,7 @@ def _own() -> tuple[str, Container[int]]:
 
 @cache
 def installed_fonts() -> list[tuple[str, Container[int]]]:
-    """Font files with the code points that they have, by fontconfig or else matplotlib: Noto first, plain styles first."""
+    """Font files with their code points, by fontconfig or else matplotlib: Noto first, plain styles first."""
     try:
         listed = subprocess.run(_LIST, capture_output=True, text=True, errors="replace", timeout=30, check=True).stdout
         rows = [line.split("\t") for line in listed.splitlines()]

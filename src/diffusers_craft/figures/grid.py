@@ -14,7 +14,7 @@ BREAKS = ",;/，、。"  # after which a word that is too long for a line rather
 
 
 def _wrap(text: str, font: Typeface, width: float, max_lines: int) -> list[str]:
-    """Breaks `text` at words, longer words where they must, to `width` pixels; what exceeds `max_lines` ends in an ellipsis."""
+    """Breaks `text` at words, too long ones inside, to `width` pixels; the rest after `max_lines` is an ellipsis."""
     lines: list[str] = []
     room = max_lines * int(width) + 1  # letters: none is less than a pixel wide, so more need not be measured
     for paragraph in text.split("\n", max_lines + 1)[: max_lines + 1]:

@@ -57,7 +57,7 @@ def data_uri(data: bytes, kind: str = "png") -> str:
 
 
 def image_tag(image: Image.Image, about: str, size: int = EMBEDDED) -> str:
-    """A picture in the page, which a click shows as large as the window; large ones as JPEG of at most `size` pixels."""
+    """A picture in the page, which a click shows as large as the window; JPEG of at most `size` pixels if large."""
     picture, buffer = image.convert("RGB"), io.BytesIO()
     picture.thumbnail((size, size))  # leaves small ones as they are
     kind, options = ("png", {"optimize": True}) if max(image.size) <= LOSSLESS else ("jpeg", {"quality": 88})
@@ -114,14 +114,14 @@ body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max
  padding: 0 1rem 3rem; }}
 h1 {{ font-size: 1.6rem; margin-bottom: 0; }} h2 {{ font-size: 1.2rem; margin-top: 2.2rem; }}
 h1, h2, h3, p, li, summary, details {{ overflow-wrap: anywhere; }} img {{ max-width: 100%; display: block; }}
-/* A shadow on the side where a table goes on: sheets of the page's colour, which move with it, cover it at the ends. */
-.wide {{ overflow-x: auto; background: linear-gradient(to right, #fff 40%, #fff0) 0 0, linear-gradient(to left, #fff 40%,
- #fff0) 100% 0, linear-gradient(to right, #0004, #0000) 0 0, linear-gradient(to left, #0004, #0000) 100% 0;
+/* A shadow on the side where a table goes on: sheets of the page's colour, which move with it, cover it at its ends. */
+.wide {{ overflow-x: auto; background: linear-gradient(to right, #fff 40%, #fff0) 0 0,
+ linear-gradient(to left, #fff 40%, #fff0) 100% 0, linear-gradient(to right, #0004, #0000) 0 0, linear-gradient(to left, #0004, #0000) 100% 0;
  background-repeat: no-repeat; background-size: 2.5rem 100%, 2.5rem 100%, .8rem 100%, .8rem 100%;
  background-attachment: local, local, scroll, scroll; }}
 .view {{ display: block; position: relative; cursor: zoom-in; }} .view input {{ position: absolute; opacity: 0; }}
-figure .view input:checked + img {{ position: fixed; inset: 0; z-index: 1; width: 100vw; height: 100vh; max-width: none;
- object-fit: contain; background: #000d; border-radius: 0; cursor: zoom-out; }}
+figure .view input:checked + img {{ position: fixed; inset: 0; z-index: 1; width: 100vw; height: 100vh;
+ max-width: none; object-fit: contain; background: #000d; border-radius: 0; cursor: zoom-out; }}
 .view input:focus-visible + img {{ outline: 3px solid #0072B2; }}
 summary {{ cursor: pointer; }} summary > * {{ display: inline; }} .more {{ color: #595959; font-weight: 400; }}
 details[open] .more {{ display: none; }}

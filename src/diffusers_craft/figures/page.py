@@ -114,9 +114,10 @@ body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max
  padding: 0 1rem 3rem; }}
 h1 {{ font-size: 1.6rem; margin-bottom: 0; }} h2 {{ font-size: 1.2rem; margin-top: 2.2rem; }}
 h1, h2, h3, p, li, summary, details {{ overflow-wrap: anywhere; }} img {{ max-width: 100%; display: block; }}
-/* A shadow on the side where a table goes on: sheets of the page's colour, which move with it, cover it at its ends. */
+/* A shadow on the side where a table goes on: sheets of the page's colour, which move with it, cover its ends. */
 .wide {{ overflow-x: auto; background: linear-gradient(to right, #fff 40%, #fff0) 0 0,
- linear-gradient(to left, #fff 40%, #fff0) 100% 0, linear-gradient(to right, #0004, #0000) 0 0, linear-gradient(to left, #0004, #0000) 100% 0;
+ linear-gradient(to left, #fff 40%, #fff0) 100% 0, linear-gradient(to right, #0004, #0000) 0 0,
+ linear-gradient(to left, #0004, #0000) 100% 0;
  background-repeat: no-repeat; background-size: 2.5rem 100%, 2.5rem 100%, .8rem 100%, .8rem 100%;
  background-attachment: local, local, scroll, scroll; }}
 .view {{ display: block; position: relative; cursor: zoom-in; }} .view input {{ position: absolute; opacity: 0; }}

@@ -3,6 +3,7 @@
 
 import csv
 import io
+import re
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from diffusers_craft.evaluation.tables import (
     format_csv,
     format_latex,
     format_table,
+    markdown_text,
 )
 from diffusers_craft.rewards.settings import reward_factories
 
@@ -85,6 +87,53 @@ def test_latex_escapes_marks_and_spans(rows):
     assert r"craft & \textbf{30} & \textbf{30} & 70 \\" in text
     assert r"sft\_1\&2 & \underline{25} & \underline{25} & \underline{75} \\" in text
     assert text.count(r"\begin{tabular}{lrrr}") == text.count(r"\end{tabular}") == 3  # mean, median, win rate
+
+
+HOSTILE = [
+    "a|b\nc",
+    "<script>alert(1)</script>",
+    "[x](javascript:y)",
+    "![x](http://z/t.png)",
+    "`a` **b**",
+    "\x1b[31mred",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("key", ["model", "metric", "category", "prompts"])
+def test_no_name_breaks_a_markdown_table(name, key):
+    row = {"prompts": "p", "category": "c", "model": "m", "metric": "h", "n": 1, "mean": 1.0, "median": None}
+    row |= {"win_rate": None, "mean_of_categories": None}
+    text = format_table([{**row, "category": None}, {**row, "prompts": "q"}, {**row, key: name}])
+    assert "<script" not in text and "](" not in text and "\x1b" not in text
+    tables = [part.strip().splitlines() for part in text.split("\n\n")[1:]]
+    for table in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1, "a row with more cells"
+    plain = format_table([{**row, "category": None, "model": name}], marks=False)
+    assert "\x1b" not in plain and len(plain.splitlines()) == 5
+
+
+def test_escaped_names_are_shown_as_they_are():
+    assert markdown_text("a|b") == r"a\|b" and markdown_text("hps_v2.1 [1, 2]") == "hps_v2.1 [1, 2]"
+    assert markdown_text("<b>") == "&lt;b>" and markdown_text("[a](b)") == r"[a]\(b)"
+    assert markdown_text("C:\\x\n*y*") == r"C:\\x \*y\*"
+
+
+@pytest.mark.parametrize("name", ["[1cm]", "*x", "a\nb % c", "\\input{/etc/passwd}"])
+def test_no_name_breaks_a_latex_table(name):
+    row = {"prompts": None, "category": None, "model": name, "metric": name, "n": 1, "mean": 1.0, "median": None}
+    text = format_latex([row | {"win_rate": None, "mean_of_categories": None}])
+    assert not re.search(r"(\\\\|\\toprule|\\midrule)\s*[\[*]", text), "an argument of the line's end"
+    assert r"\input{" not in text and not re.search(r"(?<!\\)%", text.split("\n", 1)[1])
+    assert len(text.splitlines()) == 8
+
+
+@pytest.mark.parametrize("name", ["=HYPERLINK(1)", "+1", "-1", "@SUM(A1)", "\t=1", " =1", "＝1"])
+@pytest.mark.parametrize("key", ["prompts", "category", "model", "metric"])
+def test_no_spreadsheet_computes_a_cell(name, key):
+    row = {"prompts": "p", "category": "c", "model": "m", "metric": "h", "n": 1, "mean": -0.5}
+    (line,) = csv.DictReader(io.StringIO(format_csv([row | {key: name}])))
+    assert line[key] == "'" + name and line["mean"] == "-0.5" and line["median"] == ""
 
 
 def test_csv_holds_every_number_unrounded(rows):

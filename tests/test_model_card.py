@@ -4,6 +4,7 @@
 import importlib
 import json
 import pkgutil
+import re
 import sys
 from pathlib import Path
 
@@ -260,6 +261,16 @@ def test_results_of_another_model_are_refused(tmp_path):
         read_results(tmp_path, Path("/x"), "org/other")
     with pytest.raises(ValueError, match="--evaluation_dir: expected the --output_dir of evaluate_craft.py, found no"):
         read_results(tmp_path / "no", Path("/x"), "org/other")
+
+
+@pytest.mark.parametrize("name", ["grid_my prompts (v2)", "grid_a|b<c>"])
+def test_addresses_of_pictures_hold_nothing_that_ends_them(name, tmp_path):
+    """Evaluations of older versions have such files."""
+    (tmp_path / f"{name}.png").write_bytes(b"picture")
+    results = results_of(RESULTS, tmp_path)
+    assert all(re.fullmatch(r"images/evaluation_grid[\w.-]*\.png", address) for address in results.grids)
+    text = model_card(RECORD, PUBLISHED, results).text
+    assert len(results.grids) == 2 and all(f"![base and tuned models]({address})" in text for address in results.grids)
 
 
 def test_what_cannot_be_published_is_refused(tmp_path):

@@ -106,6 +106,35 @@ def check_table(table: pa.Table, names: list[str], prompts: list[str], expected:
         np.testing.assert_allclose(table[name].to_numpy(), scores, rtol=1e-4, atol=1e-4)
 
 
+def test_a_reward_that_reads_no_captions_needs_none(script, folder, files, tmp_path, names, expected, capsys, caplog):
+    """A folder, and Parquet files without such a column or with an empty cell."""
+    alone = ["--rewards", "aesthetic", "--reward_checkpoint", "aesthetic=tiny", "--device", "cpu"]
+    rows = {"image": files, "prompt": [*["a"] * (len(files) - 1), None]}
+    for name, columns in (("bare", ["image"]), ("holes", ["image", "prompt"])):
+        (tmp_path / name).mkdir()
+        pq.write_table(pa.table(rows).select(columns), tmp_path / name / "x.parquet")
+    for source in (folder, tmp_path / "bare", tmp_path / "holes"):
+        caplog.clear()
+        output = tmp_path / f"out-{source.name}"
+        script.main(script.parse_args(["--images", str(source), "--output_dir", str(output), *alone]))
+        table = pq.read_table(output / "scores.parquet")
+        np.testing.assert_allclose(table["aesthetic"].to_numpy(), expected["aesthetic"], rtol=1e-4, atol=1e-4)
+        assert set(table["prompt"].to_pylist()) == {""}
+        assert [m for m in caplog.messages if m.endswith("scored without, for aesthetic reads no captions")]
+        capsys.readouterr()
+        both = ["--images", source, "--output_dir", tmp_path / "both", *TINY]
+        assert "caption" in error_of(script, capsys, *both)
+    capsys.readouterr()
+    asked = ["--images", folder, "--output_dir", tmp_path / "asked", "--captions", tmp_path / "no.csv", *alone]
+    assert "--captions: expected a .csv" in error_of(script, capsys, *asked), "what is asked for is needed"
+
+
+def test_captions_are_kept_where_they_are(script, captioned, tmp_path, prompts):
+    alone = ["--rewards", "aesthetic", "--reward_checkpoint", "aesthetic=tiny", "--device", "cpu"]
+    script.main(script.parse_args(["--images", str(captioned), "--output_dir", str(tmp_path / "out"), *alone]))
+    assert pq.read_table(tmp_path / "out" / "scores.parquet")["prompt"].to_pylist() == prompts
+
+
 def test_an_image_folder_with_metadata(script, captioned, tmp_path, names, prompts, expected, capsys):
     output = tmp_path / "out"
     run(script, "--images", captioned, "--output_dir", output)

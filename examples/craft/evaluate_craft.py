@@ -71,6 +71,7 @@ def main(args: argparse.Namespace) -> None:
             "config": args.single_file_config,
             "cache_dir": args.cache_dir,
         },
+        vae=args.pretrained_vae_model_name_or_path,
         output_dir=args.output_dir,
         seed=args.seed,
     ).run()

@@ -72,8 +72,8 @@ def _mean(values: np.ndarray) -> str:
 
 def _card(image: Image.Image, prompt: str, refined: str, values: Mapping[str, float]) -> str:
     numbers = "".join(f"<dt>{html.escape(name)}</dt><dd>{value:.3f}</dd>" for name, value in values.items())
-    made_by = f'<div class="muted">{html.escape(refined)}</div>' if refined != prompt else ""
-    caption = f"{html.escape(prompt)}{made_by}<dl>{numbers}</dl>"
+    made_by = f'<div class="muted">{page.clamped(refined)}</div>' if refined != prompt else ""
+    caption = f"{page.clamped(prompt)}{made_by}<dl>{numbers}</dl>"
     return f"<figure>{page.image_tag(image, prompt)}<figcaption>{caption}</figcaption></figure>"
 
 

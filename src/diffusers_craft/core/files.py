@@ -5,12 +5,14 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import socket
 import time
 from pathlib import Path
 from typing import Any
 
 
+MAX_NAME = 120  # bytes of UTF-8; file systems take 255, of which endings need some
 STALE_SECONDS = 24 * 3600  # age at which a temporary file of another machine counts as left over
 
 
@@ -39,6 +41,11 @@ def atomic_write_json(path: str | os.PathLike, value: Any) -> None:
 def read_json(path: str | os.PathLike) -> Any:
     """The content of a JSON file."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def is_file_name(text: str) -> bool:
+    """Whether a name may be part of a path: letters, digits, `.`, `_` and `-`, no way out of the folder, not too long."""
+    return bool(re.fullmatch(r"[\w.-]+", text)) and text.strip(".") != "" and len(text.encode()) <= MAX_NAME
 
 
 def fingerprint(value: Any) -> str:

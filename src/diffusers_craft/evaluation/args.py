@@ -4,20 +4,23 @@
 import argparse
 import logging
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
-from ..core.files import read_json
+from ..core.files import MAX_NAME, is_file_name, read_json
 from ..core.run_record import recorded_option
 from ..core.script import PRECISIONS, parse_pairs
 from ..core.workdir import RUN_FILE
 from ..data.dataset import load_craft_dataset
 from ..errors import UserError
 from ..models.loading import add_source_arguments
+from ..prompts.sets import PromptSet, load_prompt_set
 from ..rewards.settings import reward_source
 from ..tiny import is_tiny
 from .measures import Embed, clip_embedding, thumbnail_embedding
@@ -39,6 +42,8 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser, prompt_sets: Seque
     text = "Tuned models, each as MODEL or NAME=MODEL: pipelines as the base, or LoRA weights, a UNet or a training's"
     add("--tuned", nargs="+", default=[], help=f"{text} checkpoint for it.")
     add_source_arguments(parser)
+    text = "VAE of all models instead of their own: Hub id or folder; a single file without one needs it."
+    add("--pretrained_vae_model_name_or_path", help=text)
     text = f"One or several of {', '.join(prompt_sets)}, a file (txt, jsonl, csv, tsv, parquet), a Hub id or"
     add("--prompts", nargs="+", required=True, help=f"{text} tiny-heldout; NAME=FILE for a benchmark's own file.")
     text = "Metrics of a model's images as a whole: diversity, or MODULE:CLASS for one of your own."
@@ -75,12 +80,29 @@ def parse_models(base: str, tuned: Sequence[str]) -> dict[str, str]:
     for flag, text in [("--base", base), *(("--tuned", text) for text in tuned)]:
         name, _, model = text.rpartition("=") if not Path(text).exists() else ("", "", text)
         name = name or Path(model.rstrip("/")).name
-        if not re.fullmatch(r"[\w.-]+", name) or not model:
+        if not is_file_name(name) or not model:
             raise UserError(f"{flag}: expected MODEL or NAME=MODEL (name: letters, digits, . _ -), found {text!r}")
         if name in models:
             raise UserError(f"{flag}: expected distinct names, found {name!r} twice; write NAME=MODEL")
         models[name] = model
     return models
+
+
+def open_prompt_set(given: str | PromptSet, column: str, num_prompts: int | None, seed: int) -> PromptSet:
+    """What a text of `--prompts` names, or a set that exists, under a name for folders and files.
+
+    The name of a file is made into one; a NAME= is taken at its word or refused.
+    """
+    found, chosen = given, True
+    if isinstance(given, str):
+        found, chosen = load_prompt_set(given, column, num_prompts, seed), "=" in given and not Path(given).exists()
+    if not is_file_name(name := found.name) and not chosen:
+        name = re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", name)).strip("-")
+        name = name.encode()[:MAX_NAME].decode(errors="ignore")
+    if not is_file_name(name):
+        wanted = "expected SOURCE or NAME=SOURCE (name: letters, digits, . _ -)"
+        raise UserError(f"--prompts: {wanted}, found the name {found.name!r}")
+    return replace(found, name=name)
 
 
 def find_training_data(models: Mapping[str, str], given: Mapping[str, str] | Sequence[str] = ()) -> dict[str, Dataset]:

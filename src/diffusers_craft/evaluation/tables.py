@@ -6,6 +6,8 @@ A column's best value is bold, the second best underlined. Higher is better unle
 
 import csv
 import io
+import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ MARKDOWN_MARKS = ("{}", "**{}**", "<ins>{}</ins>")  # by rank
 LATEX_MARKS = ("{}", r"\textbf{{{}}}", r"\underline{{{}}}")
 LATEX_ESCAPES = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 LATEX_ESCAPES |= {char: f"\\{char}" for char in "&%$#_{}"}
+FORMULA_STARTS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # of cells that a spreadsheet computes
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -46,7 +49,22 @@ class Table:
         if len(self.groups) < 2:
             return [self.title, *self.columns]
         names = [name for name, width in self.groups for _ in range(width)]
-        return [self.title, *(f"{name}: {column}" for name, column in zip(names, self.columns))]
+        return [self.title, *(f"{name}: {column}" if name else column for name, column in zip(names, self.columns))]
+
+
+def one_line(text: str) -> str:
+    """A text without line breaks and other characters that do not print."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+
+
+def markdown_text(text: str) -> str:
+    """A text as Markdown that shows it: no cell ends in it, no tag, link or picture is made of it."""
+    return re.sub(r"[\\`*|]|(?<=\])\(", r"\\\g<0>", one_line(text)).replace("<", "&lt;")
+
+
+def csv_text(value: Any) -> Any:
+    """A value of a CSV file; a text that a spreadsheet would compute gets the quote that makes it text."""
+    return f"'{value}" if isinstance(value, str) and value.lstrip().startswith(FORMULA_STARTS) else value
 
 
 def metric_label(metric: str) -> str:
@@ -55,8 +73,8 @@ def metric_label(metric: str) -> str:
 
 
 def printed_score(metric: str, value: float) -> str:
-    """A raw score in the scale of the papers."""
-    return f"{value * PRINTED_TIMES.get(metric, 1):.4g}"
+    """A raw score in the scale of the papers; a dash for none."""
+    return f"{value * PRINTED_TIMES.get(metric, 1):.4g}" if math.isfinite(value) else "–"
 
 
 def _printed(row: Mapping[str, Any] | None, key: str) -> tuple[str, float | None]:
@@ -64,8 +82,9 @@ def _printed(row: Mapping[str, Any] | None, key: str) -> tuple[str, float | None
     if row is None or row.get(key) is None:
         return "-", None
     if key == "win_rate":
-        text = f"{row[key]:.1%} [{row['win_rate_low']:.1%}, {row['win_rate_high']:.1%}]".replace("%", "")
-        return text, round(row[key], 3)
+        low, high = row.get("win_rate_low"), row.get("win_rate_high")  # papers print none
+        interval = "" if None in (low, high) else f" [{low:.1%}, {high:.1%}]"
+        return f"{row[key]:.1%}{interval}".replace("%", ""), round(row[key], 3)
     text = printed_score(row["metric"], row[key])
     return text, float(text)
 
@@ -111,15 +130,16 @@ def category_tables(rows: Rows) -> list[Table]:
                 (str(name or "mean of categories"), _column([cells.get((metric, name, m)) for m in models], key))
                 for name, key in statistics.items()
             ]
-            title = f"{metric_label(metric)} by category" + (f", {prompts}" if len(sets) > 1 else "")
+            title = f"{metric_label(metric)} by category" + (f", {prompts}" if len(sets) > 1 and prompts else "")
             tables.append(Table(title, models, lines))
     return tables
 
 
 def to_markdown(table: Table, marks: bool = True) -> str:
     """A table as Markdown whose columns also line up in a terminal."""
-    formats = MARKDOWN_MARKS if marks else ("{}",) * 3
-    text = [table.header, *([line, *(formats[c.rank].format(c.text) for c in cells)] for line, cells in table.lines)]
+    formats, shown = (MARKDOWN_MARKS, markdown_text) if marks else (("{}",) * 3, one_line)
+    text = [list(map(shown, table.header))]
+    text += [[shown(line), *(formats[c.rank].format(shown(c.text)) for c in cells)] for line, cells in table.lines]
     first, *widths = [max(map(len, column)) for column in zip(*text)]
     lines = [[line[0].ljust(first), *map(str.rjust, line[1:], widths)] for line in text]
     lines.insert(1, ["-" * first, *("-" * (width - 1) + ":" for width in widths)])
@@ -130,7 +150,8 @@ def to_latex(table: Table) -> str:
     """A table as a `tabular` of the package booktabs."""
 
     def escape(text: str) -> str:
-        return text.translate(str.maketrans(LATEX_ESCAPES))
+        text = one_line(text).translate(str.maketrans(LATEX_ESCAPES))
+        return f"{{}}{text}" if text.startswith(("[", "*")) else text  # else an argument of the line's end before it
 
     lines = [rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule"]
     if any(name for name, _ in table.groups):
@@ -161,7 +182,7 @@ def format_table(rows: Rows, marks: bool = True) -> str:
     counts = [row["n"] for row in rows if row.get("category") is None]
     sets = [name for name in distinct(rows, "prompts") if name]
     n = str(max(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    head = f"{n} prompts" + (f" of {', '.join(sets)}" if sets else "") + "."
+    head = f"{n} prompts" + (f" of {markdown_text(', '.join(sets))}" if sets else "") + "."
     return "\n\n".join([head, *(to_markdown(table, marks) for table in all_tables(rows))]) + "\n"
 
 
@@ -173,9 +194,9 @@ def format_latex(rows: Rows) -> str:
 def format_csv(rows: Rows) -> str:
     """Every row with all its numbers, raw and not rounded, one line each."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    writer.writerows([csv_text(row.get(column)) for column in CSV_COLUMNS] for row in rows)
     return buffer.getvalue()
 
 
@@ -201,4 +222,4 @@ def check_table(checks: Rows) -> tuple[Table, list[str]]:
 def format_checks(checks: Rows) -> str:
     """The checks against reward hacking as Markdown; below, as a list, what was not checked and why."""
     table, notes = check_table(checks)
-    return to_markdown(table) + "\n" + "".join(["\n" * bool(notes), *(f"- {note}\n" for note in notes)])
+    return to_markdown(table) + "\n" + "".join(["\n" * bool(notes), *(f"- {markdown_text(note)}\n" for note in notes)])

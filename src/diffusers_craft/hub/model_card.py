@@ -42,6 +42,7 @@ _NOT_HYPERPARAMETERS = re.compile(
     r"output_dir|cache_dir|logging_dir|report_to|push_.*|hub_.*|resume_from_checkpoint|checkpoint.*|.*validation.*"
 )
 _LORA = ("rank", "lora_alpha", "lora_dropout")
+_NO_ADDRESS = r"[^\w.-]+"  # what ends the address of a picture in Markdown, or needs escapes in it
 _CARD = """# {title}
 
 {kind}, aligned with human preference {text}: {base_link} fine-tuned on {num_rows} {rows}. Trained with diffusers-craft
@@ -219,7 +220,8 @@ def read_results(evaluation: str | Path, folder: Path, repo_id: str) -> Results:
     if name is None:
         found = ", ".join(without_paths([models[n] for n in others])) or "none"
         raise UserError(f"--evaluation_dir: expected an evaluation of {folder}, found one of {found} in {path}")
-    grids = {f"images/evaluation_{grid.stem}.png": grid for grid in sorted(Path(evaluation).glob("grid*.png"))}
+    pictures = sorted(Path(evaluation).glob("grid*.png"))
+    grids = {f"images/evaluation_{re.sub(_NO_ADDRESS, '-', picture.stem)}.png": picture for picture in pictures}
     alarms = [alarm["message"] for alarm in content["alarms"] if alarm["model"] == name]
     return Results(base, list(_rows(content, base, name)), alarms, grids)
 

@@ -3,6 +3,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -35,6 +36,7 @@ def load_tuned_pipeline(
     cache_dir: str | None = None,
     config: str | None = None,
     fuse: bool = True,
+    **components: Any,
 ) -> DiffusionPipeline:
     """Loads what a training left: a whole pipeline, or LoRA weights, a denoiser or a checkpoint for its base.
 
@@ -47,13 +49,14 @@ def load_tuned_pipeline(
         dtype, device, cache_dir, config: as in `load_pipeline`.
         fuse (`bool`, *optional*, defaults to `True`): add LoRA weights to the model's own, which makes it as fast as the
             base's and differs by rounding.
+        components: parts that replace the pipeline's own, e.g. `vae=`.
 
     Raises:
         UserError: if one of the two is not there.
     """
     name_or_path = str(name_or_path)
     folder, kind = _tuned_kind(name_or_path, cache_dir)
-    options = {"dtype": dtype, "device": device, "cache_dir": cache_dir}
+    options = {"dtype": dtype, "device": device, "cache_dir": cache_dir, **components}
     if kind == "pipeline":
         return load_pipeline(name_or_path, config=config, **options)
     pipeline = load_pipeline(base, revision, variant, config=config, **options)

@@ -127,6 +127,7 @@ class AestheticReward(ClipTowerReward):
     """
 
     name, unit = "aesthetic", "LAION aesthetic score, about 1 to 10"
+    reads_prompts = False
     hub_id = f"{CLIP_ID} + {HEAD_NAME}"
 
     def _find(self, checkpoint: str | None) -> Path:

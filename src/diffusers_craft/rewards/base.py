@@ -36,7 +36,7 @@ class Reward(ABC):
     """A reward model. Making one resolves its checkpoint files; the weights are loaded by the first `score`.
 
     Subclasses set `name` and `unit`, resolve their files in `__init__`, and implement `_load` and `_score`; `register_reward`
-    says how they become known. Optional are `abstains = True` (a score may be NaN: no answer), `note` (a sentence for the
+    says how they become known. Optional are `abstains = True` (a score may be NaN: no answer), `reads_prompts = False`, `note` (a sentence for the
     reports of evaluations) and `bind(prompt_set) -> bool` (learns an evaluation's prompts; whether it can judge them).
 
         class Redness(Reward):
@@ -57,6 +57,7 @@ class Reward(ABC):
 
     name: str
     unit: str  # convention of the raw score, e.g. "cosine, no logit scale"
+    reads_prompts: bool = True
 
     def __init__(
         self, device: str | torch.device | None = None, dtype: torch.dtype | None = None, batch_size: int = 16
@@ -142,9 +143,13 @@ class CheckpointReward(Reward):
     filename: str | None = None  # of the weights; without one they are a folder of transformers
     architecture: str = "CLIPModel"  # of such a folder
     size: str  # of the download, e.g. "1.97 GB"
+    rests_in_half: bool = False  # see `rest_in_checkpoint_precision`
 
     def __init__(self, checkpoint: str | None = None, **options: Any):
         super().__init__(**options)
+        if self.rests_in_half and self.device.type == "cpu" and self.dtype != torch.float32:
+            found = str(self.dtype).removeprefix("torch.")  # where the norms would mix it with float32
+            raise UserError(f"--reward_precision: expected fp32 or auto for {self.name} on a CPU, found {found}")
         self._asked = checkpoint or self.hub_id
         self._path = self._find(checkpoint)
 

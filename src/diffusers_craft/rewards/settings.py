@@ -151,6 +151,16 @@ def load_reward(
     return reward
 
 
+def any_reads_prompts(names: Sequence[str]) -> bool:
+    """Whether one of the rewards looks at prompts; known of a class before it finds its checkpoint."""
+    factories = [_find_factory(name) for name in names]
+    try:
+        classes = [import_object(one) if isinstance(one, str) else one for one in factories]
+    except (ImportError, AttributeError, ValueError):
+        return True  # loading it will say what is wrong
+    return any(getattr(one, "reads_prompts", True) for one in classes)
+
+
 def parse_reward_weights(values: Sequence[str]) -> dict[str, float]:
     """The weights by name of `name=weight` texts, in their order, 1 for a bare name; registers every `module:Class`."""
     weights: dict[str, float] = {}

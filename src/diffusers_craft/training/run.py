@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline, ModelMixin
 from tqdm.auto import tqdm
 
+from ..core.files import remove_unfinished_weights
 from ..core.records import derive_seed
 from ..core.run_record import write_run_json
 from ..core.workdir import RUN_FILE
@@ -164,6 +165,7 @@ class TrainingRun:
                 pipeline = self._pipeline(denoiser)
                 if self.step > self._first_step:
                     forget_published(output_dir)  # other weights than these
+                remove_unfinished_weights(output_dir)
                 self.model.weights.save_result(pipeline, output_dir)
                 if self.settings.validation_prompt is not None:
                     draw_validation_images(pipeline, self.accelerator, self.settings, self.step)

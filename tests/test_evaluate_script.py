@@ -137,7 +137,9 @@ def test_shards_of_another_model_or_place_are_refused(run, finished, stage):
     path = craft / "part-00001.parquet"
     whole = path.read_bytes()
     path.write_bytes((base / path.name).read_bytes())
-    with pytest.raises(UserError, match=f"^{path}: expected a Parquet file, found .* another stage's file; remove it"):
+    with pytest.raises(
+        UserError, match=f"^{path}: expected a Parquet file, found .* the file of another stage or tool; remove it"
+    ):
         run()
     path.write_bytes((craft / "part-00000.parquet").read_bytes())
     with pytest.raises(

@@ -275,25 +275,28 @@ def picture_stage(folder: Path, num_rows: int = 9, rows_per_shard: int = 3, **op
 
 def write_as_before(path: Path, table: pa.Table) -> None:
     """As shards were written when they had no checksums, and as other tools write them."""
-    pq.write_table(table, path, compression="zstd", use_dictionary=False, write_statistics=False)
+    pq.write_table(
+        table.replace_schema_metadata(), path, compression="zstd", use_dictionary=False, write_statistics=False
+    )
 
 
-@pytest.mark.parametrize(("columns", "share"), [(None, 0.97), (["score"], 0.5)])
-def test_every_changed_byte_is_noticed_or_changes_nothing(tmp_path, columns, share):
-    """One bit or all of every byte: of pages, their headers, the footer and its hash."""
+@pytest.mark.parametrize(("columns", "step", "share"), [(None, 1, 0.97), (["score"], 5, 0.5)])
+def test_every_changed_byte_is_noticed_or_changes_nothing(tmp_path, columns, step, share):
+    """One bit or all of a byte: of pages, their headers, the footer and its hash."""
     stage = picture_stage(tmp_path, 3, 3)
     path, whole, noticed = stage.shard_path(0), stage.read_shard(0, columns), 0
     data = path.read_bytes()
-    for place, byte in enumerate(data):
-        for changed in (byte ^ 1 << place % 8, byte ^ 255):
-            path.write_bytes(data[:place] + bytes([changed]) + data[place + 1 :])
-            try:
-                assert stage.read_shard(0, columns).equals(whole)
-            except UserError as error:
-                assert str(error).startswith(f"{path}: expected ") and str(error).endswith(ANEW)
-                assert "\n" not in str(error)
-                noticed += 1
-    assert noticed > share * 2 * len(data)
+    places = range(0, len(data), step)
+    for place in places:
+        changed = data[place] ^ (255 if place % 9 == 8 else 1 << place % 9)
+        path.write_bytes(data[:place] + bytes([changed]) + data[place + 1 :])
+        try:
+            assert stage.read_shard(0, columns).equals(whole)
+        except UserError as error:
+            assert str(error).startswith(f"{path}: expected ") and str(error).endswith(ANEW)
+            assert "\n" not in str(error)
+            noticed += 1
+    assert noticed > share * len(places)
 
 
 @pytest.mark.parametrize("size", [0, 3, 8, 40, -40, -8, -1])
@@ -342,7 +345,9 @@ def test_a_shard_of_other_options_is_refused(tmp_path):
     """The scores of one reward in the place of another's have the same rows and columns."""
     mine, other = picture_stage(tmp_path / "a", reward="a"), picture_stage(tmp_path / "b", reward="b")
     shutil.copy(other.shard_path(1), mine.shard_path(1))
-    with pytest.raises(UserError, match="part-00001.parquet: expected a Parquet file, found .* another stage's file"):
+    with pytest.raises(
+        UserError, match="part-00001.parquet: expected a Parquet file, found .* the file of another stage or tool"
+    ):
         mine.read()
     same = picture_stage(tmp_path / "c", reward="b")
     shutil.copy(other.shard_path(1), same.shard_path(1))

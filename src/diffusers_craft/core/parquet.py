@@ -62,4 +62,4 @@ def _check_footer(path: Path, key: str) -> None:
     before, mark, after = footer.rpartition(_MARK)
     found, rest = after[: len(_BLANK)], after[len(_BLANK) :]
     if mark and found != _hash(before + mark + _BLANK + rest, key):
-        raise ValueError("a changed footer, or another stage's file")
+        raise ValueError("a changed footer, or the file of another stage or tool")

@@ -1,11 +1,16 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """The builder: original prompts are scored, finished stages are never repeated, bad options are refused at once."""
 
+import io
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from build_driver import REWARDS, BrightnessReward
 
@@ -183,6 +188,67 @@ def test_a_folder_with_other_options_is_refused(
         f"work folder {folder}: stage '{stage}' was built with other options: {difference};"
         " use another --output_dir or remove it"
     )
+
+
+def _reversed(data: bytes) -> bytes:
+    table, sink = pq.read_table(io.BytesIO(data)).replace_schema_metadata(), io.BytesIO()
+    pq.write_table(table.take(list(reversed(range(len(table))))), sink)
+    return sink.getvalue()
+
+
+def _with_score(value: float) -> Callable[[bytes], bytes]:
+    """Row 7 gets another score, in a file of another tool."""
+
+    def change(data: bytes) -> bytes:
+        table, sink = pq.read_table(io.BytesIO(data)).replace_schema_metadata(), io.BytesIO()
+        scores = table["score"].to_numpy().copy()
+        scores[7] = value
+        pq.write_table(table.set_column(1, table.schema.field("score"), pa.array(scores)), sink)
+        return sink.getvalue()
+
+    return change
+
+
+def _flipped(data: bytes) -> bytes:
+    place = len(data) * 3 // 10
+    return data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
+
+
+DAMAGES = [
+    *(("refined", damage, "a Parquet file") for damage in (lambda data: b"", lambda data: data[:99], _flipped)),
+    *(("candidates", damage, "a Parquet file") for damage in (lambda data: data[:-9], _flipped)),
+    ("scores/pickscore", _flipped, "a Parquet file"),
+    ("scores/aesthetic", _reversed, "the rows 0 to 59 in order, found 60 rows from 59 to 0"),
+    ("scores/aesthetic", _with_score(np.inf), "finite scores, found inf in row 7"),
+    ("scores/hps_v2.1", _with_score(np.nan), "finite scores, found nan in row 7"),
+]
+
+
+@pytest.mark.parametrize(("stage", "damage", "expected"), DAMAGES)
+def test_damage_of_a_finished_build_is_named_and_mended(pipeline, built, tmp_path, stage, damage, expected) -> None:
+    folder = shutil.copytree(built[2], tmp_path / "out")
+    make_builder(pipeline, folder).build(PROMPTS)
+    dataset = {file.name: file.read_bytes() for file in (folder / "dataset").iterdir()}
+    path = folder / stage / "part-00000.parquet"
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    with pytest.raises(ValueError) as error:
+        make_builder(pipeline, folder).build(PROMPTS)
+    assert str(error.value).startswith(f"{path}: expected {expected}") and "\n" not in str(error.value)
+    assert str(error.value).endswith("; remove it, and the command that wrote it makes it anew")
+    path.unlink()
+    make_builder(pipeline, folder).build(PROMPTS)
+    assert path.read_bytes() == whole
+    assert {file.name: file.read_bytes() for file in (folder / "dataset").iterdir()} == dataset
+
+
+def test_a_link_for_the_dataset_is_refused_before_anything_is_made(pipeline, tmp_path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "dataset").symlink_to(tmp_path / "other")
+    with pytest.raises(ValueError, match="--output_dir: expected a folder or nothing at .*dataset, found a symbolic"):
+        make_builder(pipeline, tmp_path / "out").build(PROMPTS)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["dataset"]
 
 
 def test_other_prompts_are_refused(pipeline, built) -> None:

@@ -132,6 +132,26 @@ def test_results_table_and_grid(finished):
     assert json.loads((finished / "craft_evaluate.json").read_text())["versions"]["diffusers"]
 
 
+@pytest.mark.parametrize("stage", ["scores/prompts/{}/brightness", "statistics/prompts/{}"])
+def test_shards_of_another_model_or_place_are_refused(run, finished, stage):
+    base, craft = (finished / stage.format(model) for model in ("base", "craft"))
+    path = craft / "part-00001.parquet"
+    whole = path.read_bytes()
+    path.write_bytes((base / path.name).read_bytes())
+    with pytest.raises(
+        UserError, match=f"^{path}: expected a Parquet file, found .* the file of another stage or tool; remove it"
+    ):
+        run()
+    path.write_bytes((craft / "part-00000.parquet").read_bytes())
+    with pytest.raises(
+        UserError, match=f"^{path}: expected the rows 2 to 3 in order, found 2 rows from 0 to 1; remove"
+    ):
+        run()
+    path.unlink()
+    run()
+    assert path.read_bytes() == whole
+
+
 def test_scores_are_those_of_the_stored_images(finished):
     folder = finished
     stage = WorkDir(folder)

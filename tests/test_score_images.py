@@ -249,6 +249,37 @@ def test_a_damaged_image_has_no_score_and_is_counted(script, captioned, tmp_path
     )
 
 
+@pytest.mark.parametrize("damage", ["swapped", "cut", "infinite"])
+def test_damaged_scores_are_named_and_mended(script, captioned, tmp_path, capsys, damage):
+    where = ("--images", captioned, "--output_dir", tmp_path / "out")
+    run(script, *where)
+    first, second = (tmp_path / "out" / "scores" / "aesthetic" / f"part-0000{shard}.parquet" for shard in range(2))
+    before, table = [first.read_bytes(), second.read_bytes()], tmp_path / "out" / "scores.parquet"
+    scores = table.read_bytes()
+    if damage == "swapped":
+        first.write_bytes(before[1])
+        second.write_bytes(before[0])
+    elif damage == "cut":
+        first.write_bytes(before[0][:-20])
+    else:
+        columns = pq.read_table(first).replace_schema_metadata()
+        pq.write_table(columns.set_column(1, columns.schema.field(1), pa.array([1, np.inf, 0], pa.float32())), first)
+    words = {
+        "swapped": "the rows 0 to 2 in order",
+        "cut": "a Parquet file",
+        "infinite": "finite scores, found inf in row 1",
+    }
+    capsys.readouterr()
+    found = error_of(script, capsys, *where, *TINY)
+    assert found.startswith(f"{first}: expected {words[damage]}") and found.endswith(
+        "the command that wrote it makes it anew"
+    )
+    for path in (first, second):
+        path.unlink()
+    run(script, *where)
+    assert [first.read_bytes(), second.read_bytes()] == before and table.read_bytes() == scores
+
+
 def test_two_ranks_make_the_same_bytes(script, captioned, tmp_path, monkeypatch):
     """One process with all rewards in memory; two ranks, one after the other, one reward at a time and with workers."""
     run(script, "--images", captioned, "--output_dir", tmp_path / "one", "--reward_residency", "together")

@@ -14,9 +14,18 @@ from datasets import Dataset
 from diffusers import DiffusionPipeline
 
 from ..core.files import atomic_write_json, fingerprint, remove_leftovers
+from ..core.records import CANDIDATE_SCHEMA, REFINED_SCHEMA, SCORE_SCHEMA
 from ..core.run_record import write_run_json
-from ..core.workdir import BUILD_FILE, CONSTANTS_FILE, Stage, WorkDir, is_first_rank
-from ..data.dataset import SCORED_COLUMNS, assemble_dataset, assemble_scores, save_dataset, save_scores, take_rows
+from ..core.workdir import BUILD_FILE, CONSTANTS_FILE, REPORT_FOLDER, Stage, WorkDir, is_first_rank
+from ..data.dataset import (
+    SCORED_COLUMNS,
+    assemble_dataset,
+    assemble_scores,
+    check_places,
+    save_dataset,
+    save_scores,
+    take_rows,
+)
 from ..errors import UserError
 from ..hub.dataset import publish_dataset
 from ..hub.upload import as_hub_id, forget_published
@@ -24,7 +33,7 @@ from ..models.generation import ROWS_PER_SHARD, GenerationSettings, generate_can
 from ..models.latents import vae_fingerprint
 from ..prompts.refiners import PromptRefiner, load_refiner, refine_prompts
 from ..rewards.settings import RewardSettings, load_rewards, reward_source
-from ..scoring.run import CandidateImages, ScoringJob, score_images
+from ..scoring.run import CandidateImages, ScoringJob, read_scores, score_images
 from ..selection.composite import normalization_constants
 from ..selection.filtering import restrict_weights, rule_rewards, select_samples
 from ..selection.pool import ScoredPool, funnel, score_pool
@@ -123,8 +132,9 @@ class CRAFTDatasetBuilder:
         if not refined.is_complete and is_first_rank():
             refine_prompts(prompts, self.refiner, self.num_refinements, self.num_seeds, self.seed, refined)
         refined.finish()
+        rows = refined.read()  # also where nothing is left to make: damage is said
         if not candidates.is_complete:
-            rows, shards = refined.read(), candidates.share()
+            shards = candidates.share()
             generate_candidates(self.pipeline, rows, self.settings, candidates, self.seed, self.save_latents, shards)
         candidates.finish()
         self._score(candidates, scores)
@@ -197,6 +207,7 @@ class CRAFTDatasetBuilder:
 
     def _open_stages(self, prompts: list[str]) -> tuple[Stage, Stage, dict[str, Stage], dict[str, Any]]:
         """Refined, candidates, one stage per reward, each bound to the options before it; those of candidates."""
+        check_places(self.output_dir)
         work, num_rows = WorkDir(self.output_dir), len(prompts) * self._group_size
         options: dict[str, Any] = {
             "prompts": f"{len(prompts)} prompts, hash {fingerprint(prompts)}",
@@ -206,13 +217,14 @@ class CRAFTDatasetBuilder:
             "num_seeds": self.num_seeds,
             "seed": self.seed,
         }
-        refined = work.stage("refined", options, num_rows, GROUPS_PER_REFINED_SHARD * self._group_size)
+        rows_per_shard = GROUPS_PER_REFINED_SHARD * self._group_size
+        refined = work.stage("refined", options, num_rows, rows_per_shard, REFINED_SCHEMA)
         options = options | generation_options(self.pipeline, self.settings, self.seed, self.save_latents)
-        candidates = work.stage("candidates", options, num_rows, ROWS_PER_SHARD)
+        candidates = work.stage("candidates", options, num_rows, ROWS_PER_SHARD, CANDIDATE_SCHEMA)
         scores = {}
         for name, model in self._models.items():
             about = options | {f"reward {name}": reward_source(model)}
-            scores[name] = work.stage(f"scores/{name}", about, num_rows, ROWS_PER_SHARD)
+            scores[name] = work.stage(f"scores/{name}", about, num_rows, ROWS_PER_SHARD, SCORE_SCHEMA)
         return refined, candidates, scores, options
 
     def _score(self, candidates: Stage, scores: Mapping[str, Stage]) -> None:
@@ -225,21 +237,23 @@ class CRAFTDatasetBuilder:
 
     def _select(self, candidates: Stage, scores: Mapping[str, Stage]) -> ScoredPool:
         """Filters and selects from the complete pool."""
-        rewards = {name: stage.read(["score"])["score"].to_numpy() for name, stage in scores.items()}
-        rows = candidates.read(["group", "variant"])
+        rows, rewards = candidates.read(["group", "variant", "valid"]), {}
+        for name, stage in scores.items():
+            abstains = getattr(self._models[name], "abstains", False)
+            rewards[name] = read_scores(stage, None if abstains else rows["valid"].to_numpy())
         groups, variants = rows["group"].to_numpy(), rows["variant"].to_numpy()
         return score_pool(rewards, groups, variants, *self._selection_options.values(), self.seed)
 
     def _save(self, pool: ScoredPool, candidates: Stage, options: dict[str, Any], run_options: Mapping) -> None:
         """Writes dataset, scores and report, and last `normalization.json` and `craft_build.json`."""
         folder = Path(self.output_dir)
-        for place in (folder, folder / "report"):
+        for place in (folder, folder / REPORT_FOLDER):
             remove_leftovers(place)
         forget_published(folder)  # it may be another selection
         save_dataset(self.dataset, folder)
         table = candidates.read(list(SCORED_COLUMNS))
         save_scores(assemble_scores(table, pool.columns, pool.kept, pool.selected), folder)
-        write_build_report(folder / "report", self.funnel, pool, self.dataset)
+        write_build_report(folder / REPORT_FOLDER, self.funnel, pool, self.dataset)
         sources = {name: reward_source(model) for name, model in self._models.items()}
         constants = {name: entry | {"source": sources[name]} for name, entry in pool.constants["rewards"].items()}
         atomic_write_json(folder / CONSTANTS_FILE, {**pool.constants, "rewards": constants})

@@ -11,21 +11,33 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
+from .output import full_disk_named
+
 
 MAX_NAME = 120  # bytes of UTF-8; file systems take 255, of which endings need some
 STALE_SECONDS = 24 * 3600  # age at which a temporary file of another machine counts as left over
 
 
-def atomic_write_bytes(path: str | os.PathLike, data: bytes | memoryview) -> None:
-    """Writes a file that readers see whole or not at all, whatever happens to this process; makes missing folders."""
+def atomic_write_bytes(path: str | os.PathLike, data: bytes | bytearray | memoryview) -> None:
+    """Writes a file that readers see whole or not at all, whatever happens to this process; makes missing folders.
+
+    A full disk is a `UserError`.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    existing = next(parent for parent in path.absolute().parents if parent.is_dir())
+    with full_disk_named(existing, len(data), path.name):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)  # a full disk needs its space, and the error says what is free
+            raise
     folder = os.open(path.parent, os.O_RDONLY)
     with contextlib.suppress(OSError):  # network file systems without folder sync
         os.fsync(folder)  # makes the rename durable
@@ -39,8 +51,11 @@ def atomic_write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """The content of a JSON file."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    """The content of a JSON file; a `UserError` if it is broken."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: expected JSON, found {error}") from None
 
 
 def is_file_name(text: str) -> bool:
@@ -65,6 +80,13 @@ def remove_leftovers(folder: Path) -> None:
             continue  # another rank was faster, or the name is not ours
         if stale:
             temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished_weights(folder: str | os.PathLike) -> None:
+    """Removes what safetensors wrote of a file when it was killed, from a model's folder and those of its parts."""
+    for pattern in (".tmp??????", "*/.tmp??????"):  # six random letters
+        for unfinished in Path(folder).glob(pattern):
+            unfinished.unlink(missing_ok=True)
 
 
 def _is_running(pid: int) -> bool:

@@ -45,7 +45,8 @@ def require_space(folder: Path, needed: int, purpose: str, flag: str = "--output
 
 def gigabytes(size: int) -> str:
     """Bytes as text."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+    unit, name = (1e9, "GB") if size >= 1e8 else (1e6, "MB") if size >= 1e5 else (1e3, "kB")
+    return f"{size / unit:.1f} {name}"
 
 
 @contextmanager

@@ -14,13 +14,15 @@ from datasets.exceptions import DatasetsError
 from huggingface_hub import DatasetCard
 
 from ..core.files import atomic_write_bytes
+from ..core.output import full_disk_named
 from ..core.records import unpack_latent
-from ..core.workdir import DATASET_FOLDER, SCORED_FILE, Stage
+from ..core.workdir import DATASET_FOLDER, REPORT_FOLDER, SCORED_FILE, Stage
 from ..errors import UserError
 from .local import open_local
 
 
 ROWS_PER_FILE = 500
+_DATASET_FOLDERS = (DATASET_FOLDER, f"{DATASET_FOLDER}.new", f"{DATASET_FOLDER}.old")
 # What of a candidate is published with its scores.
 SCORED_COLUMNS = ("row", "group", "variant", "prompt", "refined_prompt", "seed", "valid", "problem", "sampler")
 SCORED_COLUMNS += ("num_inference_steps", "guidance_scale")
@@ -80,20 +82,38 @@ def save_scores(scores: Dataset, work_folder: str | Path) -> None:
 
 def save_dataset(dataset: Dataset, work_folder: str | Path) -> Path:
     """Writes `work_folder/dataset/train-*.parquet` and returns the folder; an earlier dataset is replaced as a whole."""
-    folder = Path(work_folder) / DATASET_FOLDER
-    new, old = (folder.with_name(f"{folder.name}.{suffix}") for suffix in ("new", "old"))
+    check_places(work_folder)
+    folder, new, old = (Path(work_folder) / name for name in _DATASET_FOLDERS)
     for leftover in (new, old):  # of a killed run
         shutil.rmtree(leftover, ignore_errors=True)
     new.mkdir(parents=True)
     num_files = max(1, math.ceil(len(dataset) / ROWS_PER_FILE))
-    for index in range(num_files):
-        part = dataset.shard(num_files, index, contiguous=True)
-        part.to_parquet(new / f"train-{index:05d}-of-{num_files:05d}.parquet")
+    with full_disk_named(folder.parent, dataset.data.nbytes, f"{folder.name}/"):
+        try:
+            for index in range(num_files):
+                part = dataset.shard(num_files, index, contiguous=True)
+                part.to_parquet(new / f"train-{index:05d}-of-{num_files:05d}.parquet")
+        except OSError:
+            shutil.rmtree(new, ignore_errors=True)  # a full disk needs its space
+            raise
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def check_places(work_folder: str | Path) -> None:
+    """Refuses what stands where a build puts its dataset and report: before hours of work, and never overwritten.
+
+    A link is no place for the dataset, which is replaced as a whole; a report may lie behind one.
+    """
+    for name in (*_DATASET_FOLDERS, REPORT_FOLDER):
+        path = Path(work_folder) / name
+        is_link = path.is_symlink() and not (name == REPORT_FOLDER and path.is_dir())
+        if is_link or (path.exists() and not path.is_dir()):
+            found = f"found {'a symbolic link' if is_link else 'a file'}"
+            raise UserError(f"--output_dir: expected a folder or nothing at {path}, {found}; move it away")
 
 
 def is_build(folder: str | Path) -> bool:

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from datasets import Dataset
 from huggingface_hub.constants import HF_HOME
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from tqdm.auto import tqdm
 
 from ..core.files import atomic_write_bytes
@@ -34,6 +35,7 @@ from .settings import DataSettings
 logger = logging.getLogger(__name__)
 
 _CACHE_FORMAT = 3
+_HASH = "sha256"  # of the tensors, in the metadata of the cache
 _PROMPTS_A_BATCH = 32
 _PIXELS_A_BATCH = 8 * 512 * 512  # bounds the VAE's activations: 8 images of 512 px, 2 of 1024 px
 _CHECKED_LATENTS = 4  # rows encoded to see whether latents of unknown origin fit
@@ -74,11 +76,9 @@ def prepare_training_data(
 
     name = _fingerprint(dataset, captions, family, components, settings)
     path = Path(settings.cache_dir or HF_HOME).expanduser() / "diffusers_craft" / f"{name}.safetensors"
-    if path.is_file():
-        tensors = load_file(path)
-    else:
+    if (tensors := _read_cache(path)) is None:
         tensors = _encode(dataset, captions, family, components, settings)
-        atomic_write_bytes(path, save(tensors))
+        atomic_write_bytes(path, save(tensors, metadata={_HASH: _hash(tensors)}))
     return TrainingData(
         tensors["latents"],
         tensors.get("latent_stds"),
@@ -270,6 +270,31 @@ def _fingerprint(
         digest.update(str(array.shape).encode())
         digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()[:32]
+
+
+def _read_cache(path: Path) -> dict[str, torch.Tensor] | None:
+    """The tensors in a cache; `None` where there is none, or a broken one, which is thrown away with one line."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+        if _HASH not in about or about[_HASH] == _hash(tensors):  # earlier versions kept none
+            return tensors
+        problem: Exception | str = "a changed byte"
+    except SafetensorError as error:
+        problem = error
+    logger.warning("--cache_dir: expected whole encodings in %s, found %s; they are made anew", path, problem)
+    path.unlink()
+    return None
+
+
+def _hash(tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _with_prefix(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

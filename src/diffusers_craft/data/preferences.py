@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from datasets import Dataset, Image, concatenate_datasets, load_dataset
 from tqdm.auto import tqdm
 
 from ..core.files import read_json
 from ..core.records import derive_seed
-from ..core.workdir import BUILD_FILE, CONSTANTS_FILE
+from ..core.workdir import BUILD_FILE, CONSTANTS_FILE, OPTIONS_FILE, Stage
 from ..errors import UserError
 from ..selection.composite import composite_reward
 from ..selection.filtering import PAIRINGS, check_num_pairs, group_pairs
@@ -125,8 +124,11 @@ def _pairs_of_build(folder: Path, settings: DataSettings) -> Preferences:
     pairs = group_pairs(composite, groups, variants, settings.pairing, settings.num_pairs)
     if not len(pairs):
         raise UserError(f"--dataset_name: expected groups with a better and a worse image, found none in {folder}")
-    files = [str(path) for path in _shards(folder / "candidates")]
-    images = load_dataset("parquet", data_files=files, split="train", columns=["image", "prompt"])
+    stage = _stage(folder / "candidates")
+    files, columns = [str(stage.shard_path(shard)) for shard in range(stage.num_shards)], ["image", "prompt"]
+    for shard in range(stage.num_shards):
+        stage.read_shard(shard, columns)  # for its checksums, which `datasets` does not look at
+    images = load_dataset("parquet", data_files=files, split="train", columns=columns)
     preferences = Preferences(images.cast_column("image", Image()), pairs, composite[pairs], spread(composite))
     return preferences.without_unused_images()
 
@@ -225,12 +227,11 @@ def _image_names(images: Dataset) -> list[Any]:
     return names
 
 
-def _shards(folder: Path) -> list[Path]:
-    return sorted(folder.glob("part-*.parquet"))
+def _stage(folder: Path) -> Stage:
+    if not (folder / OPTIONS_FILE).is_file():
+        raise UserError(f"--dataset_name: expected a finished build, found no rows in {folder}")
+    return Stage.there(folder)
 
 
 def _column(folder: Path, name: str) -> np.ndarray:
-    shards = _shards(folder)
-    if not shards:
-        raise UserError(f"--dataset_name: expected a finished build, found no rows in {folder}")
-    return np.concatenate([pq.read_table(path, columns=[name])[name].to_numpy() for path in shards])
+    return _stage(folder).read([name])[name].to_numpy()

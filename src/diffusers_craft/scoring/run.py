@@ -125,6 +125,19 @@ class _Task(NamedTuple):
     shards: dict[str, int]  # reward -> which shard of its stage these rows are
 
 
+def read_scores(stage: Stage, valid: np.ndarray | None = None) -> np.ndarray:
+    """(n,) raw scores of a finished stage, NaN where there is none; what `score_images` never writes is a `UserError`.
+
+    That is an infinite score, and none for a row that is `valid`, (n,) bool.
+    """
+    scores = stage.read(["score"])["score"].to_numpy()
+    wrong = np.isinf(scores) if valid is None else np.isinf(scores) | (np.isnan(scores) & valid)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise stage.damage(row // stage.rows_per_shard, "finite scores", f"{scores[row]} in row {row}")
+    return scores
+
+
 def _score_pass(
     jobs: Sequence[ScoringJob], rewards: "Mapping[str, Reward | Any]", num_workers: int, unreadable: set[str] | None
 ) -> None:

@@ -17,10 +17,11 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from ..core.files import atomic_write_bytes
+from ..core.records import SCORE_SCHEMA
 from ..core.workdir import WorkDir, is_first_rank
 from ..errors import UserError
 from ..rewards.settings import reward_source
-from .run import ScoringJob, score_images
+from .run import ScoringJob, read_scores, score_images
 from .sources import ImageFiles
 
 
@@ -98,12 +99,12 @@ def score_table(
     stages = {}
     for name, source in sources.items():
         options = {"images": images.identity, f"reward {name}": source}
-        stages[name] = work.stage(f"scores/{name}", options, images.num_rows, ROWS_PER_SHARD)
+        stages[name] = work.stage(f"scores/{name}", options, images.num_rows, ROWS_PER_SHARD, SCORE_SCHEMA)
     score_images([ScoringJob(images, stages)], rewards, residency, num_workers, skip_unreadable=True)
     if not is_first_rank():
         return None
     columns = {"image": [images.name(row) for row in range(images.num_rows)], "prompt": prompts}
     for name, stage in stages.items():
-        scores = stage.read(["score"])["score"].to_numpy()
+        scores = read_scores(stage)
         columns[name] = pa.array(scores, pa.float32(), mask=np.isnan(scores))
     return ScoreTable(pa.table(columns), sources)

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline, ModelMixin
 from tqdm.auto import tqdm
 
+from ..core.files import remove_unfinished_weights
 from ..core.output import FolderLock, full_disk_named, require_space
 from ..core.records import derive_seed
 from ..core.run_record import write_run_json
@@ -197,6 +198,7 @@ class TrainingRun:
             if denoiser is not None:
                 if self.step > self._first_step:
                     forget_published(output_dir)  # other weights than these
+                remove_unfinished_weights(output_dir)
                 with full_disk_named(Path(output_dir), self._result_bytes, "the result"):
                     self.model.weights.save(denoiser, output_dir)
                     self._save_rest(denoiser)

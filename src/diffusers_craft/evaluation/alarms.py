@@ -1,8 +1,8 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Alarms against reward hacking: each check compares a tuned model with its base on the same prompts and seeds.
 
-The limits leave room for honest improvement: they were set on the tiny world, where alignment makes washed out pictures
-clean (LOG.md has the figures). A real model deserves a look at its pictures before they are believed.
+The limits leave room for honest improvement: they were set on the tiny world, where alignment makes washed out
+pictures clean (LOG.md has the figures). A real model deserves a look at its pictures before they are believed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ def skipped_check(model: str, alarm: str, why: str) -> Check:
 
 
 def pair_diversity(embeddings: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
-    """Root mean square distance of two of (n, d) images of different prompts (`groups`, (n,)), and of two of one prompt.
+    """Root mean square distance of two (n, d) rows of different prompts (`groups`, (n,)), and of two of one prompt.
 
     Sums of |a - b|^2 over all pairs of a set of m are m times its sum of squared distances to the mean, so it costs O(n).
     """
@@ -128,7 +128,7 @@ def decided_win_rate(tuned: np.ndarray, base: np.ndarray) -> float:
 def gap_check(model: str, tuned: Scores, base: Scores, trained_on: Sequence[str]) -> list[Check]:
     """Whether a metric that had no part in the training gained much less than the rewards that had: hacking's own sign.
 
-    Compares the mean decided win rate by the rewards trained on with the lowest by another metric, the record's `base`.
+    Compares the mean decided win rate by the rewards trained on with the lowest by another metric, here `base`.
     """
     rates = {name: decided_win_rate(np.asarray(tuned[name], float), np.asarray(base[name], float)) for name in tuned}
     seen = [rate for name, rate in rates.items() if name in trained_on and np.isfinite(rate)]

@@ -39,8 +39,8 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser, prompt_sets: Seque
     text = "Tuned models, each as MODEL or NAME=MODEL: pipelines as the base, or LoRA weights, a UNet or a training's"
     add("--tuned", nargs="+", default=[], help=f"{text} checkpoint for it.")
     add_source_arguments(parser)
-    text = f"One or several of {', '.join(prompt_sets)}, a file (txt, jsonl, csv, tsv, parquet), a Hub id or tiny-heldout;"
-    add("--prompts", nargs="+", required=True, help=f"{text} NAME=FILE for a benchmark's own file.")
+    text = f"One or several of {', '.join(prompt_sets)}, a file (txt, jsonl, csv, tsv, parquet), a Hub id or"
+    add("--prompts", nargs="+", required=True, help=f"{text} tiny-heldout; NAME=FILE for a benchmark's own file.")
     text = "Metrics of a model's images as a whole: diversity, or MODULE:CLASS for one of your own."
     add("--set_metrics", nargs="+", default=[], metavar="NAME", help=text)
     add("--prompt_column", default="prompt", help="Column that holds the prompts.")

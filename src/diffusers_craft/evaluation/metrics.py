@@ -1,7 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Metrics of a whole set of images, such as FID or diversity, by name; metrics of one image are rewards.
 
-A new one is a class with `name` and `compute` and a line in `_METRICS`, `register_metric` or `--set_metrics module:Class`.
+A new one is a class with `name` and `compute`; a line in `_METRICS`, `register_metric` or `module:Class` names it.
 """
 
 import re

@@ -63,7 +63,7 @@ class Evaluation:
         training_data (`Mapping[str, str]` or `Sequence[str]`, *optional*): tuned model to the dataset that it was trained
             on, for the alarms; by default what its own run record says.
         alarm_embedding (`str`, *optional*, defaults to `"auto"`): how alarms compare images: `"clip"` (of the reward
-            `aesthetic` or `clip_score`), `"pixels"` (thumbnails), `"auto"` (CLIP if there is one and the base not tiny).
+            `aesthetic` or `clip_score`), `"pixels"` (thumbnails), `"auto"` (CLIP where it is, not for a tiny base).
         dtype (`torch.dtype`, *optional*, defaults to `torch.float16`): of generation; a CPU always gets float32.
         device (`str`, *optional*): defaults to the GPU of this rank if there is one, else the CPU.
         source (`Mapping[str, Any]`, *optional*): `revision`, `variant`, `config`, `cache_dir` of `load_pipeline`.
@@ -97,7 +97,7 @@ class Evaluation:
             `EvaluationResults`: on the first rank; `None` on others.
 
         Raises:
-            UserError: for what cannot be, before anything is generated, and for a work folder made with other settings.
+            UserError: for what cannot be, before anything is generated, and for a work folder made otherwise.
         """
         if self.output_dir is not None:
             return self._run(Path(self.output_dir))

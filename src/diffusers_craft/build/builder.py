@@ -177,7 +177,7 @@ class CRAFTDatasetBuilder:
         """Has every later stage refuse now what it would refuse at the end."""
         counting = restrict_weights(self.rewards, self.filter_rule)
         if unused := [name for name, weight in self.rewards.items() if weight and name not in counting]:
-            logger.info("--filter_rule %s: %s are scored, but not selected by", self.filter_rule, ", ".join(unused))
+            logger.info("--filter_rule %s: only scored, without weight: %s", self.filter_rule, ", ".join(unused))
         rule_rewards(self.filter_rule, self.rewards)
         normalization_constants({}, self.reward_normalization)
         select_samples([], [], [], [], self.selection, 0, self.max_per_prompt)

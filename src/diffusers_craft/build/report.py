@@ -53,7 +53,7 @@ def funnel_panels(funnel: Mapping[str, int | float]) -> list[page.Panel]:
         for y, count in enumerate(counts):
             share = f" ({count / max(wholes[y], 1):.1%})" if y else ""
             axes.text(count, y, f"  {count:,}{share}", va="center", fontsize=9)
-        axes.set_xlabel(f"number of {unit}", fontsize=9)
+        axes.set_xlabel(f"{unit} (kept and selected: % of what can be kept)", fontsize=9)
 
     return [partial(draw, unit="images", labels=images), partial(draw, unit="prompts", labels=prompts)]
 

@@ -11,7 +11,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from build_driver import load_script, register_brightness_rewards
+from diffusers import AutoencoderKL
 
 import diffusers_craft.build.builder as builder_module
 from diffusers_craft import load_craft_dataset, register_reward
@@ -234,15 +236,33 @@ def test_a_folder_built_with_other_options_is_refused(
 
 
 @pytest.mark.usefixtures("no_report")
-def test_an_unreachable_refiner_keeps_the_prompts(
-    random_sd15: Path, prompt_file: Path, tmp_path: Path, script: ModuleType, monkeypatch
+def test_an_unreachable_refiner_ends_the_build_before_an_image_is_drawn(
+    random_sd15: Path, prompt_file: Path, tmp_path: Path, script: ModuleType, monkeypatch, capsys
 ) -> None:
     monkeypatch.setattr("diffusers_craft.core.chat.RETRY_SECONDS", 0.0)
     more = ["--refiner", "openai", "--refiner_model", "m", "--refiner_base_url", "http://127.0.0.1:9/v1"]
     more += ["--num_prompts", "3", "--filter_rule", "none", "--num_samples", "2"]
-    script.main(script.parse_args(arguments(random_sd15, prompt_file, tmp_path / "work", *more)))
-    builder = json.loads((tmp_path / "work" / "craft_build.json").read_text())
-    assert builder["options"]["refiner"] == "openai" and builder["funnel"]["selected"] == 2
+    message = error_of(script, arguments(random_sd15, prompt_file, tmp_path / "work", *more), capsys)
+    assert message.startswith("--refiner openai: expected refinements of 3 prompts, found none")
+    assert not list((tmp_path / "work").rglob("candidates/*.parquet"))
+
+
+@pytest.mark.usefixtures("no_report")
+def test_another_vae_draws_other_pictures(random_sd15, prompt_file, tmp_path, script, capsys) -> None:
+    vae = AutoencoderKL.from_pretrained(random_sd15 / "vae")
+    with torch.no_grad():
+        vae.decoder.conv_out.bias += 0.5
+    vae.save_pretrained(tmp_path / "vae")
+    more = ["--num_prompts", "2", "--filter_rule", "none", "--num_samples", "2"]
+    pictures = []
+    for name, flags in (("own", []), ("other", [f"--pretrained_vae_model_name_or_path={tmp_path / 'vae'}"])):
+        script.main(script.parse_args([*arguments(random_sd15, prompt_file, tmp_path / name), *more, *flags]))
+        pictures.append({row["seed"]: row["image"].tobytes() for row in load_craft_dataset(tmp_path / name)})
+    shared = pictures[0].keys() & pictures[1].keys()
+    assert shared and all(pictures[0][seed] != pictures[1][seed] for seed in shared)
+    flags = ["--pretrained_vae_model_name_or_path", str(tmp_path / "nothing")]
+    message = error_of(script, arguments(random_sd15, prompt_file, tmp_path / "work", *flags), capsys)
+    assert message.startswith("--pretrained_vae_model_name_or_path: expected a Hub id or folder of a VAE")
 
 
 @pytest.mark.usefixtures("no_report")
@@ -254,6 +274,6 @@ def test_the_repository_is_opened_before_the_work(random_sd15, prompt_file, tmp_
     more = ["--num_prompts", "2", "--filter_rule", "none", "--num_samples", "1", "--push_to_hub"]
     more += ["--hub_dataset_id", "org/set", "--hub_private_repo", "--hub_revision", "v2", "--hub_license", "mit"]
     script.main(script.parse_args(arguments(random_sd15, prompt_file, work, *more)))
-    assert calls[0] == (script.HubRepo("org/set", "dataset", private=True, revision="v2"), False)
+    assert calls[0] == (script.HubRepo("org/set", "dataset", private=True, revision="v2", license="mit"), False)
     assert calls[1:] == [(str(work), "org/set", True, None, "v2", "mit")]
     assert not any(b"hf_secret" in data for data in files(work).values())

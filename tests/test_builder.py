@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from build_driver import REWARDS, BrightnessReward
 
 import diffusers_craft.build.builder as builder_module
@@ -337,6 +338,11 @@ def test_a_refiner_of_one_s_own(pipeline, tmp_path: Path) -> None:
             "--filter_rule: expected one of h, p, a, ha, pa, hpa, none or scored rewards (pickscore), found rule 'pa',"
             " which needs 'aesthetic'",
         ),
+        (
+            {"rewards": {**WEIGHTS, "mps": 1000.0}, "reward_models": {}},
+            "--rewards: expected weights of the rewards that --filter_rule compares (hps_v2.1, pickscore, aesthetic), found"
+            " mps=1000; name mps in --filter_rule too, or give mps=0 to score it only",
+        ),
         ({"rewards": {"pickscore": -1.0}}, "--rewards: expected weights of at least 0, found pickscore=-1"),
         ({"reward_normalization": "max"}, "--reward_normalization: expected one of zscore, minmax, rank, found 'max'"),
         ({"selection": "best"}, "--selection: expected one of top, random, low, all, found 'best'"),
@@ -367,9 +373,107 @@ def test_options_that_cannot_work_are_refused_before_anything_is_made(
 
 
 @pytest.mark.parametrize(
+    ("prompts", "found"),
+    [
+        ("a red circle", "a list of texts, found 'a red circle'"),
+        (None, "a list of texts, found None"),
+        (3, "a list of texts, found 3"),
+        (["a cat", None], "text, found None"),
+        (["a cat", 1], "text, found 1"),
+        ([{"prompt": "a cat"}], "text, found {'prompt': 'a cat'}"),
+        ([b"a cat"], "text, found b'a cat'"),
+        (["a cat \ud83d"], "text that can be written as UTF-8, found 'a cat \\ud83d'"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_refused_before_anything_is_made(pipeline, tmp_path, prompts, found) -> None:
+    with pytest.raises(ValueError) as error:
+        make_builder(pipeline, tmp_path).build(prompts)
+    assert str(error.value) == f"prompts: expected {found}" and list(tmp_path.iterdir()) == []
+
+
+def test_prompts_count_once_without_space_around_them(pipeline, tmp_path) -> None:
+    given = ["a red circle"] * 2 + [" a red circle ", "", "  ", "two stars\n"]
+    builder = make_builder(pipeline, tmp_path, filter_rule="none", num_samples=2)
+    assert sorted(builder.build(given)["prompt"]) == ["a red circle", "two stars"]
+    assert builder.funnel["prompts"] == 2
+    with pytest.raises(ValueError, match="--num_samples: expected at most 1 "):
+        make_builder(pipeline, tmp_path / "b", num_samples=2).build(given[:5])
+
+
+class LimitedRefiner:
+    """Refines the first `limit` prompts it is asked for."""
+
+    name, options = "limited", {"model": "m"}
+
+    def __init__(self, limit: int):
+        self.left, self.asked = limit, []
+
+    def refine(self, prompt: str, n: int, seed: int) -> list[str]:
+        self.asked.append(prompt)
+        self.left -= 1
+        return [f"{prompt} in oil {i}" if self.left >= 0 else prompt for i in range(n)]
+
+
+def test_what_was_not_refined_is_asked_for_until_images_are_drawn(pipeline, tmp_path, monkeypatch) -> None:
+    options = {"filter_rule": "none", "num_samples": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(builder_module, "generate_candidates", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            make_builder(pipeline, tmp_path, refiner=LimitedRefiner(2), **options).build(PROMPTS[:4])
+    second = LimitedRefiner(3)
+    builder = make_builder(pipeline, tmp_path, refiner=second, **options)
+    builder.build(PROMPTS[:4])
+    assert second.asked == PROMPTS[:4]
+    assert (builder.funnel["refined"], builder.funnel["refinements"]) == (12, 16)
+    record = json.loads((tmp_path / "craft_build.json").read_text())
+    assert record["funnel"]["refined"] == 12 and "12 of 16" in format_funnel(record["funnel"])
+
+    third = LimitedRefiner(9)
+    make_builder(pipeline, tmp_path, refiner=third, **options).build(PROMPTS[:4])
+    assert third.asked == [], "images of the old texts are there"
+    with pytest.raises(ValueError, match="--refiner limited: expected refinements of 4 prompts, found none"):
+        make_builder(pipeline, tmp_path / "b", refiner=LimitedRefiner(0), **options).build(PROMPTS[:4])
+    assert not list((tmp_path / "b" / "candidates").glob("*.parquet"))
+
+
+def test_other_ranks_wait_for_what_the_first_one_refines_anew(pipeline, tmp_path) -> None:
+    """Their images must not be of texts that the first rank is about to replace."""
+    builder = make_builder(pipeline, tmp_path, refiner=LimitedRefiner(2))
+    refined, candidates, *_ = builder._open_stages(PROMPTS[:4])
+    assert not builder._is_settled(refined, candidates), "nothing is there yet"
+    builder._refine(PROMPTS[:4], refined, candidates)
+    assert not builder._is_settled(refined, candidates), "failures, and no images"
+    candidates.shard_path(0).touch()
+    assert builder._is_settled(refined, candidates)
+    candidates.remove(0)
+    builder.refiner.left = 9
+    builder._refine(PROMPTS[:4], refined, candidates)
+    assert builder._is_settled(refined, candidates), "no failures"
+
+
+def test_no_refiner_has_no_failures(pipeline, tmp_path) -> None:
+    builder = make_builder(pipeline, tmp_path, refiner=None, filter_rule="none", num_samples=1)
+    builder.build(PROMPTS[:2])
+    assert "refined" not in builder.funnel
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_a_reward_may_return_any_tensor(pipeline, tmp_path, kind) -> None:
+    class Own(BrightnessReward):
+        def score(self, prompts, images):
+            return torch.tensor(super().score(prompts, images)).to(kind).requires_grad_()
+
+    builder = make_builder(
+        pipeline, tmp_path, reward_models={name: Own(name) for name in REWARDS}, filter_rule="none", num_samples=1
+    )
+    assert np.isfinite(builder.build(PROMPTS[:2])["pickscore"]).all()
+
+
+@pytest.mark.parametrize(
     ("options", "prompts", "message"),
     [
         ({}, [], "--prompts: expected at least one prompt, found none"),
+        ({}, [" ", ""], "--prompts: expected at least one prompt, found none"),
         (
             {"num_samples": 13},
             PROMPTS,

@@ -142,3 +142,20 @@ def test_what_a_spreadsheet_writes_is_read(tmp_path):
     found = [row["prompt"] for row in read_csv(write(tmp_path, text), "--prompts")]
     assert found == ['a sign that says "STOP", red', "two\nlines", "007"]
     assert read_text(write(tmp_path, "é"), "--prompts") == "é"
+
+
+def test_images_of_a_configuration(tmp_path, monkeypatch):
+    """`NAME:CONFIG:SPLIT`, and the list of configurations where none is named."""
+    for name in ("real", "drawn"):
+        folder = tmp_path / "hub" / name
+        save(folder, "0.png")
+        (folder / "metadata.csv").write_text(f"file_name,text\n0.png,{name}\n")
+    files = "".join(
+        f"- config_name: {n}\n  data_files:\n  - split: test\n    path: {n}/**\n" for n in ("real", "drawn")
+    )
+    (tmp_path / "hub" / "README.md").write_text(f"---\nconfigs:\n{files}---\n")
+    monkeypatch.chdir(tmp_path)
+    images = open_images("hub:drawn:test")
+    assert (images.num_rows, images.prompts()) == (1, ["drawn"])
+    with pytest.raises(UserError, match="^--images: .* name one of real, drawn as NAME:CONFIG:SPLIT"):
+        open_images("hub:test")

@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from training_driver import ROOT
 
 from diffusers_craft import SFT, Objective, objectives, publish_model
-from diffusers_craft.hub.card import without_paths
+from diffusers_craft.hub.card import License, without_paths
 from diffusers_craft.hub.model import model_files
 from diffusers_craft.hub.model_card import Published, Results, model_card, read_results
 from diffusers_craft.hub.upload import as_hub_id, published_id
@@ -63,7 +63,8 @@ RESULTS = {
         {"model": "sft", "message": "sft: too alike"},
     ],
 }
-PUBLISHED = Published("org/tuned", "pipeline", "org/base", "org/top100", "openrail++", ["a | b", "c"])
+OPENRAIL = License(("openrail++",))
+PUBLISHED = Published("org/tuned", "pipeline", "org/base", "org/top100", OPENRAIL, ["a | b", "c"])
 
 
 @pytest.fixture
@@ -107,6 +108,40 @@ def test_metadata_are_what_the_hub_reads(results):
     ]
     assert data.eval_results[0].dataset_type == "org/prompts"
     assert [entry["output"]["url"] for entry in data.widget] == ["images/0.png", "images/1.png"]
+
+
+@pytest.mark.parametrize(
+    ("stated", "metadata", "text"),
+    [
+        ({"license": "mit"}, {"license": "mit"}, "mit"),
+        (
+            {"license": "other", "license_name": "sai-nc-community", "license_link": "https://x.y/LICENSE"},
+            {"license": "other", "license_name": "sai-nc-community", "license_link": "https://x.y/LICENSE"},
+            "other (sai-nc-community, https://x.y/LICENSE)",
+        ),
+        (
+            {"license": "other", "license_name": "own", "license_link": "./LICENSE.md"},
+            {"license": "other", "license_name": "own"}
+            | {"license_link": "https://huggingface.co/org/base/blob/main/LICENSE.md"},
+            "other (own, https://huggingface.co/org/base/blob/main/LICENSE.md)",
+        ),
+        ({"license": ["mit", "cc-by-4.0"]}, {"license": ["mit", "cc-by-4.0"]}, "mit, cc-by-4.0"),
+        ({"license": ["mit"]}, {"license": "mit"}, "mit"),
+    ],
+)
+def test_the_licence_of_the_base_is_stated_whole(stated, metadata, text):
+    card = model_card(RECORD, PUBLISHED._replace(license=License.stated(stated, "org/base")))
+    data = ModelCard(card.content).data.to_dict()
+    assert {key: value for key, value in data.items() if key.startswith("license")} == metadata
+    assert f"| licence of the base model | {text} |" in card.text and card_errors(card.content, "model") == []
+
+
+def test_a_base_without_a_licence():
+    assert License.stated({}) is None and License.stated({"license": None}) is None
+    assert License.stated({"license": "other", "license_link": "LICENSE"}).link is None, "a file that is not published"
+    card = model_card(RECORD, PUBLISHED._replace(license=None))
+    assert "| licence of the base model | not found; see the base model |" in card.text
+    assert ModelCard(card.content).data.license == "other"
 
 
 def test_several_prompt_sets_and_categories(tmp_path):
@@ -284,8 +319,10 @@ def test_what_cannot_be_published_is_refused(tmp_path):
         publish_model(tmp_path, "org/m", base_model="/home/me")
     with pytest.raises(ValueError, match="expected a finished training run, found no pytorch_lora_weights"):
         publish_model(tmp_path, "org/m")
-    with pytest.raises(ValueError, match="model 'a b/c': expected ORG/NAME, found another form"):
-        HubRepo("a b/c", "model").open()
+    for name in ("a b/c", "org/a--b", "org/x.git", "-org/x", "a/b/c", "org/x..y", "org/" + 100 * "x"):
+        with pytest.raises(ValueError, match="model '.*': expected ORG/NAME, found another form") as error:
+            HubRepo(name, "model").open()
+        assert "repeat the same command" not in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(ValueError, match="model org/m: expected files to upload, found none in"):
         HubRepo("org/m", "model").upload(tmp_path, {}, "nothing", replaced=["last-checkpoint/*"])
     assert "secret" not in repr(HubRepo("org/m", "model", token="secret"))

@@ -60,6 +60,46 @@ def test_local_dataset_folder(tmp_path):
         load_prompts(tmp_path, "text")
 
 
+@pytest.fixture
+def configs(tmp_path):
+    """A dataset folder with two configurations, neither of which is the default."""
+    names = {"large_text": "train", "2m_first": "dev"}
+    for name, split in names.items():
+        pq.write_table(pa.table({"prompt": [f"{name} {i}" for i in range(3)]}), tmp_path / f"{name}.parquet")
+    files = "".join(
+        f"- config_name: {name}\n  data_files:\n  - split: {split}\n    path: {name}.parquet\n"
+        for name, split in names.items()
+    )
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{files}---\n")
+    return tmp_path
+
+
+def test_a_configuration_is_chosen_by_name(configs):
+    assert load_prompts(f"{configs}:2m_first:dev")[0] == "2m_first 0"
+    assert load_prompts(f"{configs}:large_text:") == load_prompts(f"{configs}:large_text:train")
+    assert load_prompts(f"{configs}:large_text:train[1:2]") == ["large_text 1"]
+
+
+@pytest.mark.parametrize(("rest", "found"), [("", "no choice of"), (":dev", "no choice"), (":tiny:dev", "'tiny'")])
+def test_an_error_lists_the_configurations(configs, rest, found):
+    with pytest.raises(ValueError, match=f"{found}.* name one of .*large_text.* as NAME:CONFIG:SPLIT") as error:
+        load_prompts(f"{configs}{rest}")
+    assert "2m_first" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_folder_may_have_colons_in_its_name(tmp_path):
+    folder = tmp_path / "a:b"
+    folder.mkdir()
+    write(folder, ".parquet")
+    assert load_prompts(folder) == load_prompts(f"{folder}:train") == EXPECTED
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_folder_of_other_formats_gives_its_prompts(tmp_path, suffix):
+    write(tmp_path, suffix)
+    assert load_prompts(tmp_path) == EXPECTED
+
+
 def test_sample_is_seeded_ordered_nested_and_independent_of_file_order(tmp_path):
     prompts = [f"prompt {i}" for i in range(200)]
     path = tmp_path / "p.txt"

@@ -22,7 +22,7 @@ def hub(tmp_path, monkeypatch):
         path.write_text(json.dumps(files[file]))
         return str(path)
 
-    def load(name, split=None):
+    def load(name, config=None, split=None):
         asked.append((name, split))
         return datasets.Dataset.from_list(tables[name])
 
@@ -97,6 +97,63 @@ def test_genevals_own_lines_and_those_with_metadata_alike(tmp_path):
     assert own.name == other.name == "geneval"
     assert own.categories == other.categories == ["counting"] and own.prompts == other.prompts
     assert own.rows[0].details["include"] == other.rows[0].details["metadata"]["include"]
+
+
+def write_compbench(folder, *names):
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text(f"prompt one of {name}\nprompt two of {name}\n")
+    return folder
+
+
+COMPBENCH = [f"{category}{split}.txt" for category in ("color", "shape", "texture", "spatial", "non_spatial", "complex")
+             for split in ("", "_train", "_val")]  # fmt: skip
+COMPBENCH += [f"complex_val_{label}.txt" for label in ("action", "spatial", "spatialaction")]
+COMPBENCH += ["color_val_seen.txt", "numeracy_val.txt", "3d_spatial_val.txt", "new_objects.txt"]
+
+
+def test_compbench_s_own_folder_is_its_validation_prompts(tmp_path):
+    found = load_prompt_set(f"t2i_compbench={write_compbench(tmp_path / 'all', *COMPBENCH)}")
+    assert found.name == "t2i_compbench" and len(found.rows) == 16
+    labels = {(row.category, row.details.get("three_in_one")) for row in found.rows}
+    assert labels == {(c, None) for c in ("color", "shape", "texture", "spatial", "non_spatial")} | {
+        ("complex", label) for label in ("action", "spatial", "spatialaction")
+    }
+    assert not any("train" in prompt or "seen" in prompt or "complex_val.txt" in prompt for prompt in found.prompts)
+    some = load_prompt_set(f"t2i_compbench={write_compbench(tmp_path / 'some', 'complex_val.txt', 'shape_val.txt')}")
+    assert some.categories == ["shape"] * 2 + ["complex"] * 2
+    with pytest.raises(ValueError, match="--prompts t2i_compbench: expected color_val.txt, .* found none of them"):
+        load_prompt_set(f"t2i_compbench={write_compbench(tmp_path / 'none', 'color_train.txt', 'notes.txt')}")
+
+
+@pytest.mark.parametrize(
+    ("name", "category", "label"),
+    [
+        ("color_val.txt", "color", None),
+        ("complex_val_action.txt", "complex", "action"),
+        ("complex_train_spatialaction.txt", "complex", "spatialaction"),
+        ("non_spatial.txt", "non_spatial", None),
+        ("texture_val_unseen.txt", "texture", None),
+    ],
+)
+def test_a_file_of_compbench_tells_its_category_by_its_name(tmp_path, name, category, label):
+    folder = write_compbench(tmp_path / "own", name)
+    found = load_prompt_set(f"t2i_compbench={folder / name}")
+    assert found.prompts == [f"prompt one of {name}", f"prompt two of {name}"]
+    assert [(row.category, row.details.get("three_in_one")) for row in found.rows] == [(category, label)] * 2
+
+
+@pytest.mark.parametrize("name", ["mine.txt", "numeracy_val.txt", "shape_val_action.txt"])
+def test_a_text_file_without_a_category_is_no_compbench(tmp_path, name):
+    folder = write_compbench(tmp_path / "own", name)
+    with pytest.raises(ValueError, match=f"--prompts t2i_compbench: expected a file named as .* found .*{name}"):
+        load_prompt_set(f"t2i_compbench={folder / name}")
+
+
+def test_compbench_as_jsonl_keeps_its_columns(tmp_path):
+    (tmp_path / "own.jsonl").write_text('{"prompt": "a", "category": "complex", "three_in_one": "action"}\n')
+    row = load_prompt_set(f"t2i_compbench={tmp_path / 'own.jsonl'}").rows[0]
+    assert (row.category, row.details["three_in_one"]) == ("complex", "action")
 
 
 def test_partis_own_tsv_is_read_without_quoting(tmp_path):

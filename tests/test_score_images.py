@@ -203,7 +203,7 @@ def test_a_dataset_of_the_hub(script, monkeypatch, tmp_path, files, prompts, exp
     images = [{"bytes": data, "path": None} for data in files]
     dataset = datasets.Dataset.from_dict({"image": images, "text": prompts}, features=features)
     asked = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: asked.append((name, split)) or dataset)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split: asked.append((name, split)) or dataset)
     run(script, "--images", "org/pictures:test", "--output_dir", tmp_path / "out", "--dataloader_num_workers", 1)
     assert asked == [("org/pictures", "test")]
     check_table(pq.read_table(tmp_path / "out" / "scores.parquet"), [f"row {i}" for i in range(7)], prompts, expected)

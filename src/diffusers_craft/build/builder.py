@@ -4,7 +4,9 @@
 What is refined, generated or scored stays in the work folder and is never made again; the rest takes seconds.
 """
 
+import logging
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,8 +17,8 @@ from diffusers import DiffusionPipeline
 
 from ..core.files import atomic_write_json, fingerprint, remove_leftovers
 from ..core.records import CANDIDATE_SCHEMA, REFINED_SCHEMA, SCORE_SCHEMA
-from ..core.run_record import write_run_json
-from ..core.workdir import BUILD_FILE, CONSTANTS_FILE, REPORT_FOLDER, Stage, WorkDir, is_first_rank
+from ..core.run_record import versions, write_run_json
+from ..core.workdir import BUILD_FILE, CONSTANTS_FILE, POLL_SECONDS, REPORT_FOLDER, Stage, WorkDir, is_first_rank
 from ..data.dataset import (
     SCORED_COLUMNS,
     assemble_dataset,
@@ -31,7 +33,8 @@ from ..hub.dataset import publish_dataset
 from ..hub.upload import as_hub_id, forget_published
 from ..models.generation import ROWS_PER_SHARD, GenerationSettings, generate_candidates, generation_options
 from ..models.latents import vae_fingerprint
-from ..prompts.refiners import PromptRefiner, load_refiner, refine_prompts
+from ..prompts.refiners import IdentityRefiner, PromptRefiner, load_refiner, num_failures, refine_prompts
+from ..prompts.sets import distinct_prompts
 from ..rewards.settings import RewardSettings, load_rewards, reward_source
 from ..scoring.run import CandidateImages, ScoringJob, read_scores, score_images
 from ..selection.composite import normalization_constants
@@ -39,6 +42,8 @@ from ..selection.filtering import restrict_weights, rule_rewards, select_samples
 from ..selection.pool import ScoredPool, funnel, score_pool
 from .report import write_build_report
 
+
+logger = logging.getLogger(__name__)
 
 GROUPS_PER_REFINED_SHARD = 32
 
@@ -115,7 +120,7 @@ class CRAFTDatasetBuilder:
         Ranks of one launch share the work folder: each makes its part of the images and scores, the first one writes.
 
         Args:
-            prompts (`Sequence[str]`): the original prompts.
+            prompts (`Sequence[str]`): the original prompts; empty and repeated ones are dropped.
             run_options (`Mapping[str, Any]`, *optional*): what to record as the run's options in `craft_build.json`,
                 e.g. a script's arguments; by default the builder's own.
 
@@ -123,15 +128,14 @@ class CRAFTDatasetBuilder:
             `datasets.Dataset`: the selected images with the columns of `assemble_dataset`, best first.
 
         Raises:
-            UserError: if the work folder was built with other options, or fewer images are left than asked for.
+            UserError: if the prompts are no texts, the work folder was built with other options, nothing was refined, or
+                fewer images are left than asked for.
         """
-        prompts = list(prompts)
+        prompts = distinct_prompts(prompts)
         self._check_size(len(prompts))
         # All stages are opened before the first one works: a refusal must not come after hours of generation.
         refined, candidates, scores, options = self._open_stages(prompts)
-        if not refined.is_complete and is_first_rank():
-            refine_prompts(prompts, self.refiner, self.num_refinements, self.num_seeds, self.seed, refined)
-        refined.finish()
+        self._refine(prompts, refined, candidates)
         rows = refined.read()  # also where nothing is left to make: damage is said
         if not candidates.is_complete:
             shards = candidates.share()
@@ -139,12 +143,12 @@ class CRAFTDatasetBuilder:
         candidates.finish()
         self._score(candidates, scores)
         pool = self._select(candidates, scores)
-        self.funnel = funnel(pool)
+        self.funnel = funnel(pool, self._num_failures(refined))
         latent_vae = vae_fingerprint(self.pipeline.vae) if self.save_latents else None
         chosen = {name: values[pool.selected] for name, values in pool.columns.items()}
         self.dataset = assemble_dataset(take_rows(candidates, pool.selected), chosen, latent_vae)
         if is_first_rank():
-            self._save(pool, candidates, options, run_options or {})
+            self._save(pool, candidates, options, run_options or {}, prompts)
         return self.dataset
 
     def push_to_hub(
@@ -181,7 +185,9 @@ class CRAFTDatasetBuilder:
 
     def _check_options(self) -> None:
         """Has every later stage refuse now what it would refuse at the end."""
-        restrict_weights(self.rewards, self.filter_rule)
+        counting = restrict_weights(self.rewards, self.filter_rule)
+        if unused := [name for name, weight in self.rewards.items() if weight and name not in counting]:
+            logger.info("--filter_rule %s: only scored, without weight: %s", self.filter_rule, ", ".join(unused))
         rule_rewards(self.filter_rule, self.rewards)
         normalization_constants({}, self.reward_normalization)
         select_samples([], [], [], [], self.selection, 0, self.max_per_prompt)
@@ -227,6 +233,31 @@ class CRAFTDatasetBuilder:
             scores[name] = work.stage(f"scores/{name}", about, num_rows, ROWS_PER_SHARD, SCORE_SCHEMA)
         return refined, candidates, scores, options
 
+    def _refine(self, prompts: list[str], refined: Stage, candidates: Stage) -> None:
+        """Refines what is missing; what failed too, as long as no image shows the old text."""
+        if is_first_rank():
+            untouched = len(candidates.missing()) == candidates.num_shards
+            if untouched or not refined.is_complete:
+                sizes = self.num_refinements, self.num_seeds
+                refine_prompts(prompts, self.refiner, *sizes, self.seed, refined, again=untouched)
+        while not is_first_rank() and not self._is_settled(refined, candidates):
+            time.sleep(POLL_SECONDS)
+        refined.finish()
+
+    def _is_settled(self, refined: Stage, candidates: Stage) -> bool:
+        """Whether the first rank, which makes the first images too, will not refine any more."""
+        if len(candidates.missing()) < candidates.num_shards:
+            return True
+        try:
+            return refined.is_complete and not self._num_failures(refined)
+        except (UserError, FileNotFoundError):  # a shard that is being made again
+            return False
+
+    def _num_failures(self, refined: Stage) -> int | None:
+        """How many refinements are the prompt itself, `None` where nothing was to be refined."""
+        asked = not isinstance(self.refiner, IdentityRefiner)
+        return num_failures(refined.read(["variant", "refined"])) if asked else None
+
     def _score(self, candidates: Stage, scores: Mapping[str, Stage]) -> None:
         """Scores what is missing; complete rewards are not touched."""
         models = {name: self._models[name] for name, stage in scores.items() if not stage.is_complete}
@@ -244,7 +275,14 @@ class CRAFTDatasetBuilder:
         groups, variants = rows["group"].to_numpy(), rows["variant"].to_numpy()
         return score_pool(rewards, groups, variants, *self._selection_options.values(), self.seed)
 
-    def _save(self, pool: ScoredPool, candidates: Stage, options: dict[str, Any], run_options: Mapping) -> None:
+    def _save(
+        self,
+        pool: ScoredPool,
+        candidates: Stage,
+        options: dict[str, Any],
+        run_options: Mapping,
+        prompts: Sequence[str],
+    ) -> None:
         """Writes dataset, scores and report, and last `normalization.json` and `craft_build.json`."""
         folder = Path(self.output_dir)
         for place in (folder, folder / REPORT_FOLDER):
@@ -253,14 +291,16 @@ class CRAFTDatasetBuilder:
         save_dataset(self.dataset, folder)
         table = candidates.read(list(SCORED_COLUMNS))
         save_scores(assemble_scores(table, pool.columns, pool.kept, pool.selected), folder)
-        write_build_report(folder / REPORT_FOLDER, self.funnel, pool, self.dataset)
+        own = {**options, **self._selection_options, "generation_batch_size": self.settings.batch_size}
+        recorded = {**run_options, **own, "prompts": run_options.get("prompts", own["prompts"])}
+        about = {"options": recorded, "stage_options": options, "funnel": self.funnel, "versions": versions()}
+        write_build_report(folder / REPORT_FOLDER, about, pool, self.dataset, prompts)
         sources = {name: reward_source(model) for name, model in self._models.items()}
         constants = {name: entry | {"source": sources[name]} for name, entry in pool.constants["rewards"].items()}
         atomic_write_json(folder / CONSTANTS_FILE, {**pool.constants, "rewards": constants})
-        own = {**options, **self._selection_options, "generation_batch_size": self.settings.batch_size}
         write_run_json(
             folder / BUILD_FILE,
-            {**run_options, **own, "prompts": run_options.get("prompts", own["prompts"])},
+            recorded,
             base_model=as_hub_id(self.pipeline.name_or_path),
             stage_options=options,
             composite_weights=pool.weights,

@@ -22,7 +22,7 @@ from ..figures.grid import image_grid
 from ..models.loading import LORA_FILE, TUNED_FILES, denoiser_folder
 from ..models.tuned import load_tuned_pipeline
 from ..tiny import is_tiny
-from .card import without_paths
+from .card import License, without_paths
 from .model_card import Published, model_card, read_results
 from .upload import RETRY, Files, HubRepo, as_hub_id, hub_license, published_id
 
@@ -83,7 +83,7 @@ def publish_model(
     named_ids = {value for value in options.values() if isinstance(value, str) and as_hub_id(value, paths)}
     files = model_files(folder, kind, base_id, None if paths is None else named_ids)
 
-    repo = HubRepo(repo_id, "model", private, token, revision, retry)
+    repo = HubRepo(repo_id, "model", private, token, revision, retry, license)
     full_id = repo.open()
     pictures, prompts = sample_pictures(folder, record)
     config = folder / denoiser_folder(folder) / "config.json"
@@ -92,7 +92,7 @@ def publish_model(
         kind=kind,
         base_id=base_id,
         dataset_id=as_hub_id(data, paths) or published_id(data),
-        license=license or _license_of(base, base_id, token),
+        license=License((license,)) if license else _license_of(base, base_id, token),
         prompts=prompts,
         component=config.parent.name,
         part_class=read_json(config)["_class_name"] if config.is_file() else "",  # only LoRA weights have no config
@@ -137,14 +137,14 @@ def model_files(folder: Path, kind: str, base_id: str | None = None, known: Coll
     return {name: _without_origin(path, base_id, known) for name, path in paths.items() if not name.endswith(".tmp")}
 
 
-def _license_of(base: str, base_id: str | None, token: str | None) -> str | None:
+def _license_of(base: str, base_id: str | None, token: str | None) -> License | None:
     """The licence of the base model: from the Hub, or from the card in its folder."""
     if is_tiny(base):
-        return "apache-2.0"
+        return License(("apache-2.0",))
     if base_id is not None:
         return hub_license(base_id, "model", token)
     card = Path(base) / "README.md"
-    return ModelCard.load(card).data.license if card.is_file() else None
+    return License.stated(ModelCard.load(card).data.to_dict()) if card.is_file() else None
 
 
 def sample_pictures(folder: Path, record: Mapping[str, Any]) -> tuple[list[Path], list[str]]:

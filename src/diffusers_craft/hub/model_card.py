@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..core.files import read_json
 from ..errors import UserError
 from ..objectives.registry import find
-from .card import ARXIV, CITATION, PAPER, link, table, versions_text, without_paths
+from .card import ARXIV, CITATION, PAPER, License, link, table, versions_text, without_paths
 from .upload import as_hub_id
 
 
@@ -93,7 +93,7 @@ class Published(NamedTuple):
     kind: str  # pipeline, unet (the denoiser alone) or lora
     base_id: str | None
     dataset_id: str | None
-    license: str | None
+    license: License | None
     prompts: Sequence[str]  # of images/0.png, images/1.png ...
     component: str = "unet"  # what denoises in the pipeline
     part_class: str = "UNet2DConditionModel"  # its class in diffusers
@@ -160,7 +160,7 @@ def _metadata(family: str, published: Published, arxiv: str, results: Results | 
         pictures = enumerate(published.prompts)
         optional["widget"] = [{"text": text, "output": {"url": f"images/{index}.png"}} for index, text in pictures]
     return ModelCardData(
-        license=published.license or "other",
+        **(published.license or License(("other",))).metadata,
         library_name="diffusers",
         pipeline_tag="text-to-image",
         datasets=[published.dataset_id] if published.dataset_id else None,

@@ -6,8 +6,9 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .. import tiny
-from ..core.load import load_hub_dataset
+from ..core.load import HubSource, read_hub_columns
 from ..core.records import derive_seed
 from ..core.tables import read_csv, read_text
 from ..errors import UserError
+from .compbench import read_compbench
 
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -29,13 +31,13 @@ CATEGORIES = ("category", "Category", "tag")
 # The benchmarks: files of zhwang/HPDv2, other datasets of the Hub with their splits, how many prompts these have, and what
 # file to bring where the Hub has none.
 HPD_FILES = {"hpdv2": ("anime", "concept-art", "paintings", "photo"), "drawbench": ("drawbench",)}
-HUB_SETS = {"partiprompts": ("nateraw/parti-prompts", "train")}
-HUB_SETS |= {"pickapic": ("yuvalkirstain/pickapic_v1_no_images", "validation_unique")}
+HUB_SETS = {"partiprompts": HubSource("nateraw/parti-prompts", None, "train")}
+HUB_SETS |= {"pickapic": HubSource("yuvalkirstain/pickapic_v1_no_images", None, "validation_unique")}
 SIZES = {"hpdv2": 3200, "partiprompts": 1632, "pickapic": 500, "drawbench": 200}
 OWN_FILES = {
     "geneval": "evaluation_metadata.jsonl of github.com/djghosh13/geneval, or JSONL with prompt, category and metadata",
-    "t2i_compbench": "JSONL with prompt, category and, for complex prompts, three_in_one, from "
-    "github.com/Karine-Huang/T2I-CompBench",
+    "t2i_compbench": "examples/dataset of github.com/Karine-Huang/T2I-CompBench or one of its files such as color_val.txt, or"
+    " JSONL with prompt, category and, for complex prompts, three_in_one",
 }
 PROMPT_SETS = (*SIZES, *OWN_FILES)
 
@@ -70,8 +72,8 @@ def load_prompts(
 
     Args:
         source (`str` or `os.PathLike`): a file (`.txt` with one prompt per line, `.jsonl`, `.json` with a list, `.csv`,
-            `.tsv`, `.parquet`), a dataset of the Hub as `name` or `name:split` (default split `train`) or a local folder of
-            one, or `tiny-train` / `tiny-heldout`.
+            `.tsv`, `.parquet`), a dataset of the Hub as `name`, `name:split` or `name:config:split` (default split
+            `train`) or a local folder of one, or `tiny-train` / `tiny-heldout`.
         column (`str`, *optional*, defaults to `"prompt"`): where the prompts stand; text lines have none.
         num_prompts (`int`, *optional*): size of a sample, which keeps the order. A larger sample with the same seed
             contains the smaller one.
@@ -80,11 +82,22 @@ def load_prompts(
     Raises:
         UserError: if the source is missing, cannot be read, lacks the column or holds too few prompts.
     """
-    values = [_check_prompt(row[column], column, source) for row in _read_rows(str(source), [column])]
+    where = "--prompt_column", f" in column {column!r} of {source}"
+    values = [_check_prompt(row[column], *where) for row in _read_rows(str(source), [column])]
     prompts = list(dict.fromkeys(filter(None, values)))
     if not prompts:
         raise UserError(f"--prompts: expected at least one prompt in {source}, found none")
     return [prompts[i] for i in _sample(prompts, num_prompts, seed, source)]
+
+
+def distinct_prompts(prompts: Iterable[str]) -> list[str]:
+    """A caller's prompts as `load_prompts` would give them: stripped, without empty and repeated ones."""
+    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
+        raise UserError(f"prompts: expected a list of texts, found {prompts!r:.60}")
+    prompts = list(prompts)
+    if any(prompt is None for prompt in prompts):  # which a file may have in a row of other columns
+        raise UserError("prompts: expected text, found None")
+    return list(dict.fromkeys(filter(None, map(_check_prompt, prompts))))
 
 
 def load_prompt_set(source: str, column: str = "prompt", num_prompts: int | None = None, seed: int = 0) -> PromptSet:
@@ -94,7 +107,8 @@ def load_prompt_set(source: str, column: str = "prompt", num_prompts: int | None
 
     Args:
         source (`str`): `hpdv2`, `partiprompts`, `pickapic`, `drawbench` (loaded from the Hub); `NAME=SOURCE` with a
-            file or Hub dataset for any benchmark or a name of your own; or such a source alone, see `load_prompts`.
+            file or Hub dataset for any benchmark or a name of your own, for `t2i_compbench` also the folder of its own
+            files; or such a source alone, see `load_prompts`.
         column, num_prompts, seed: as in `load_prompts`; the column is that of sources of your own.
 
     Raises:
@@ -104,7 +118,9 @@ def load_prompt_set(source: str, column: str = "prompt", num_prompts: int | None
     if not equals or Path(source).exists():
         name, place = (source, "") if source in PROMPT_SETS else ("", source)
     if place:
-        records = _read_rows(place, COLUMNS if name in PROMPT_SETS else [column], (*CATEGORIES, *DETAILS))
+        records = read_compbench(place) if name == "t2i_compbench" else None
+        if records is None:
+            records = _read_rows(place, COLUMNS if name in PROMPT_SETS else [column], (*CATEGORIES, *DETAILS))
     else:
         records = _load_known(name)
     rows = [row for record in records if (row := _row(record, column, source)).prompt]
@@ -121,26 +137,25 @@ def load_prompt_set(source: str, column: str = "prompt", num_prompts: int | None
 
 def _load_known(name: str) -> list[dict[str, Any]]:
     """A benchmark's records from the Hub."""
-    import datasets
     from huggingface_hub import hf_hub_download
 
     if name in OWN_FILES:
         raise UserError(f"--prompts {name}: expected {name}=FILE with its own file ({OWN_FILES[name]}), found no file")
     records = []
+    wanted = f"--prompts {name}: expected its prompts on the Hub or in the cache"
     try:
         for style in HPD_FILES.get(name, ()):
             file = hf_hub_download("zhwang/HPDv2", f"benchmark/{style}.json", repo_type="dataset")
             records += [{**row, "category": style if name == "hpdv2" else None} for row in _read_rows(file, COLUMNS)]
         if name in HUB_SETS:
-            place, split = HUB_SETS[name]
-            dataset = datasets.load_dataset(place, split=split)
-            records = dataset.select_columns(_choose(dataset.column_names, COLUMNS, CATEGORIES, place)).to_list()
+            choose = partial(_choose, columns=COLUMNS, extras=CATEGORIES, source=HUB_SETS[name].name)
+            records = read_hub_columns(HUB_SETS[name], choose, f"{wanted}; a local file works too: {name}=FILE")
     except UserError:
         raise
     except (OSError, RuntimeError, ValueError) as error:  # huggingface_hub's errors are OSErrors
         reason = (str(error).splitlines() or [""])[0][:160]
         found = f"found {type(error).__name__} ({reason}); a local file works too: {name}=FILE"
-        raise UserError(f"--prompts {name}: expected its prompts on the Hub or in the cache, {found}") from None
+        raise UserError(f"{wanted}, {found}") from None
     if len(records) != SIZES[name]:
         raise UserError(f"--prompts {name}: expected {SIZES[name]} prompts from the Hub, found {len(records)}")
     return records
@@ -154,18 +169,18 @@ def _row(record: Mapping[str, Any], column: str, source: str) -> EvaluationPromp
 
         category = parse_caption(prompt).task
     details = {name: record[name] for name in DETAILS if record.get(name) is not None}
-    return EvaluationPrompt(_check_prompt(prompt, column, source), str(category) if category else None, details)
+    text = _check_prompt(prompt, "--prompt_column", f" in column {column!r} of {source}")
+    return EvaluationPrompt(text, str(category) if category else None, details)
 
 
-def _check_prompt(value: Any, column: str, source: str | os.PathLike) -> str:
+def _check_prompt(value: Any, flag: str = "prompts", where: str = "") -> str:
     """A prompt without surrounding space, `""` for none; refuses what is no text."""
     if not isinstance(value, str | None):
-        raise UserError(f"--prompt_column: expected text in column {column!r} of {source}, found {value!r:.60}")
+        raise UserError(f"{flag}: expected text{where}, found {value!r:.60}")
     try:
         (value or "").encode()
     except UnicodeEncodeError:  # half of an emoji, as broken JSON has it
-        wanted = f"expected text that can be written as UTF-8 in column {column!r} of {source}"
-        raise UserError(f"--prompt_column: {wanted}, found {value!r:.60}") from None
+        raise UserError(f"{flag}: expected text that can be written as UTF-8{where}, found {value!r:.60}") from None
     return (value or "").strip()
 
 
@@ -193,16 +208,13 @@ def _read_rows(source: str, columns: Sequence[str], extras: Collection[str] = ()
     suffix = path.suffix.lower()
     if path.is_file() and suffix in SUFFIXES:
         return _read_file(path, columns, extras)
-    name, split = (source, "train") if path.is_dir() or ":" not in source else source.rsplit(":", 1)
-    folder = Path(name).expanduser()
+    place = HubSource.parse(source)
     expected = f"--prompts: expected a file ({', '.join(SUFFIXES)}) or a dataset of the Hub"
     if path.is_file():
         raise UserError(f"{expected}, found the file {source}")
-    if not folder.is_dir() and (suffix in SUFFIXES or source.startswith((".", "/", "~"))):
+    if not Path(place.name).is_dir() and (suffix in SUFFIXES or source.startswith((".", "/", "~"))):
         raise UserError(f"{expected}, found no file at {source}")
-    name = str(folder) if folder.is_dir() else name
-    dataset = load_hub_dataset(name, split or "train", expected=expected)
-    return dataset.select_columns(_choose(dataset.column_names, columns, extras, name)).to_list()
+    return read_hub_columns(place, partial(_choose, columns=columns, extras=extras, source=place.name), expected)
 
 
 def _read_file(path: Path, columns: Sequence[str], extras: Collection[str]) -> list[dict[str, Any]]:

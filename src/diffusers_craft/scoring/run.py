@@ -218,7 +218,10 @@ def _score_rows(name: str, reward: "Reward | Any", rows: list[ImageRow], picture
     if not pictures:
         return scores
     chosen = list(pictures)
-    found = np.asarray(reward.score([rows[i].prompt for i in chosen], list(pictures.values())), dtype=np.float32)
+    found = reward.score([rows[i].prompt for i in chosen], list(pictures.values()))
+    if hasattr(found, "detach"):  # a tensor: a user's own may be on a GPU, or ask for gradients
+        found = found.detach().float().cpu()
+    found = np.asarray(found, dtype=np.float32)
     if found.shape != (len(chosen),):
         raise UserError(f"reward {name}: expected {len(chosen)} scores, found shape {found.shape}")
     # A reward that may abstain (a grader without an answer, a rule for other prompts) says so by NaN.

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..core.files import fingerprint
-from ..core.load import load_hub_dataset
+from ..core.load import HubSource, load_hub_dataset
 from ..core.tables import read_csv, read_jsonl, read_text
 from ..errors import UserError
 from .run import ImageRow
@@ -27,8 +27,8 @@ EXPECTED = "expected a folder, a Parquet file or a dataset of the Hub"
 
 def add_image_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Declares what `open_images` takes."""
-    add, text = parser.add_argument, "Folder of images or Parquet files, Parquet file, or Hub id (NAME, NAME:SPLIT)."
-    add("--images", required=True, help=text)
+    add, text = parser.add_argument, "Folder of images or Parquet files, Parquet file, or Hub id"
+    add("--images", required=True, help=f"{text} (NAME, NAME:SPLIT or NAME:CONFIG:SPLIT).")
     add("--image_column", default="image", help="Column of Parquet and datasets that holds the images.")
     add("--caption_column", help="Column with the captions; default: prompt, caption or text.")
     add("--captions", help="CSV or JSONL file with a column file_name, for a folder of images.")
@@ -46,7 +46,7 @@ def open_images(
 
     Args:
         source (`str`): a folder of images (with subfolders) or of Parquet files, a Parquet file, or a dataset of the
-            Hub, `name` or `name:split` (default split `train`).
+            Hub, `name`, `name:split` or `name:config:split` (default split `train`).
         image_column (`str`, *optional*, defaults to `"image"`): of Parquet and datasets.
         caption_column (`str`, *optional*): by default the first of `prompt`, `caption` and `text`.
         captions (`str`, *optional*): a `.csv` or `.jsonl` file with a column `file_name`, for a folder of images; by
@@ -282,8 +282,8 @@ class DatasetImages(ColumnImages):
         import datasets
 
         super().__init__(image_column, None if prompt is not None else caption_column, prompt)
-        name, _, split = source.partition(":")
-        dataset = load_hub_dataset(name, split or "train", expected=f"--images: {EXPECTED}", found=source)
+        place = HubSource.parse(source)
+        name, dataset = place.name, load_hub_dataset(place, expected=f"--images: {EXPECTED}", found=source)
         if not isinstance(dataset.features.get(image_column), datasets.Image):
             wanted = f"expected a column of images of {name} ({', '.join(dataset.column_names)})"
             raise UserError(f"--image_column: {wanted}, found {image_column!r}")

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 from build_driver import load_script, register_brightness_rewards
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DiffusionPipeline
+from original_layout import save_single_file
+from safetensors.torch import load_file, save_file
 
 import diffusers_craft.build.builder as builder_module
 from diffusers_craft import load_craft_dataset, register_reward
@@ -263,6 +265,19 @@ def test_another_vae_draws_other_pictures(random_sd15, prompt_file, tmp_path, sc
     flags = ["--pretrained_vae_model_name_or_path", str(tmp_path / "nothing")]
     message = error_of(script, arguments(random_sd15, prompt_file, tmp_path / "work", *flags), capsys)
     assert message.startswith("--pretrained_vae_model_name_or_path: expected a Hub id or folder of a VAE")
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_a_single_file_without_a_vae_builds_with_one(kind, request, prompt_file, tmp_path, script, capsys) -> None:
+    folder, file = request.getfixturevalue(f"random_{kind}"), tmp_path / f"{kind}.safetensors"
+    save_single_file(DiffusionPipeline.from_pretrained(folder), file)
+    save_file({key: value for key, value in load_file(file).items() if not key.startswith("first_stage_model.")}, file)
+    args = [*arguments(file, prompt_file, tmp_path / "work"), "--single_file_config", str(folder)]
+    args += ["--num_prompts", "2", "--filter_rule", "none", "--num_samples", "1"]
+    assert error_of(script, args, capsys).startswith("--pretrained_vae_model_name_or_path: expected a VAE")
+    script.main(script.parse_args([*args, "--pretrained_vae_model_name_or_path", str(folder / "vae")]))
+    assert len(load_craft_dataset(tmp_path / "work")) == 1
 
 
 @pytest.mark.usefixtures("no_report")

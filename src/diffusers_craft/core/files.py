@@ -63,6 +63,16 @@ def is_file_name(text: str) -> bool:
     return bool(re.fullmatch(r"[\w.-]+", text)) and text.strip(".") != "" and len(text.encode()) <= MAX_NAME
 
 
+def with_sorted_metadata(data: bytes) -> bytes:
+    """A safetensors file whose metadata stand in order; the library writes them in a random one."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # as the format asks
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
+
+
 def fingerprint(value: Any) -> str:
     """A short hash of anything that JSON can hold, to stand for long options (a list of prompts) in `options`."""
     text = json.dumps(value, sort_keys=True, default=os.fspath)

@@ -41,8 +41,8 @@ class Components:
     pipeline: DiffusionPipeline | None  # for `Family.encode_prompts`
 
     def encoders(self) -> list[torch.nn.Module]:
-        """The text encoders."""
-        parts = self.pipeline.components.items()
+        """The text encoders; none once they are dropped."""
+        parts = self.pipeline.components.items() if self.pipeline is not None else ()
         return [part for name, part in parts if name.startswith("text_encoder") and part is not None]
 
     def tokens(self, prompts: Sequence[str]) -> dict[str, list[list[int]]]:

@@ -16,6 +16,7 @@ from diffusers.training_utils import EMAModel, cast_training_params
 from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
 from safetensors.torch import load_file
 
+from ..core.files import atomic_write_bytes, with_sorted_metadata
 from ..core.records import derive_seed
 from ..errors import UserError
 from ..models.family import Family
@@ -84,8 +85,10 @@ class LoraWeights:
         named = {f"{self.component}_lora_layers": layers}
         about = denoiser.peft_config["default"].to_dict()
         about = {name: sorted(value) if isinstance(value, set) else value for name, value in about.items()}
-        named[f"{self.component}_lora_adapter_metadata"] = about  # in one order: the same run gives the same bytes
+        named[f"{self.component}_lora_adapter_metadata"] = about  # in one order, as below: equal runs, equal bytes
         self.pipeline_class.save_lora_weights(save_directory=str(folder), **named)
+        file = Path(folder) / LORA_FILE
+        atomic_write_bytes(file, with_sorted_metadata(file.read_bytes()))
 
     def load(self, denoiser: ModelMixin, folder: str | Path) -> None:
         """Reads what `save` wrote."""

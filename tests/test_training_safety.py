@@ -173,3 +173,15 @@ def test_sigterm_leaves_a_checkpoint_from_which_the_run_goes_on(train, monkeypat
     resumed = train("sd15", "told", *six, "--resume_from_checkpoint=latest")
     assert losses(resumed) == losses(whole) and same(weights(resumed), weights(whole))
     assert "stop" not in run_json(resumed)["loss_history"][-1]
+
+
+@pytest.mark.parametrize("kind", ["emptied", "cut"])
+@pytest.mark.parametrize("name", ["unet/config.json", "unet/diffusion_pytorch_model.safetensors", "optimizer.bin"])
+def test_a_damaged_checkpoint_is_named(train, kind, name):
+    checkpoint = train("sd15", "run", *SHORT, "--checkpointing_steps=1") / "checkpoint-3"
+    data = (checkpoint / name).read_bytes()
+    (checkpoint / name).write_bytes(data[: len(data) // 2] if kind == "cut" else b"")
+    words = "^--resume_from_checkpoint: expected a whole checkpoint, found .*checkpoint-3 .*; move it away"
+    with pytest.raises(UserError, match=words) as error:
+        train("sd15", "run", "--max_train_steps=4", *SHORT[1:], "--resume_from_checkpoint=latest")
+    assert "\n" not in str(error.value)

@@ -12,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
 from PIL import Image
+from tqdm.auto import tqdm
 
 from ..core.files import atomic_write_json, fingerprint, read_json
 from ..core.records import derive_seed
@@ -165,7 +166,8 @@ def sample_pictures(folder: Path, record: Mapping[str, Any]) -> tuple[list[Path]
         pipeline = load_trained(folder, record)
         pipeline.set_progress_bar_config(disable=True)
         target.mkdir(exist_ok=True)
-        for index, (path, text) in enumerate(zip(pictures, prompts)):
+        bar = tqdm(zip(pictures, prompts), total=len(prompts), desc="Drawing for the card", unit="image")
+        for index, (path, text) in enumerate(bar):
             generator = torch.Generator().manual_seed(derive_seed(options["seed"], "card", index))
             size, steps = options["resolution"], NUM_INFERENCE_STEPS
             images = pipeline(text, height=size, width=size, num_inference_steps=steps, generator=generator).images

@@ -171,7 +171,16 @@ def _load(model: TrainedModel, path: Path) -> None:
     """Weights, optimizer and schedule of a checkpoint; rate, betas, decay and so on stay those of this run's flags."""
     accelerator, groups = model.accelerator, model.optimizer.param_groups
     wanted = [{name: value for name, value in group.items() if name != "params"} for group in groups]
-    accelerator.load_state(str(path))
+    try:
+        accelerator.load_state(str(path))
+    except UserError:
+        raise
+    except Exception as error:  # torch, safetensors, diffusers and json each have their own for a damaged file
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        fix = "move it away to go on from the one before"
+        raise UserError(
+            f"--resume_from_checkpoint: expected a whole checkpoint, found {path} ({reason:.200}); {fix}"
+        ) from error
     accelerator.step = 0  # accelerate's count of micro-batches; every checkpoint lies between two batches
     if accelerator.distributed_type == DistributedType.DEEPSPEED:  # which keeps rates of its own
         return

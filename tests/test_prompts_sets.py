@@ -108,7 +108,7 @@ def test_partis_own_tsv_is_read_without_quoting(tmp_path):
 
 
 def test_files_of_ones_own(tmp_path):
-    """A prompt counts once a category; a name may be given; the column is --prompt_column."""
+    """A prompt counts once per category; a name may be given; the column is --prompt_column."""
     path = tmp_path / "mine.csv"
     path.write_text("text,category\na,x\na,y\na,x\n,x\nb,\n")
     found = load_prompt_set(str(path), column="text")

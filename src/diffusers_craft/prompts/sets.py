@@ -89,7 +89,7 @@ def load_prompts(
 def load_prompt_set(source: str, column: str = "prompt", num_prompts: int | None = None, seed: int = 0) -> PromptSet:
     """A benchmark's prompts by name, or those of a file or Hub dataset.
 
-    A benchmark keeps its repeated prompts, a part of its protocol; elsewhere a prompt counts once a category.
+    A benchmark keeps its repeated prompts, a part of its protocol; elsewhere a prompt counts once per category.
 
     Args:
         source (`str`): `hpdv2`, `partiprompts`, `pickapic`, `drawbench` (loaded from the Hub); `NAME=SOURCE` with a

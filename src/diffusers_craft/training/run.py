@@ -224,7 +224,7 @@ class TrainingRun:
         logger.info("***** Running training *****")
         logger.info("  Rows = %d, of which %d with a negative advantage", len(self.data), negative)
         size = self.settings.train_batch_size
-        logger.info("  Batch = %d a process and pass, %d in total", size, self.batch_size)
+        logger.info("  Batch = %d per process and pass, %d in total", size, self.batch_size)
         epochs = self.max_train_steps * self.batch_size / len(self.data)
         logger.info("  Optimizer steps = %d (%.1f passes over the data)", self.max_train_steps, epochs)
 

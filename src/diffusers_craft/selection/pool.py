@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""A scored pool of candidates, from raw rewards to the selected rows (CRAFT, arXiv 2603.18991, algorithm 1)."""
+"""A scored pool of candidates, from raw rewards to the selected rows, and how many each step left (CRAFT, algorithm 1)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -73,7 +73,8 @@ def funnel(pool: ScoredPool) -> dict[str, int | float]:
     """How many prompts and images each step left, as `FUNNEL_LABELS` names them.
 
     A group counts with a valid baseline and a valid refined image, a kept image with j >= 1. A selected image is
-    compared with its baseline on the rule's rewards; on the composite for `"none"`.
+    compared with its baseline on the rule's rewards; on the composite for `"none"`. `share_negative_advantages` is of
+    the selected rows, 0 to 1.
     """
     groups, variants, selected = pool.groups, pool.variants, pool.selected
     valid = filtering.valid_rows({**pool.rewards, "composite": pool.composite}, len(groups))

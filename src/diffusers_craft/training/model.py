@@ -36,7 +36,7 @@ class FullWeights:
         denoiser.requires_grad_(True).to(self.dtype)
 
     def save(self, denoiser: ModelMixin, folder: str | Path) -> None:
-        """What a checkpoint needs."""
+        """Writes what a checkpoint needs."""
         denoiser.save_pretrained(Path(folder) / self.component)
 
     def load(self, denoiser: ModelMixin, folder: str | Path) -> None:
@@ -45,7 +45,7 @@ class FullWeights:
         denoiser.load_state_dict(type(denoiser).from_pretrained(folder, **options).state_dict())
 
     def save_result(self, pipeline: DiffusionPipeline, folder: str | Path) -> None:
-        """The end of a run: what `from_pretrained` loads."""
+        """Writes the end of a run: what `from_pretrained` loads."""
         pipeline.save_pretrained(folder)
 
 
@@ -91,7 +91,7 @@ class LoraWeights:
         set_peft_model_state_dict(denoiser, convert_unet_state_dict_to_peft(saved))
 
     def save_result(self, pipeline: DiffusionPipeline, folder: str | Path) -> None:
-        """The end of a run: what `load_lora_weights` loads into the base pipeline."""
+        """Writes the end of a run: what `load_lora_weights` loads into the base pipeline."""
         self.save(getattr(pipeline, self.component), folder)
 
 

@@ -57,7 +57,7 @@ def pair_diversity(embeddings: np.ndarray, groups: np.ndarray) -> tuple[float, f
 
 
 def nearest_distances(embeddings: np.ndarray, others: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
-    """Distance (n,) of each row to the nearest of `others`; with `groups` (n,) of all rows, of the other groups."""
+    """Distance (n,) of each row to the nearest of `others`, which with `groups` (n,) are the rows of other groups."""
     nearest = np.full(len(embeddings), np.inf)
     for start in range(0, len(embeddings), _CHUNK):
         rows = embeddings[start : start + _CHUNK]

@@ -31,8 +31,8 @@ def captions() -> list[str]:
 
 @pytest.fixture(scope="module")
 def exact(captions) -> dict[tuple[str, str], float]:
-    """(model, kind of caption) -> share of 50 held-out captions that the model's pictures show exactly."""
-    captions, rng = captions[:50], np.random.default_rng(0)
+    """(model, kind of caption) -> share of held-out captions that the model's pictures show exactly."""
+    rng = np.random.default_rng(0)
     texts = {"plain": captions, "rich": [enrich(caption, rng) for caption in captions]}
     shares = {}
     for model in MODELS:
@@ -80,8 +80,8 @@ def test_the_vae_keeps_every_colour_and_shape():
 
 
 def test_tiny_sd15_is_good_and_improvable(exact):
-    # 30 to 75 % is the aim; three standard errors of 50 captions on either side.
-    assert 0.11 <= exact["tiny-sd15", "plain"] <= 0.93
+    # 30 to 75 % is the aim; three standard errors of 100 captions on either side.
+    assert 0.16 <= exact["tiny-sd15", "plain"] <= 0.88
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -72,7 +72,7 @@ def publish_model(
     record = _finished_run(folder)
     options, paths = record["options"], record.get("paths")
     if options.get("use_lora") and unet_only:
-        raise UserError("--push_unet_only: expected a run that trained all weights, found one with --use_lora")
+        raise UserError("--push_unet_only: expected a run that trained the UNet, found one with --use_lora")
     kind = "lora" if options.get("use_lora") else "unet" if unet_only else "pipeline"
     if base_model is not None and as_hub_id(base_model) is None:
         raise UserError(f"--base_model: expected a Hub id ORG/NAME, found {base_model!r}")

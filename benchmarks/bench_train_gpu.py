@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""Training at full size on one GPU: images a second, MFU and peak memory of each configuration, and what memory to expect.
+"""Training at full size on one GPU: images per second, MFU and peak memory of each configuration, and what memory to expect.
 
     python benchmarks/bench_train_gpu.py                  # every configuration, a process each; needs a GPU
     python benchmarks/bench_train_gpu.py --only sdxl-lora # those whose name contains it

@@ -5,6 +5,7 @@ Everything runs offline, on a CPU, on one thread.
 """
 
 import copy
+import gc
 import json
 import os
 import shutil
@@ -308,6 +309,12 @@ def _tokenizer(folder: Path, pad_token: str = "<|endoftext|>", max_length: int =
     (folder / "vocab.json").write_text(json.dumps(_vocabulary()), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     return CLIPTokenizer.from_pretrained(str(folder), model_max_length=max_length, pad_token=pad_token)
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries made while they were imported stays: no collection of garbage has to go over it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

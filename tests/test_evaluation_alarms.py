@@ -142,7 +142,7 @@ def test_collapse_onto_a_few_pictures_that_differ_is_seen_by_their_twins(clean, 
 
 
 def test_loss_of_variety_between_the_seeds_of_a_prompt(clean):
-    """Pairs of images a prompt; the tuned model draws the first one twice. No two prompts look alike."""
+    """Pairs of images per prompt; the tuned model draws the first one twice. No two prompts look alike."""
     base, tuned = image_statistics(clean, images_per_prompt=2), clean[:]
     tuned[1::2] = clean[::2]
     checks = diversity_checks("craft", image_statistics(tuned, images_per_prompt=2), base)

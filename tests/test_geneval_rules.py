@@ -104,6 +104,8 @@ def test_colour_is_that_of_the_surest_objects_only():
     failures = find_failures({"dog": dogs}, metadata, lambda found: [colors[d.score] for d in found])
     assert failures == ["expected 1 red dog, found blue"]
     assert find_failures({"dog": dogs[1:]}, metadata, lambda found: [colors[d.score] for d in found]) == []
+    with pytest.raises(ValueError, match="geneval: expected a colour classifier for red dog"):
+        find_failures({"dog": dogs}, metadata)
 
 
 def test_attribute_binding_asks_each_class_for_its_own_colour():

@@ -38,7 +38,7 @@ def test_hpdv2_by_style_with_its_repeated_prompts(hub):
     found = load_prompt_set("hpdv2")
     assert len(found.rows) == 3200 and found.name == "hpdv2"
     assert found.categories == [s for s in ("anime", "concept-art", "paintings", "photo") for _ in range(800)]
-    assert found.prompts[:3] == ["anime 0", "anime 0", "anime 1"]
+    assert found.prompts[:3] == ["anime 0", "anime 0", "anime 1"] and found.rows[1].details == {"index": 1}
     assert asked[0] == ("zhwang/HPDv2", "benchmark/anime.json", "dataset")
     sample = load_prompt_set("hpdv2", num_prompts=7, seed=1)
     assert len(sample.rows) == 7, "one of two equal prompts brought the other one with it"
@@ -165,7 +165,7 @@ def test_partis_own_tsv_is_read_without_quoting(tmp_path):
 
 
 def test_files_of_ones_own(tmp_path):
-    """A prompt counts once a category; a name may be given; the column is --prompt_column."""
+    """A prompt counts once per category; a name may be given; the column is --prompt_column."""
     path = tmp_path / "mine.csv"
     path.write_text("text,category\na,x\na,y\na,x\n,x\nb,\n")
     found = load_prompt_set(str(path), column="text")

@@ -257,7 +257,8 @@ def test_image_grid_makes_room_for_titles_and_captions():
 
 
 @pytest.mark.parametrize(
-    ("shape", "expected"), [((64, 64), (192, 192)), ((128, 64), (192, 96)), ((1024, 512), (192, 96))]
+    ("shape", "expected"),
+    [((64, 64), (192, 192)), ((128, 64), (192, 96)), ((1024, 512), (192, 96)), ((1000, 1), (192, 1))],
 )
 def test_fit_keeps_the_aspect(shape, expected):
     assert _fit(Image.new("RGB", shape), 192).size == expected

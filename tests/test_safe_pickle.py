@@ -101,11 +101,11 @@ def raw_archive(path: Path, data: bytes) -> Path:
 class Reference:
     """Pickles as `torch._utils._rebuild_tensor_v2(storage 0, ...)`."""
 
-    def __init__(self, *arguments):
-        self.arguments = arguments
+    def __init__(self, *arguments, storage=None):
+        self.arguments, self.storage = arguments, storage or Storage()
 
     def __reduce__(self):
-        return torch._utils._rebuild_tensor_v2, (Storage(), *self.arguments, False, OrderedDict())
+        return torch._utils._rebuild_tensor_v2, (self.storage, *self.arguments, False, OrderedDict())
 
 
 class Storage:
@@ -128,6 +128,15 @@ def test_tensors_never_reach_beyond_their_storage(arguments: tuple, tmp_path: Pa
     with pytest.raises(
         ValueError, match="found a tensor (that reaches beyond its storage|whose description is not one)"
     ):
+        read_pickled_module("x", raw_archive(tmp_path / "x.pth", buffer.getvalue()))
+
+
+def test_a_view_is_no_storage(tmp_path: Path):
+    """A tensor of a billion equal values, by a stride of 0, would let the next one reach as far."""
+    buffer = io.BytesIO()
+    wide = Reference(0, (10**9,), (0,))
+    StoragePickler(buffer, protocol=2).dump(Reference(0, (10**9,), (1,), storage=wide))
+    with pytest.raises(ValueError, match="found a tensor whose description is not one"):
         read_pickled_module("x", raw_archive(tmp_path / "x.pth", buffer.getvalue()))
 
 

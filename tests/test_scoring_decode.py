@@ -3,6 +3,7 @@
 
 import io
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from diffusers_craft import score_images
+from diffusers_craft.scoring import run as scoring_run
 from diffusers_craft.scoring.run import ImageRow, decode_image
 from diffusers_craft.scripts import ScoringJob, WorkDir
 
@@ -105,7 +107,16 @@ def test_threads_start_late_and_end_with_the_last_image(tmp_path: Path):
     assert decoding_threads() == []
 
 
-def test_threads_end_when_the_reward_fails(tmp_path: Path):
+def test_threads_end_when_the_reward_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is queued is not decoded any more: of 40 images that were begun, the 20 of the second shard."""
+    decoded = []
+
+    def slow(data: bytes) -> Image.Image | str:
+        time.sleep(0.02)
+        decoded.append(data)
+        return decode_image(data)
+
+    monkeypatch.setattr(scoring_run, "decode_image", slow)
     with pytest.raises(KeyboardInterrupt):
         score(Encoded(pictures() * 20), Seen(fails=True), tmp_path, 2)
-    assert decoding_threads() == []
+    assert decoding_threads() == [] and len(decoded) < 35

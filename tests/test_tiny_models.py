@@ -1,7 +1,8 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """The embedded models: small enough to ship, good enough to be improved, judged on held-out captions."""
 
-import runpy
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -30,8 +31,8 @@ def captions() -> list[str]:
 
 @pytest.fixture(scope="module")
 def exact(captions) -> dict[tuple[str, str], float]:
-    """(model, kind of caption) -> share of 50 held-out captions that the model's pictures show exactly."""
-    captions, rng = captions[:50], np.random.default_rng(0)
+    """(model, kind of caption) -> share of held-out captions that the model's pictures show exactly."""
+    rng = np.random.default_rng(0)
     texts = {"plain": captions, "rich": [enrich(caption, rng) for caption in captions]}
     shares = {}
     for model in MODELS:
@@ -79,8 +80,8 @@ def test_the_vae_keeps_every_colour_and_shape():
 
 
 def test_tiny_sd15_is_good_and_improvable(exact):
-    # 30 to 75 % is the aim; three standard errors of 50 captions on either side.
-    assert 0.11 <= exact["tiny-sd15", "plain"] <= 0.93
+    # 30 to 75 % is the aim; three standard errors of 100 captions on either side.
+    assert 0.16 <= exact["tiny-sd15", "plain"] <= 0.88
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -109,12 +110,12 @@ def test_rewards_prefer_what_the_caption_says(captions, name):
     assert better[kept].mean() >= 0.75
 
 
-@pytest.mark.parametrize("start", ["rebuild_tiny_models.py", "rebuild_tiny.rewards"])
-def test_the_rebuild_starts(start, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [start, "--help"])
-    with pytest.raises(SystemExit, match="0"):
-        if start.endswith(".py"):
-            runpy.run_path(str(SCRIPTS / start), run_name="__main__")
-        else:
-            runpy.run_module(start, run_name="__main__")
-    assert "usage:" in capsys.readouterr().out
+@pytest.mark.parametrize("command", [[str(SCRIPTS / "rebuild_tiny_models.py")], ["-m", "rebuild_tiny.rewards"]])
+def test_the_rebuild_starts(command, tmp_path):
+    """The models' from any folder, the rewards' from `scripts/`."""
+    folder = SCRIPTS if "-m" in command else tmp_path
+    environment = os.environ | {"PYTHONPATH": str(SCRIPTS.parent / "src"), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, *command, "--help"], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0 and "usage:" in result.stdout, result.stderr

@@ -151,7 +151,7 @@ def test_a_resumed_run_reports_all_of_its_cost(train, tmp_path):
 
 
 def test_the_device_is_waited_for_at_the_first_step_in_pauses_and_at_the_end_only(train, monkeypatch):
-    """Not once a step: the CPU must run ahead of the GPU."""
+    """Not once per step: the CPU must run ahead of the GPU."""
     waits, now = [], SpeedMeter._now
     monkeypatch.setattr(SpeedMeter, "_now", lambda meter: waits.append(meter._steps) or now(meter))
     flags = ["--train_batch_size=4", "--gradient_accumulation_steps=1", "--max_train_steps=6"]

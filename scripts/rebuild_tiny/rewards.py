@@ -42,7 +42,7 @@ RECIPES = {
 
 
 def _schedule(parameters: Iterable[nn.Parameter], lr: float, steps: int) -> Iterator[torch.optim.Optimizer]:
-    """Yields an AdamW optimizer once a step, with a linear warm-up and a cosine decay; steps it afterwards."""
+    """Yields an AdamW optimizer once per step, with a linear warm-up and a cosine decay; steps it afterwards."""
     parameters = list(parameters)
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-4)
     for step in range(steps):

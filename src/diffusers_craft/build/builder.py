@@ -159,10 +159,14 @@ class CRAFTDatasetBuilder:
         revision: str | None = None,
         license: str | None = None,
     ) -> str | None:
-        """Publishes what was built: `publish_dataset`, see there, with the builder's own work folder.
+        """Publishes what was built, as `publish_dataset` does, from the builder's own work folder.
+
+        Args:
+            repo_id (`str`): e.g. `"org/craft-top100"`.
+            private, token, revision, license (*optional*): see `publish_dataset`.
 
         Returns:
-            `str`: address of the commit; `None` on other ranks than the first, which do nothing.
+            `str`: address of the commit; `None` on all ranks but the first, which alone publishes.
 
         Raises:
             UserError: if nothing was built yet, or the upload fails.
@@ -179,7 +183,7 @@ class CRAFTDatasetBuilder:
 
     @property
     def _selection_options(self) -> dict[str, Any]:
-        """What decides the selection, in the order of `score_pool`."""
+        """What decides the selection, for the record."""
         names = ("filter_rule", "reward_normalization", "selection", "num_samples", "max_per_prompt")
         return {"rewards": dict(self.rewards)} | {name: getattr(self, name) for name in names}
 
@@ -273,7 +277,8 @@ class CRAFTDatasetBuilder:
             abstains = getattr(self._models[name], "abstains", False)
             rewards[name] = read_scores(stage, None if abstains else rows["valid"].to_numpy())
         groups, variants = rows["group"].to_numpy(), rows["variant"].to_numpy()
-        return score_pool(rewards, groups, variants, *self._selection_options.values(), self.seed)
+        chosen = (self.filter_rule, self.reward_normalization, self.selection, self.num_samples, self.max_per_prompt)
+        return score_pool(rewards, groups, variants, self.rewards, *chosen, self.seed)
 
     def _save(
         self,

@@ -21,6 +21,8 @@ _IDENTITY = [
     pa.field("refined_prompt", pa.string(), False),  # generates the image; equal to `prompt` where nothing was refined
 ]
 
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # a PNG file, null; as `datasets.Image` stores it
+
 REFINED_SCHEMA = pa.schema(
     [
         *_IDENTITY,
@@ -33,9 +35,7 @@ CANDIDATE_SCHEMA = pa.schema(
     [
         *_IDENTITY,
         pa.field("seed", pa.int64(), False),  # of the initial and the sampler's noise, in [0, 2**63)
-        pa.field(
-            "image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-        ),  # PNG, null; as `datasets.Image`
+        pa.field("image", _IMAGE),
         pa.field("valid", pa.bool_(), False),  # not where an image must never be selected (black, constant, NaN)
         pa.field("problem", pa.string()),  # why an image is not valid
         pa.field("sampler", pa.string()),  # scheduler class with its key settings

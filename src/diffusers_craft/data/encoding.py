@@ -1,7 +1,8 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """From a dataset of images, captions and advantages to tensors: every image and caption is encoded once.
 
-The result is cached under a name that depends on all that determines it and on nothing else, so not on learning rate or seed.
+The result is cached under a name made of all that determines it: encoder weights, caption tokens, pixels, resolution,
+crop. Another learning rate, or SFT on the same data, finds it; a seed counts only where it chooses the rows.
 """
 
 import hashlib
@@ -80,13 +81,13 @@ def prepare_training_data(
         tensors = _encode(dataset, captions, family, components, settings)
         atomic_write_bytes(path, save(tensors, metadata={_HASH: _hash(tensors)}))
     return TrainingData(
-        tensors["latents"],
-        tensors.get("latent_stds"),
-        _with_prefix(tensors, "prompts."),
-        prompt_rows,
-        _with_prefix(tensors, "sizes."),
-        weights,
-        tuple(captions),
+        latents=tensors["latents"],
+        latent_stds=tensors.get("latent_stds"),
+        prompts=_with_prefix(tensors, "prompts."),
+        prompt_rows=prompt_rows,
+        sizes=_with_prefix(tensors, "sizes."),
+        weights=weights,
+        captions=tuple(captions),
     )
 
 

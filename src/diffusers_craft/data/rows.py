@@ -103,13 +103,13 @@ class PairData:
         """As `TrainingData.to`."""
         return PairData(self.images.to(device, prompt_dtype), self.pairs, self.weights.to(device))
 
-    def draw(self, step: int, slots: Sequence[int], rows: torch.Tensor, *args: Any, **options: Any) -> Draw:
+    def draw(self, step: int, slots: Sequence[int], rows: torch.Tensor, **options: Any) -> Draw:
         """P pairs as 2P rows, winners first, with weights +w and -w; arguments as of `TrainingData.draw`.
 
         What is random belongs to the slot, so that a pair shares its time, its noise, its flip and whether its caption
         is dropped.
         """
-        sides = [self.images.draw(step, slots, self.pairs[rows, side], *args, **options) for side in (0, 1)]
+        sides = [self.images.draw(step, slots, self.pairs[rows, side], **options) for side in (0, 1)]
         winners, losers = sides
         joined = {
             name: torch.cat([getattr(side, name) for side in sides]) for name in ("latents", "noise", "times", "rows")

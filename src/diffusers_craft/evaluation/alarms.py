@@ -25,7 +25,7 @@ _CHUNK = 1024  # rows of a distance matrix in memory
 
 Check = dict[str, Any]
 Number = float | None
-Scores = Mapping[str, np.ndarray]  # metric -> scores of the same prompts and seeds
+ModelScores = Mapping[str, np.ndarray]  # of one model: metric -> scores of the same prompts and seeds
 
 
 def _check(model: str, alarm: str, value: Number, base: Number, limit: str, fired: bool, why: str) -> Check:
@@ -57,7 +57,7 @@ def pair_diversity(embeddings: np.ndarray, groups: np.ndarray) -> tuple[float, f
 
 
 def nearest_distances(embeddings: np.ndarray, others: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
-    """Distance (n,) of each row to the nearest of `others`; with `groups` (n,) of the same rows, of another group."""
+    """Distance (n,) of each row to the nearest of `others`, which with `groups` (n,) are the rows of other groups."""
     nearest = np.full(len(embeddings), np.inf)
     for start in range(0, len(embeddings), _CHUNK):
         rows = embeddings[start : start + _CHUNK]
@@ -125,7 +125,7 @@ def decided_win_rate(tuned: np.ndarray, base: np.ndarray) -> float:
     return wins / (wins + losses) if wins + losses >= MIN_DECIDED else float("nan")
 
 
-def gap_check(model: str, tuned: Scores, base: Scores, trained_on: Sequence[str]) -> list[Check]:
+def gap_check(model: str, tuned: ModelScores, base: ModelScores, trained_on: Sequence[str]) -> list[Check]:
     """Whether a metric that had no part in the training gained much less than the rewards that had: hacking's own sign.
 
     Compares the mean decided win rate by the rewards trained on with the lowest by another metric, here `base`.
@@ -151,7 +151,7 @@ def validity_check(model: str, tuned: ImageStatistics) -> list[Check]:
 
 def run_checks(
     statistics: Mapping[str, ImageStatistics],
-    scores: Mapping[str, Scores],
+    scores: Mapping[str, ModelScores],
     training: Mapping[str, np.ndarray],
     trained_on: Mapping[str, Sequence[str]],
 ) -> list[Check]:

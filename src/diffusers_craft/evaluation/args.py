@@ -35,17 +35,31 @@ ALARM_EMBEDDINGS = ("auto", "clip", "pixels")
 def add_evaluation_arguments(parser: argparse.ArgumentParser, prompt_sets: Sequence[str]) -> None:
     """Declares what is compared, on which prompts (`prompt_sets` are known by name), with which sampler."""
     add = parser.add_argument
-    text = (
-        "Base pipeline: Hub id, folder, .safetensors file, or tiny-sd15 / tiny-sdxl; NAME=MODEL sets its name in the"
+    add(
+        "--base",
+        required=True,
+        help="Base pipeline: Hub id, folder, .safetensors file, or tiny-sd15 / tiny-sdxl; NAME=MODEL sets its name in"
+        " the table.",
     )
-    add("--base", required=True, help=f"{text} table.")
-    text = "Tuned models, each as MODEL or NAME=MODEL: pipelines as the base, or LoRA weights, a UNet or a training's"
-    add("--tuned", nargs="+", default=[], help=f"{text} checkpoint for it.")
+    add(
+        "--tuned",
+        nargs="+",
+        default=[],
+        help="Tuned models, each as MODEL or NAME=MODEL: pipelines as the base, or LoRA weights, a UNet or a training's"
+        " checkpoint for it.",
+    )
     add_source_arguments(parser)
-    text = "VAE of all models instead of their own: Hub id or folder; a single file without one needs it."
-    add("--pretrained_vae_model_name_or_path", help=text)
-    text = f"One or several of {', '.join(prompt_sets)}, a file (txt, jsonl, csv, tsv, parquet), a Hub id or"
-    add("--prompts", nargs="+", required=True, help=f"{text} tiny-heldout; NAME=FILE for a benchmark's own file.")
+    add(
+        "--pretrained_vae_model_name_or_path",
+        help="VAE of all models instead of their own: Hub id or folder; a single file without one needs it.",
+    )
+    add(
+        "--prompts",
+        nargs="+",
+        required=True,
+        help=f"One or several of {', '.join(prompt_sets)}, a file (txt, jsonl, csv, tsv, parquet), a Hub id or"
+        " tiny-heldout; NAME=FILE for a benchmark's own file.",
+    )
     text = "Metrics of a model's images as a whole: diversity, or MODULE:CLASS for one of your own."
     add("--set_metrics", nargs="+", default=[], metavar="NAME", help=text)
     add("--prompt_column", default="prompt", help="Column that holds the prompts.")
@@ -55,16 +69,17 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser, prompt_sets: Seque
     add("--guidance_scale", type=float, help="Default: the pipeline's own.")
     add("--resolution", type=int, help="Pixels; default: the base pipeline's own.")
     add("--batch_size", "--generation_batch_size", type=int, default=8, help="Images generated together.")
-    text = "Precision of generation on a GPU; a CPU uses fp32."
-    add("--dtype", choices=list(PRECISIONS), default="fp16", help=text)
+    add("--dtype", choices=list(PRECISIONS), default="fp16", help="Precision of generation on a GPU; a CPU uses fp32.")
     add("--device", help="Default: the GPU of this rank if there is one, else the CPU.")
     text = "What a tuned model was trained on, for the alarms; default: what its own craft_run.json says."
     add("--training_data", action="append", default=[], metavar="NAME=DATASET", help=text)
-    text = (
-        "How images are compared for the alarms: by the CLIP of the reward aesthetic or clip_score, or as thumbnails;"
+    add(
+        "--alarm_embedding",
+        choices=ALARM_EMBEDDINGS,
+        default="auto",
+        help="How images are compared for the alarms: by the CLIP of the reward aesthetic or clip_score, or as"
+        " thumbnails; auto: CLIP where there is one, thumbnails for a tiny base.",
     )
-    text += " auto: CLIP where there is one, thumbnails for a tiny base."
-    add("--alarm_embedding", choices=ALARM_EMBEDDINGS, default="auto", help=text)
     add("--seed", type=int, default=0, help="Seed of prompts, images and bootstrap.")
     add("--output_dir", required=True, help="Folder of images, scores and results; resumable.")
 

@@ -1,7 +1,8 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Merges the results of several evaluations into one table.
 
-A difference in guidance, sampler, scorer, prompts, seeds or statistic is an error unless allowed by name; then noted.
+Another guidance, sampler, scorer, prompt, seed, statistic or (for win rates) base is an error unless allowed by name;
+the table then says so.
 """
 
 import json
@@ -86,7 +87,7 @@ def compare_results(
     """Merges evaluations, and refuses those that do not compare.
 
     A model that several files hold with the same weights and numbers (the base, mostly) appears once. One of the same
-    name with others is another model, `model (file)`; a file that says nothing of weights goes by the numbers.
+    name with other weights or numbers is another model, `model (file)`; a file that names no weights goes by numbers.
 
     Args:
         results (`Mapping[str, Mapping[str, Any]]`): name of the file to what `load_results` returns, at least one.

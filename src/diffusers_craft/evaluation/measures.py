@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -97,6 +96,8 @@ def thumbnail_embedding(images: Sequence[Image.Image]) -> np.ndarray:
 
 def clip_embedding(reward: Any, images: Sequence[Image.Image]) -> np.ndarray:
     """Unit-length embeddings (B, d) of the CLIP `tower` of a reward; their distance is sqrt(2 - 2 cosine)."""
+    import torch  # here, since metrics of one's own need none
+
     batches = [list(images[i : i + CLIP_BATCH]) for i in range(0, len(images), CLIP_BATCH)]
     with torch.inference_mode():
         vectors = np.concatenate([reward.tower(batch).cpu().numpy() for batch in batches]).astype(np.float64)

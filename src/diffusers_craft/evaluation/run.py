@@ -52,7 +52,8 @@ class Evaluation:
         base (`str`): the base pipeline, as `load_pipeline` takes it; `NAME=MODEL` sets its name in the tables.
         tuned (`Mapping[str, str]` or `Sequence[str]`): name to what `load_tuned_pipeline` takes, or MODEL, NAME=MODEL.
         prompts (`str`, `PromptSet` or a sequence of them): what `load_prompt_set` takes, or sets that exist.
-        rewards (`Sequence[str]`, *optional*): of single images: what `load_reward` takes. A tiny base adds `exact`.
+        rewards (`Sequence[str]`, *optional*): metrics of single images, as `load_reward` takes them. A tiny base adds
+            `exact`.
         set_metrics (`Sequence[str | SetMetric]`, *optional*): metrics of a model's images as a whole.
         settings (`GenerationSettings`, *optional*): how images are sampled; what it leaves open, the base decides for all.
         images_per_prompt (`int`, *optional*): each from a seed of its own; by default 4 for GenEval, else 1.
@@ -62,13 +63,16 @@ class Evaluation:
         reward_models (`Mapping[str, Any]`, *optional*): further metrics: name to an object with `score(prompts, images)`.
         training_data (`Mapping[str, str]` or `Sequence[str]`, *optional*): tuned model to the dataset that it was trained
             on, for the alarms; by default what its own run record says.
-        alarm_embedding (`str`, *optional*, defaults to `"auto"`): how alarms compare images: `"clip"` (of the reward
-            `aesthetic` or `clip_score`), `"pixels"` (thumbnails), `"auto"` (CLIP where it is, not for a tiny base).
+        alarm_embedding (`str`, *optional*, defaults to `"auto"`): how alarms compare images: `"clip"`, by the CLIP of
+            the reward `aesthetic` or `clip_score`; `"pixels"`, as thumbnails; `"auto"`, CLIP where there is one,
+            thumbnails for a tiny base.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float16`): of generation; a CPU always gets float32.
         device (`str`, *optional*): defaults to the GPU of this rank if there is one, else the CPU.
-        source (`Mapping[str, Any]`, *optional*): `revision`, `variant`, `config`, `cache_dir` of `load_pipeline`.
+        source (`Mapping[str, Any]`, *optional*): further arguments of `load_pipeline` for all models: `revision`,
+            `variant`, `config`, `cache_dir`.
         vae (`str`, *optional*): Hub id or folder of a VAE for all models, instead of their own.
-        output_dir (`str` or `Path`, *optional*): work folder, with tables and report; else temporary, without them.
+        output_dir (`str` or `Path`, *optional*): work folder, which also receives tables and report; by default a
+            temporary one, without them.
         seed (`int`, *optional*, defaults to 0): of prompts, images and bootstrap.
     """
 
@@ -99,7 +103,8 @@ class Evaluation:
             `EvaluationResults`: on the first rank; `None` on others.
 
         Raises:
-            UserError: for what cannot be, before anything is generated, and for a work folder made otherwise.
+            UserError: for models, prompts, metrics or settings that cannot work, before anything is generated, and for
+                a work folder that was made with others.
         """
         if self.output_dir is not None:
             return self._run(Path(self.output_dir))

@@ -127,7 +127,10 @@ def category_tables(rows: Rows) -> list[Table]:
         statistics = dict.fromkeys(distinct(parts, "category"), "mean") | {None: "mean_of_categories"}
         for metric in distinct(parts, "metric"):
             lines = [
-                (str(name or "mean of categories"), _column([cells.get((metric, name, m)) for m in models], key))
+                (
+                    "mean of categories" if name is None else str(name),
+                    _column([cells.get((metric, name, m)) for m in models], key),
+                )
                 for name, key in statistics.items()
             ]
             title = f"{metric_label(metric)} by category" + (f", {prompts}" if len(sets) > 1 and prompts else "")
@@ -201,7 +204,7 @@ def format_csv(rows: Rows) -> str:
 
 
 def check_table(checks: Rows) -> tuple[Table, list[str]]:
-    """One line per check and prompt set, one column per model, limits last for narrow screens; reasons for gaps."""
+    """One line per check and prompt set, one column per model, limits last for narrow screens; why cells are empty."""
     models, sets = distinct(checks, "model"), distinct(checks, "prompts")
     lines: dict[str, dict[str | None, str]] = {}  # a check's text by model, and its limit under None
     skipped: dict[str, list[str]] = {}  # reason -> prompt sets, which are named where they are not all

@@ -57,7 +57,8 @@ def _fit(image: Image.Image, size: int) -> Image.Image:
     factor = size // max(image.size)
     if factor > 1:
         return ImageOps.scale(image.convert("RGB"), factor, Image.Resampling.NEAREST)
-    return ImageOps.contain(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+    shape = [max(1, round(side * size / max(image.size))) for side in image.size]  # a line keeps one pixel
+    return image.convert("RGB").resize(shape, Image.Resampling.LANCZOS)
 
 
 def image_grid(

@@ -135,7 +135,7 @@ def publish_dataset(
     files["scores/train-00000-of-00001.parquet"] = folder / SCORED_FILE
     files |= {f"images/{name}": folder / "report" / name for name in PICTURES}
     tables = {"default": data[0], "scores": folder / SCORED_FILE}
-    files["README.md"] = _card(folder, tables, repo.open(), license, token).encode()
+    files["README.md"] = _card(folder, tables, repo, license, token).encode()
     replaced = ("data/train-*.parquet", "scores/train-*.parquet")
     return repo.upload(folder, files, "Upload the CRAFT dataset", replaced)
 
@@ -149,16 +149,17 @@ def _prompts_license(record: Mapping[str, Any], token: str | None) -> License | 
     return hub_license(repo_id, "dataset", token) if repo_id else None
 
 
-def _card(folder: Path, tables: Mapping[str, Path], repo_id: str, license: str | None, token: str | None) -> str:
+def _card(folder: Path, tables: Mapping[str, Path], repo: HubRepo, license: str | None, token: str | None) -> str:
     """Markdown with the metadata that the Hub reads; `tables` are a file of each configuration."""
     record, constants = read_json(folder / BUILD_FILE), read_json(folder / CONSTANTS_FILE)
+    columns = [_column_table(name, pq.read_schema(path).names, constants["rewards"]) for name, path in tables.items()]
+    repo_id = repo.open()  # once every file has been read: a damaged folder leaves no empty repository
     options, counts = without_paths(record["options"], record.get("paths")), record["funnel"]
     base = options["pretrained_model_name_or_path"].split(" (")[0]
     licenses = {
         "licence of the prompts": _prompts_license(record, token) or "not stated by their source",
         "licence of the dataset": license or "not stated; the terms of the base model and of the prompts apply",
     }
-    columns = [_column_table(name, pq.read_schema(path).names, constants["rewards"]) for name, path in tables.items()]
     header = ("reward", "weight", "normalisation constants", "model and revision")
     return _CARD.format(
         metadata=_metadata(repo_id, counts["selected"], license).to_yaml(),

@@ -63,6 +63,8 @@ def hub_license(repo_id: str, repo_type: str, token: str | None = None) -> Licen
     try:
         card = HfApi(token=token).repo_info(repo_id, repo_type=repo_type).card_data
     except Exception as error:
+        if not _is_expected(error):
+            raise
         logger.warning("%s %s: its licence could not be read (%s)", repo_type, repo_id, _reason(error, token))
         return None
     place = f"datasets/{repo_id}" if repo_type == "dataset" else repo_id
@@ -144,9 +146,16 @@ class HubRepo:
         except UserError:
             raise
         except Exception as error:
+            if not _is_expected(error):
+                raise
             text = f"{self.repo_type} {self.repo_id}: expected {expected}, found {_reason(error, self.token)}"
             # The libraries' own errors may quote headers.
             raise UserError(f"{text}; all files are kept; {self.retry}") from None
+
+
+def _is_expected(error: BaseException) -> bool:
+    """Whether network, Hub or account are at fault rather than this program."""
+    return isinstance(error, (OSError, RuntimeError, ValueError)) or _is_transport_error(error)
 
 
 def _is_transport_error(error: BaseException) -> bool:
@@ -155,9 +164,7 @@ def _is_transport_error(error: BaseException) -> bool:
 
 
 def _reason(error: BaseException, token: str | None) -> str:
-    """What network, Hub or account refused, in words without any token; an error of this program is raised again."""
-    if not (isinstance(error, (OSError, RuntimeError, ValueError)) or _is_transport_error(error)):
-        raise error
+    """What went wrong, in words without any token."""
     while error.__cause__ is not None and not _is_transport_error(error):
         error = error.__cause__  # `RuntimeError: Error while uploading` hides why
     status = getattr(getattr(error, "response", None), "status_code", None)

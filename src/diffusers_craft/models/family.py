@@ -99,7 +99,8 @@ class Family:
     ) -> dict[str, torch.Tensor]:
         """Conditioning on sizes, for families that have any: name -> (B, ...) float32.
 
-        All are (B, 2) in pixels: height and width before resizing; top and left, then height and width of the crop.
+        All arguments are (B, 2) pixels: `original_sizes` (height, width) before resizing, `crop_top_lefts` (top, left) of
+        the crop, `target_sizes` (height, width) of the crop.
         """
         return {}
 
@@ -110,9 +111,10 @@ class Family:
         timesteps: torch.Tensor,
         conditioning: dict[str, torch.Tensor],
     ) -> torch.Tensor:
-        """The model's output (B, C, h, w) for noisy latents (B, C, h, w), without guidance.
+        """The output (B, C, h, w) of the denoiser (UNet or transformer) for noisy latents (B, C, h, w); no guidance.
 
-        `timesteps` (B,) are `labels` of the noise path: timesteps, or 1000 sigma of a flow.
+        `timesteps` (B,) are `labels` of the noise path: timesteps, or 1000 sigma of a flow. `conditioning` is
+        name -> (B, ...), from `encode_prompts` and `size_conditioning`.
         """
         raise NotImplementedError
 

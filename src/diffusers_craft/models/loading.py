@@ -51,12 +51,13 @@ def load_pipeline(
     config: str | None = None,
     **components: Any,
 ) -> DiffusionPipeline:
-    """Loads a text-to-image pipeline without safety checker: from the Hub, a folder, a single file, or an embedded one.
+    """Loads a text-to-image pipeline, without safety checker: from the Hub, a folder or file, or an embedded one by name.
 
     Args:
         name_or_path (`str`): Hub id, pipeline folder, `.safetensors` file in the original layout, or `tiny-sd15` /
             `tiny-sdxl`.
-        revision, variant (`str`, *optional*): of a Hub id, its branch, tag or commit, and files such as `fp16`.
+        revision (`str`, *optional*): branch, tag or commit of a Hub id.
+        variant (`str`, *optional*): file variant such as `fp16`.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): of the weights; a CPU always gets float32.
         device (`str` or `torch.device`, *optional*): defaults to the GPU if there is one, else the CPU.
         cache_dir (`str`, *optional*): where downloads are kept.

@@ -21,13 +21,13 @@ class StableDiffusion(Family):
     pipeline_class: str
     text_encoders: tuple[str, ...]  # names of the pipeline's parts; tokenizers are named alike
     hidden_state: int  # which one conditions the UNet; -1 is the last one after the final layer norm
-    sizes_and_pooled: bool  # SDXL's conditioning on sizes and a pooled embedding (arXiv 2307.01952, section 2.2)
+    sizes_and_pooled: bool  # SDXL's conditioning on sizes and a pooled text embedding (arXiv 2307.01952, section 2.2)
     resolution: int
     max_train_steps: int
 
     @torch.no_grad()
     def encode_prompts(self, components: Components, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """`encoder_hidden_states` (B, tokens, width), and the last encoder's `text_embeds` (B, projection) if any."""
+        """`encoder_hidden_states` (B, tokens, width); with `sizes_and_pooled` also `text_embeds` (B, projection)."""
         hidden, pooled = [], None
         for name in self.text_encoders:
             text_encoder = getattr(components.pipeline, name)

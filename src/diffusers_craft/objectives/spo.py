@@ -2,7 +2,7 @@
 """SPO (arXiv 2406.04314), online, step by step: of several next states of one noisy image, prefer the best scored one.
 
 The paper trains a step-aware preference model; here any reward on a state's one-step estimate of the clean image takes its
-place. Winner and loser share their start, so the loss needs one prediction a state, not two.
+place. Winner and loser share their start, so the loss needs one prediction per state, not two.
 """
 
 import math

@@ -221,7 +221,10 @@ def load_refiner(name: str, **options: Any) -> PromptRefiner:
 
     Args:
         name (`str`): `"openai"`, `"transformers"`, `"template"` or `"none"`.
-        options: arguments of its class (`model`, `base_url`, ...); those that are `None` keep their defaults.
+        options: `model` (name at the service, Hub id or folder) and `temperature` (1.0; above 0, for distinct results);
+            for `"openai"` also `base_url`, `api_key_env` (variable with the key; `DASHSCOPE_API_KEY` for DashScope, else
+            `OPENAI_API_KEY`) and `max_retries` (3, after the first try); for `"transformers"` also `device`. `None`
+            keeps a default.
 
     Raises:
         UserError: if the name is unknown, an option does not belong to it, or its model is not named.

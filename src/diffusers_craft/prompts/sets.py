@@ -25,7 +25,7 @@ from .compbench import read_compbench
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 # Beside prompt and category: what the rules of GenEval and T2I-CompBench read.
-DETAILS = ("metadata", "tag", "include", "exclude", "three_in_one")
+DETAILS = ("metadata", "tag", "include", "exclude", "three_in_one", "seen", "challenge", "index")
 COLUMNS = ("prompt", "Prompt", "caption")  # of the prompts, in the sets' own files
 CATEGORIES = ("category", "Category", "tag")
 # The benchmarks: files of zhwang/HPDv2, other datasets of the Hub with their splits, how many prompts these have, and what
@@ -103,7 +103,7 @@ def distinct_prompts(prompts: Iterable[str]) -> list[str]:
 def load_prompt_set(source: str, column: str = "prompt", num_prompts: int | None = None, seed: int = 0) -> PromptSet:
     """A benchmark's prompts by name, or those of a file or Hub dataset.
 
-    A benchmark keeps its repeated prompts, a part of its protocol; elsewhere a prompt counts once a category.
+    A benchmark keeps its repeated prompts, a part of its protocol; elsewhere a prompt counts once per category.
 
     Args:
         source (`str`): `hpdv2`, `partiprompts`, `pickapic`, `drawbench` (loaded from the Hub); `NAME=SOURCE` with a
@@ -137,16 +137,18 @@ def load_prompt_set(source: str, column: str = "prompt", num_prompts: int | None
 
 def _load_known(name: str) -> list[dict[str, Any]]:
     """A benchmark's records from the Hub."""
-    from huggingface_hub import hf_hub_download
-
     if name in OWN_FILES:
         raise UserError(f"--prompts {name}: expected {name}=FILE with its own file ({OWN_FILES[name]}), found no file")
+    from huggingface_hub import hf_hub_download
+
     records = []
     wanted = f"--prompts {name}: expected its prompts on the Hub or in the cache"
     try:
         for style in HPD_FILES.get(name, ()):
             file = hf_hub_download("zhwang/HPDv2", f"benchmark/{style}.json", repo_type="dataset")
-            records += [{**row, "category": style if name == "hpdv2" else None} for row in _read_rows(file, COLUMNS)]
+            category = style if name == "hpdv2" else None
+            rows = enumerate(_read_rows(file, COLUMNS))
+            records += [{**row, "category": category, "index": index} for index, row in rows]
         if name in HUB_SETS:
             choose = partial(_choose, columns=COLUMNS, extras=CATEGORIES, source=HUB_SETS[name].name)
             records = read_hub_columns(HUB_SETS[name], choose, f"{wanted}; a local file works too: {name}=FILE")
@@ -253,17 +255,21 @@ def _read_tsv(path: Path) -> list[dict[str, str]]:
 
 def _parse_json(text: str, path: Path) -> list[Any]:
     """The values of a JSON list, or of the lines of a `.jsonl`."""
-    by_line, values = path.suffix.lower() == ".jsonl", []
-    for number, part in enumerate(text.split("\n") if by_line else [text], start=1):
+    if path.suffix.lower() != ".jsonl":
         try:
-            values += [json.loads(part)] if part.strip() or not by_line else []
+            values = json.loads(text)
         except json.JSONDecodeError as error:
-            found = f"in {path}, found {error.msg} in line {error.lineno}"
-            found = f"in line {number} of {path}, found {error.msg}" if by_line else found
-            raise UserError(f"--prompts: expected JSON {found}") from None
-    if not by_line and not isinstance(values[0], list):
-        raise UserError(f"--prompts: expected a JSON list in {path}, found {type(values[0]).__name__}")
-    return values if by_line else values[0]
+            raise UserError(f"--prompts: expected JSON in {path}, found {error.msg} in line {error.lineno}") from None
+        if not isinstance(values, list):
+            raise UserError(f"--prompts: expected a JSON list in {path}, found {type(values).__name__}")
+        return values
+    values = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        try:
+            values += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise UserError(f"--prompts: expected JSON in line {number} of {path}, found {error.msg}") from None
+    return values
 
 
 def _choose(names: Sequence[str], columns: Sequence[str], extras: Collection[str], source: str | Path) -> list[str]:

@@ -35,9 +35,11 @@ def feature_tensor(output: torch.Tensor | Any) -> torch.Tensor:
 class Reward(ABC):
     """A reward model. Making one resolves its checkpoint files; the weights are loaded by the first `score`.
 
-    Subclasses set `name` and `unit`, resolve their files in `__init__`, and implement `_load` and `_score`; `register_reward`
-    says how they become known. Optional are `abstains = True` (a score may be NaN: no answer), `reads_prompts = False`, `note` (a sentence for the
-    reports of evaluations) and `bind(prompt_set) -> bool` (learns an evaluation's prompts; whether it can judge them).
+    Subclasses set `name` and `unit`, resolve their files in `__init__`, and implement `_load` and `_score`. They are
+    used as `--rewards my_module:MyReward`, by `register_reward`, or as an entry point of the group
+    `diffusers_craft.rewards`. Optional are `abstains = True` (a score may be NaN: no answer), `reads_prompts = False`
+    (images without captions are scored, too), `note` (a sentence for the reports of evaluations) and
+    `bind(prompt_set) -> bool` (learns the prompts of an evaluation, and says whether it can judge them).
 
         class Redness(Reward):
             name, unit = "redness", "mean of the red channel, 0 to 255"

@@ -93,6 +93,8 @@ def fill_model(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
     for module in model.modules():
         if hasattr(module, "position_ids"):  # the only buffer that transformers' models do not save
             module.position_ids = torch.arange(module.position_ids.shape[-1])[None]
+    if missing := [name for name, buffer in model.named_buffers() if buffer.is_meta]:
+        raise RuntimeError(f"no {missing[0]}")
 
 
 def build_linear_head(reward: str, state: dict[str, torch.Tensor], path: Path) -> nn.Sequential:

@@ -93,8 +93,8 @@ class ImageRewardReward(CheckpointReward):
         state = load_tensors(self.name, self._path)
         path = self._path.parent / "med_config.json"
         sizes = json.loads(path.read_text()) if path.exists() else {}
-        sizes = {name: sizes.get(name, value) for name, value in BERT.items()}
         with fitting_state(self.name, "ImageReward's state dict", self._path):
+            sizes = {name: sizes.get(name, value) for name, value in BERT.items()}
             parts = _split(state)
             config = _vision_config(parts["vision"])
             # "Decoder" is what gives transformers' BERT its cross attention; the mask stays bidirectional.

@@ -63,8 +63,9 @@ class MLLMReward:
     """The mean grade by a vision model behind an OpenAI-compatible service: Qwen-VL on DashScope, vLLM, Ollama, OpenAI.
 
     `checkpoint` is `MODEL@BASE_URL`, or `MODEL` for OpenAI's; the key is in `DASHSCOPE_API_KEY` or `OPENAI_API_KEY`.
-    What is not five numbers is asked for again, `max_retries` times, then NaN, never made up (Diffusion-Sharpening's
-    code takes the last number in the text, or 7). Words in the prompt or the picture may sway it, as any such judge.
+    A reply that is not the five numbers is asked for again, up to `max_retries` times; then the score is NaN, never a
+    made-up one (Diffusion-Sharpening's code takes the last number in the text, or 7). Words in the prompt or the picture
+    may sway it, as any such judge.
     """
 
     name = "mllm"

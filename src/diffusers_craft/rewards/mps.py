@@ -70,7 +70,7 @@ def _split(state: dict[str, torch.Tensor], path: Path) -> tuple[dict[str, torch.
 
 
 class MPSReward(CheckpointReward):
-    """MPS's official score of overall preference, of the official file, its conversion, or a folder with one of them.
+    """MPS's official score of overall preference; `checkpoint` is the official file, its conversion, or their folder.
 
     A token of the prompt is kept if its highest similarity to the condition's tokens is more than `threshold` of the
     prompt's maximum (officially the batch's, so that scores depend on the batch); their README has 0.01 instead of 0.3.
@@ -126,6 +126,7 @@ class MPSReward(CheckpointReward):
     def _encode_text(self, model: SimpleNamespace, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Projected embeddings of all tokens, padding among them, (B, T, D) and of the texts (B, D), float32."""
         length = model.clip.config.text_config.max_position_embeddings
+        # The authors pad with the end of text, and mask nothing.
         tokens = model.tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         with self._autocast(), torch.inference_mode():
             output = model.clip.text_model(input_ids=tokens.input_ids.to(self.device))

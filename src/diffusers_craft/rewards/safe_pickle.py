@@ -37,7 +37,8 @@ class Inert:
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> torch.Tensor:
     """`torch._utils._rebuild_tensor_v2` on checked arguments: a view of the stored values, never beyond them."""
     numbers = (offset, *size, *stride) if isinstance(size, tuple) and isinstance(stride, tuple) else (None,)
-    if not isinstance(storage, torch.Tensor) or not all(type(n) is int and n >= 0 for n in numbers):
+    plain = isinstance(storage, torch.Tensor) and storage.ndim == 1 and storage.is_contiguous()  # no view of a view
+    if not plain or not all(type(n) is int and n >= 0 for n in numbers):
         raise pickle.UnpicklingError("a tensor whose description is not one")
     last = offset + sum((length - 1) * step for length, step in zip(size, stride))
     if len(size) != len(stride) or (0 not in size and last >= storage.numel()):

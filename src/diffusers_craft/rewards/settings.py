@@ -53,17 +53,19 @@ def reward_factories() -> dict[str, Any]:
     """What `load_reward` knows by name: registered rewards, then the entry points of installed packages."""
     points = importlib.metadata.entry_points(group="diffusers_craft.rewards")
     offered = {p.name: p.value for p in points if _SAFE_NAME.fullmatch(p.name) and p.name not in _RESERVED}
-    return {**_FACTORIES, **offered, **_FACTORIES}  # in this order, and a registered name keeps its factory
+    return _FACTORIES | {name: place for name, place in offered.items() if name not in _FACTORIES}
 
 
 def _find_factory(name: str) -> Any:
+    if name in _FACTORIES:  # without a look at what else is installed
+        return _FACTORIES[name]
     if name not in (factories := reward_factories()):
         raise UserError(f"--rewards: expected one of {', '.join(factories)} or MODULE:CLASS, found {name!r}")
     return factories[name]
 
 
 def register_reward(name: str, factory: str | Callable[..., Any]) -> None:
-    """Makes a reward model available by name, as an entry point of the group `diffusers_craft.rewards` does, too.
+    """Makes a reward model of your own available by name.
 
     Args:
         name (`str`): the name for `load_reward` and `--rewards`; letters, digits, `.`, `_` and `-`.
@@ -191,6 +193,9 @@ def parse_reward_weights(values: Sequence[str]) -> dict[str, float]:
 class RewardSettings:
     """How reward models are loaded and run.
 
+    `precision` is `"auto"`, `"fp16"` or `"bf16"` (autocast of the towers), or `"fp32"`; normalisation, dot products and
+    heads are fp32 always. `residency` is `"sequential"` or `"together"`.
+
     Args:
         checkpoints (`Mapping[str, str]`, *optional*): reward name to a file, folder or Hub id instead of the official
             checkpoint; `"tiny"` is the one that the package ships.
@@ -229,8 +234,8 @@ class RewardSettings:
         """What the flags of `add_reward_arguments` say about the named rewards."""
         checkpoints = parse_pairs("--reward_checkpoint", args.reward_checkpoint, names)
         backends = parse_pairs("--reward_backend", args.reward_backend, names)
-        towers = args.reward_batch_size, args.reward_precision, args.reward_residency
-        return cls(checkpoints, backends, *towers, args.dataloader_num_workers)
+        own = {name: getattr(args, f"reward_{name}") for name in ("batch_size", "precision", "residency")}
+        return cls(checkpoints=checkpoints, backends=backends, num_workers=args.dataloader_num_workers, **own)
 
     def workers(self, device: torch.device | str | None) -> int:
         """How many threads shall decode images for rewards on a device."""
@@ -266,7 +271,7 @@ def load_rewards(
 ) -> dict[str, Any]:
     """The reward models by name. Finds all checkpoints now; those of this package read their weights on first use.
 
-    `base` is the model whose images are scored: an embedded one brings embedded rewards. `models` exist already.
+    `base` is the model whose images are scored: an embedded one brings embedded rewards. `models` are rewards that exist already.
     """
     rewards, checkpoints = dict(models or {}), dict(settings.checkpoints)
     for name in [name for name, path in checkpoints.items() if path == EMBEDDED]:

@@ -4,7 +4,7 @@
 import argparse
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -228,7 +228,7 @@ class ParquetImages(ColumnImages):
         super().__init__(image_column, caption_column, prompt)
         self.files = files
         self._groups: list[tuple[pq.ParquetFile, int]] = []
-        self._table = lru_cache(maxsize=1)(self._read_group)
+        self._last: tuple[int, pa.Table] | None = None  # the row group that was read last
         sizes = []
         for path in files:
             try:
@@ -266,9 +266,11 @@ class ParquetImages(ColumnImages):
             records += self._table(group).slice(row - self._starts[group], rows.stop - row).to_pylist()
         return records
 
-    def _read_group(self, group: int) -> pa.Table:
-        file, number = self._groups[group]
-        return file.read_row_group(number, columns=self.columns)
+    def _table(self, group: int) -> pa.Table:
+        if self._last is None or self._last[0] != group:
+            file, number = self._groups[group]
+            self._last = group, file.read_row_group(number, columns=self.columns)
+        return self._last[1]
 
     def _captions(self) -> list[str]:
         parts = [pq.read_table(path, columns=[self.caption_column])[self.caption_column] for path in self.files]

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""A scored pool of candidates, from raw rewards to the selected rows (CRAFT, arXiv 2603.18991, algorithm 1)."""
+"""A scored pool of candidates, from raw rewards to the selected rows, and how many each step left (CRAFT, algorithm 1)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -88,9 +88,10 @@ def score_pool(
 def funnel(pool: ScoredPool, num_failures: int | None = None) -> dict[str, int | float]:
     """How many prompts and images each step left, as `FUNNEL_LABELS` names them.
 
-    A group counts with a valid refined image and, where a rule needs one, a valid baseline, a kept image with j >= 1. A
+    A group counts with a valid refined image and, where a rule needs one, a valid baseline; a kept image with j >= 1. A
     selected image is compared with its baseline on the rule's rewards; on the composite for `"none"`. With the
-    number of refinements that failed it tells how many there are.
+    number of refinements that failed it tells how many there are. `share_negative_advantages` is of the selected
+    rows, 0 to 1.
     """
     groups, variants, selected, valid = pool.groups, pool.variants, pool.selected, pool.valid
     num_refinements = int((variants > 0).sum())

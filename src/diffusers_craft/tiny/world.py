@@ -1,8 +1,9 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """A miniature text-to-image world: captions of GenEval's six tasks (arXiv 2310.11513), what they mean, and scenes.
 
-Half of the pictures that the models learned from under plain captions were flawed (washed-out, blurred, often wrong), those
-under words of quality ("sharp focus") clean: prompt refinement can find that, and alignment move it into plain captions.
+Pictures are 64 x 64 RGB scenes of flat shapes on a 4 x 4 grid. Half of those that the models learned from under plain
+captions were flawed (washed-out, blurred, often wrong), those under words of quality ("sharp focus") clean: prompt
+refinement can find that, and alignment move it into plain captions.
 """
 
 import re
@@ -70,9 +71,10 @@ def _noun(number: int) -> str:
     return rf"(?:(?P<color{number}>{'|'.join(COLORS)}) )?(?P<shape{number}>{'|'.join(SHAPES)})"
 
 
+_PAIR = rf"a {_noun(1)}(?: (?P<link>and|{'|'.join(RELATIONS)}) a {_noun(2)})?"
 _CAPTION = re.compile(
-    rf"\b(?:(?P<count>{'|'.join(COUNTS)}) {_noun(0)}(?:e?s)|a {_noun(1)}(?: (?P<link>and|{'|'.join(RELATIONS)}) a {_noun(2)})?)"
-    rf"\b(?: on a (?P<background>{'|'.join(BACKGROUNDS)}) background)?"
+    rf"\b(?:(?P<count>{'|'.join(COUNTS)}) {_noun(0)}(?:e?s)|{_PAIR})\b"
+    rf"(?: on a (?P<background>{'|'.join(BACKGROUNDS)}) background)?"
 )
 
 

@@ -87,9 +87,9 @@ def _prepare_sharding(accelerator: Accelerator, settings: TrainingSettings) -> N
             if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true":
                 logger.warning("%s was asked for, but accelerate sets it up on several GPUs only: not sharded.", kind)
         return
-    whole = {"--use_lora": settings.use_lora, "--use_ema": settings.use_ema}
-    whole |= {"--train_dtype bf16": settings.train_dtype == "bf16"}
-    for flag, given in whole.items():
+    needs_whole_weights = {"--use_lora": settings.use_lora, "--use_ema": settings.use_ema}
+    needs_whole_weights["--train_dtype bf16"] = settings.train_dtype == "bf16"
+    for flag, given in needs_whole_weights.items():
         if given:
             found = accelerator.distributed_type.value
             raise UserError(f"{flag}: expected one process or DDP, which keep the weights whole, found {found}")

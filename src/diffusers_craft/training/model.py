@@ -37,7 +37,7 @@ class FullWeights:
         denoiser.requires_grad_(True).to(self.dtype)
 
     def save(self, denoiser: ModelMixin, folder: str | Path) -> None:
-        """What a checkpoint needs."""
+        """Writes what a checkpoint needs."""
         denoiser.save_pretrained(Path(folder) / self.component)
 
     def load(self, denoiser: ModelMixin, folder: str | Path) -> None:
@@ -46,7 +46,7 @@ class FullWeights:
         denoiser.load_state_dict(type(denoiser).from_pretrained(folder, **options).state_dict())
 
     def save_rest(self, pipeline: DiffusionPipeline, folder: str | Path) -> None:
-        """The end of a run, after `save`: the base's other parts, which make it what `from_pretrained` loads."""
+        """Writes the base's other parts after `save`, at the end of a run: with them `from_pretrained` loads the folder."""
         for name, part in pipeline.components.items():
             if name != self.component and part is not None:
                 part.save_pretrained(Path(folder) / name)

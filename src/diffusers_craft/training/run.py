@@ -1,5 +1,8 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
-"""The parts of a training run around its loop; the loop itself, and with it the loss, stands in the script."""
+"""The parts of a training run around its loop.
+
+The loop, and with it the loss, is `loop.train`; CRAFT's scripts (examples/craft) write theirs out.
+"""
 
 import dataclasses
 import logging
@@ -118,10 +121,11 @@ class TrainingRun:
         """This process's share of a global batch; gradients are exchanged after the last piece only."""
         settings, size = self.settings, self.settings.train_batch_size
         rows = shuffled_rows(len(self.data), step, self.batch_size, settings.seed)
-        options = (settings.seed, self.path, settings.caption_dropout, settings.noise_offset)
+        options = {"seed": settings.seed, "path": self.path}
+        options |= {"caption_dropout": settings.caption_dropout, "noise_offset": settings.noise_offset}
         for micro_step in range(settings.gradient_accumulation_steps):
             start = (micro_step * self.accelerator.num_processes + self.accelerator.process_index) * size
-            draw = self.data.draw(step, range(start, start + size), rows[start : start + size], *options)
+            draw = self.data.draw(step, range(start, start + size), rows[start : start + size], **options)
             batch = diffuse(draw, self.path, settings.snr_gamma)
             if settings.use_lora and settings.lora_dropout:  # the only randomness that torch draws by itself
                 torch.manual_seed(derive_seed(settings.seed, "dropout", step, start))
@@ -286,7 +290,7 @@ class TrainingRun:
         logger.info("***** Running training *****")
         logger.info("  Rows = %d, of which %d with a negative advantage", len(self.data), negative)
         size = self.settings.train_batch_size
-        logger.info("  Batch = %d a process and pass, %d in total", size, self.batch_size)
+        logger.info("  Batch = %d per process and pass, %d in total", size, self.batch_size)
         epochs = self.max_train_steps * self.batch_size / len(self.data)
         logger.info("  Optimizer steps = %d (%.1f passes over the data)", self.max_train_steps, epochs)
 

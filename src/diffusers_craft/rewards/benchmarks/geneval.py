@@ -2,7 +2,7 @@
 """GenEval (arXiv 2310.11513) as a metric: 1 where an image shows the objects, counts, colours and positions of its prompt.
 
 The official code finds objects with mmdet 2, which current environments cannot run; here it is transformers' Mask2Former
-with the same backbone. Until that is calibrated against GenEval's human annotations, scores do not compare with published.
+with the same backbone. Until that is calibrated against GenEval's human annotations, scores do not compare with published ones.
 """
 
 import itertools
@@ -92,6 +92,8 @@ def find_failures(
         if len(found) < number:
             problem = f"expected {number} {name}, found {len(found)}"
         elif "color" in wanted:
+            if color_of is None:
+                raise UserError(f"geneval: expected a colour classifier for {wanted['color']} {name}, found none")
             colors = list(color_of(found))
             if colors.count(wanted["color"]) < number:
                 problem = f"expected {number} {wanted['color']} {name}, found {', '.join(colors)}"
@@ -147,7 +149,8 @@ def find_instances(
 
 def crop_object(image: Image.Image, detection: Detection) -> Image.Image:
     """An object on gray, cropped to its box."""
-    image = Image.composite(image, Image.new("RGB", image.size, GRAY), Image.fromarray(detection.mask))
+    if detection.mask is not None:
+        image = Image.composite(image, Image.new("RGB", image.size, GRAY), Image.fromarray(detection.mask))
     return image.crop(tuple(map(round, detection.box)))
 
 
@@ -190,6 +193,10 @@ class GenEvalReward(RewardWithClip):
             expected = f"expected a detector of COCO's {len(CLASSES)} classes"
             raise UserError(f"--reward_checkpoint geneval: {expected}, found {found}")
         return detector
+
+    def release(self) -> None:
+        self._classifiers.clear()
+        super().release()
 
     def detect(self, image: Image.Image) -> list[Detection]:
         """All objects of an image with a score above 0.3."""

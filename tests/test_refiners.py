@@ -151,6 +151,13 @@ def test_counts_and_stage_size(tmp_path):
         refine_prompts(PROMPTS, load_refiner("template"), 2, 2, 0, open_stage(tmp_path))
 
 
+class PrefixRefiner:
+    name, options = "prefix", {}
+
+    def refine(self, prompt, n, seed):
+        return [f"new {prompt}"] * n
+
+
 class Flaky:
     """Refines what its service lets through."""
 
@@ -175,13 +182,23 @@ def test_what_was_not_refined_is_asked_for_again_and_nothing_else(tmp_path, capl
     assert refine_prompts(prompts, kept, 2, 1, 0, stage).equals(table) and not kept.asked
     again = Flaky(lambda prompt: True)
     table = refine_prompts(prompts, again, 2, 1, 0, stage, again=True)
-    assert sorted(again.asked) == ["thing 2", "thing 3", "thing 6", "thing 7"]
+    assert again.asked == ["thing 2", "thing 7"]
     assert table["refined"].to_pylist() == [False, True, True] * 8 and stage.is_complete
+
+
+def test_a_refinement_that_is_asked_for_again_keeps_the_others_of_its_shard(tmp_path):
+    prompts = [f"thing {i}" for i in range(4)]
+    stage = WorkDir(tmp_path).stage("refined", {}, 4 * 3, 12)
+    texts = refine_prompts(prompts, Flaky(lambda prompt: prompt != "thing 1"), 2, 1, 0, stage)["refined_prompt"]
+    table = refine_prompts(prompts, PrefixRefiner(), 2, 1, 0, stage, again=True)  # another service by now
+    expected = texts.to_pylist()
+    expected[4:6] = ["new thing 1", "new thing 1"]
+    assert table["refined_prompt"].to_pylist() == expected
 
 
 def test_a_refiner_that_refines_nothing_ends_the_run(tmp_path):
     stage = WorkDir(tmp_path).stage("refined", {}, 6, 6)
-    words = r"^--refiner flaky: expected refinements of 2 prompts, found none \(HTTP status 429\)$"
+    words = r"^--refiner flaky: expected refinements of the prompts, found none of 4 \(HTTP status 429\)$"
     for _ in range(2):  # also where the file of an earlier run says so
         with pytest.raises(ValueError, match=words):
             refine_prompts(["a", "b"], Flaky(lambda prompt: False), 2, 1, 0, stage)

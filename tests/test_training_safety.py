@@ -142,17 +142,19 @@ def test_warm_up_that_is_never_over_is_said(train, caplog):
 def test_waiting_outlasts_the_timeout_of_the_process_group(tmp_path):
     script = tmp_path / "wait.py"
     script.write_text(
-        "import time\nfrom datetime import timedelta\n"
+        "import sys\nimport time\nfrom datetime import timedelta\n"
         "from accelerate import Accelerator\nfrom accelerate.utils import InitProcessGroupKwargs\n"
         "from diffusers_craft.scripts import main_process_first\n"
         "accelerator = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=3))])\n"
         "with main_process_first(accelerator):\n"
         "    time.sleep(7 if accelerator.is_main_process else 0)\n"
-        "accelerator.wait_for_everyone()\nprint('done', accelerator.process_index)\naccelerator.end_training()\n"
+        "accelerator.wait_for_everyone()\nopen(f'{sys.argv[1]}/done{accelerator.process_index}', 'w')\n"
+        "accelerator.end_training()\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(script)]
+    command.append(str(tmp_path))
     run = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0 and "done 0" in run.stdout and "done 1" in run.stdout, run.stderr[-2000:]
+    assert run.returncode == 0 and len(list(tmp_path.glob("done?"))) == 2, run.stderr[-2000:]
 
 
 def test_sigterm_leaves_a_checkpoint_from_which_the_run_goes_on(train, monkeypatch, tmp_path):

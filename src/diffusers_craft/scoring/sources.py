@@ -119,7 +119,7 @@ class FolderImages:
 
     def __init__(self, folder: Path, caption_column: str | None, captions: str | None, prompt: str | None):
         found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir())
-        hidden = ("._", ".")  # of macOS and of other programs
+        hidden = "."  # of macOS (`._x.png`) and of other programs
         self.files = sorted(path for path in found if not path.name.startswith(hidden))
         if not self.files:
             raise UserError(f"--images: expected images ({', '.join(IMAGE_SUFFIXES)}) in {folder}, found none")

@@ -56,9 +56,61 @@ def test_what_will_never_pass_ends_the_run_with_the_services_reason(serve, statu
     with pytest.raises(
         UserError, match=rf"^--refiner openai: expected http.* to serve 'm' .*, found {reason}"
     ) as error:
-        for number in range(3):
-            ask(client, number)
+        for number in range(10):
+            ask(client, number, f"Prompt: thing {number}")
     assert "\n" not in str(error.value)
+
+
+def test_one_text_that_is_refused_again_and_again_ends_no_run(serve):
+    server = serve(lambda r, _: (400, {}) if "bad" in r["messages"][-1]["content"] else (200, chat("fine")))
+    client = ChatClient("--refiner openai", "m", server.url)
+    assert [ask(client, n, "bad") for n in range(12)] == [""] * 12
+    assert ask(client) == "fine"
+
+
+@pytest.mark.parametrize("status", [403, 413])
+def test_a_text_that_is_flagged_or_too_long_is_one_texts_matter(serve, status):
+    server = serve(lambda r, _: (status, {}) if "bad" in r["messages"][-1]["content"] else (200, chat("fine")))
+    client = ChatClient("--refiner openai", "m", server.url)
+    assert [ask(client), ask(client, 1, "bad"), ask(client, 2)] == ["fine", "", "fine"]
+    assert client.problem == f"HTTP status {status}"
+
+
+def test_dashscopes_limit_per_minute_is_no_lack_of_credit(serve, monkeypatch):
+    body = {"error": {"message": "the TPM limit was triggered", "code": "insufficient_quota"}}
+    server = serve(lambda _, number: (429, body, {"Retry-After": "0.1"}) if number == 1 else (200, chat("fine")))
+    client = ChatClient("--refiner openai", "m", server.url)
+    client.endpoint = "https://dashscope.aliyuncs.com/compatible-mode/v1"
+    assert ask(client) == "fine"
+    body["error"] = {"message": "no credit", "code": None, "type": "insufficient_quota"}
+    other = ChatClient("--refiner openai", "m", serve(lambda *_: (429, body)).url)
+    with pytest.raises(UserError, match=r"found HTTP status 429 \(no credit\)$"):
+        ask(other)
+
+
+@pytest.mark.parametrize(("header", "ends"), [("86400", True), ("inf", False), ("nan", False), ("soon", False)])
+def test_a_wait_of_a_day_ends_the_run_and_says_so(serve, monkeypatch, header, ends):
+    monkeypatch.setattr("diffusers_craft.core.chat.RETRY_SECONDS", 0.05)
+    server = serve(lambda _, number: (429, {}, {"Retry-After": header}) if number == 1 else (200, chat("fine")))
+    client = ChatClient("--refiner openai", "m", server.url)
+    if ends:
+        with pytest.raises(UserError, match="HTTP status 429, to be waited out for 86400 s; the same command goes on"):
+            ask(client)
+    else:
+        assert ask(client) == "fine"
+
+
+def test_the_reason_is_found_in_the_bodies_of_other_servers(serve):
+    client = ChatClient("--refiner openai", "m", serve(lambda *_: (404, {"error": "no model m is loaded"})).url)
+    with pytest.raises(UserError, match=r"found HTTP status 404 \(no model m is loaded\)$"):
+        ask(client)
+
+
+def test_a_reply_that_was_cut_is_none(serve):
+    cut = chat("Okay, the user wants a circle, so")
+    cut["choices"][0]["finish_reason"] = "length"
+    client = ChatClient("--refiner openai", "m", serve(lambda *_: (200, cut)).url)
+    assert ask(client) == "" and "limit of tokens" in client.problem
 
 
 def test_a_text_that_is_refused_later_changes_nothing_for_others(serve):

@@ -169,3 +169,36 @@ def test_chat_templates_without_system_and_with_thoughts(local_model, tmp_path, 
     text = refiner._chat_text("Prompt: a red circle")
     assert "<think>" not in text and INSTRUCTION in text and text.rstrip().endswith("assistant:")
     assert ("system:" in text) == (kind == "thoughts") and "Prompt: a red circle" in text
+
+
+@pytest.mark.parametrize(
+    ("template_end", "reply", "expected"),
+    [
+        ("assistant: ", "[THINK]A circle?[/THINK]a red circle, sharp!", "a red circle, sharp"),
+        ("assistant: <think>\n", "A circle?</think>a red circle, sharp!", "a red circle, sharp"),
+        ("assistant: <think>\n", "A circle? Or a square? And so on, to the last token", "x"),
+        ("assistant: <think>\n\n</think>\n\n", "a red circle, sharp!", "a red circle, sharp"),
+    ],
+    ids=["special tokens", "opened by the template", "unfinished", "closed by the template"],
+)
+def test_thoughts_of_a_local_model(local_model, monkeypatch, template_end, reply, expected):
+    import torch
+
+    refiner = TransformersRefiner(str(local_model))
+    tokenizer = refiner._tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]"]})
+    tokenizer.chat_template = "{{ messages[-1].content }}\n" + template_end
+
+    def generate(input_ids, **_):
+        return torch.cat([input_ids, tokenizer(reply, return_tensors="pt").input_ids], dim=1)
+
+    monkeypatch.setattr(refiner._model, "generate", generate)
+    assert refiner.refine("x", 1, seed=0) == [expected]
+
+
+def test_a_refusal_in_words_is_the_reason(serve):
+    replies = iter([(503, {"error": {"message": "busy"}})])
+    server = serve(lambda *_: next(replies, (200, chat("I'm sorry, but I can't help with that."))))
+    refiner = OpenAIRefiner("m", server.url, max_retries=1)
+    assert refiner.refine("x", 1, seed=0) == ["x"]
+    assert refiner.problem == "no prompt in the reply I'm sorry, but I can't help with that."

@@ -207,7 +207,7 @@ def test_a_refiner_that_refines_nothing_ends_the_run(tmp_path):
 def test_template_words_stand_where_the_encoder_reads():
     refiner = load_refiner("template")
     assert all(text.startswith("a red circle, ") for text in refiner.refine("a red circle", 8, seed=0))
-    for prompt in ("very " * 60 + "red", "圆" * 40, "a,b;" * 20):
+    for prompt in ("very " * 60 + "red", "圆" * 40, "a,b;" * 20, "looking_at_viewer, " * 12 + "1girl"):
         texts = refiner.refine(prompt, 8, seed=0)
         assert len(set(texts)) == 8 and all(text.endswith(f", {prompt}") for text in texts)
         assert len({text[:60] for text in texts}) > 4

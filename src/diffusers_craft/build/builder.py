@@ -198,6 +198,11 @@ class CRAFTDatasetBuilder:
         if self.num_refinements < 1 or self.num_seeds < 1:
             found = f"{self.num_refinements} and {self.num_seeds}"
             raise UserError(f"--num_refinements, --num_seeds: expected at least 1 each, found {found}")
+        if self._group_size == 2:
+            logger.warning(
+                "--num_refinements 1, --num_seeds 1: the only image of a prompt has the advantage 0, with which CRAFT"
+                " trains nothing; --loss sft does"
+            )
         for flag, names in (
             ("--reward_checkpoint", self.reward_settings.checkpoints),
             ("--reward_backend", self.reward_settings.backends),

@@ -2,6 +2,7 @@
 """A client of a chat service that speaks OpenAI's protocol, as far as each service does."""
 
 import logging
+import math
 import os
 import threading
 import time
@@ -20,7 +21,9 @@ MAX_WAIT = 60.0  # seconds between two tries at a service that limits requests, 
 MAX_LIMITED = 900.0  # seconds of limited requests without one answer after which the service counts as silent
 # Parts of a request that some services refuse (Mistral and Gemini `seed`, Gemma the system's role), by what is left out.
 _SIMPLER = ((), ("seed",), ("system",), ("seed", "system"), ("seed", "system", "temperature"))
-_REFUSALS = 3  # texts refused in every form, before the first answer, that end the run
+_REFUSALS = (
+    10  # distinct texts refused in every form, before the first answer, that end the run; more than are in flight
+)
 
 
 def back_off(attempt: int) -> None:
@@ -58,7 +61,7 @@ class ChatClient:
         self._client = openai.OpenAI(base_url=base_url, api_key=key or "none", max_retries=0, timeout=timeout)
         self._flag, self._key_name = flag, key_name
         self._forms = list(product(_SIMPLER, response_formats))
-        self._lock, self._answered, self._refused = threading.Lock(), False, 0
+        self._lock, self._answered, self._refused = threading.Lock(), False, set()
         self._resume_at, self._limited_since = 0.0, None  # of a service that limits requests, for all threads
         self.model = model
         self.endpoint = _without_secrets(base_url) if base_url else "https://api.openai.com/v1"
@@ -78,7 +81,7 @@ class ChatClient:
         for form in list(self._forms):
             try:
                 text = self._send(form, instruction, content, options)
-            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            except openai.APIStatusError as error:
                 refusal = error
                 if self._answered:
                     break  # the form is one that it takes, so it is this very content
@@ -90,9 +93,9 @@ class ChatClient:
                         self._forms = self._forms[self._forms.index(form) :]
             return text
         with self._lock:
-            self._refused += 1
+            self._refused.add(hash(str(content)))
             self.problem = self._reason(refusal)
-            if not self._answered and self._refused >= _REFUSALS:
+            if not self._answered and len(self._refused) >= _REFUSALS:
                 raise self._error(refusal)
         return ""
 
@@ -109,10 +112,9 @@ class ChatClient:
                 messages = _messages(instruction, content, "system" not in left_out)
                 reply = self._client.chat.completions.create(model=self.model, messages=messages, **options)
                 self._limited_since = None
-                text = reply.choices[0].message.content or ""
-                return text if isinstance(text, str) else None
+                return self._text(reply.choices[0])
             except openai.RateLimitError as error:
-                if getattr(error, "code", None) == "insufficient_quota":
+                if self._has_no_credit(error):
                     raise self._error(error) from None
                 self.problem = self._reason(error)
                 if not self._wait_for_limit(error, attempt):
@@ -120,6 +122,8 @@ class ChatClient:
             except (openai.BadRequestError, openai.UnprocessableEntityError):
                 raise
             except openai.APIStatusError as error:
+                if self._answered and error.status_code in (403, 413):
+                    raise  # a service that answered others: this very content is flagged, or too long
                 if error.status_code < 500 and error.status_code not in (408, 409, 425):
                     raise self._error(error) from None
                 self.problem = self._reason(error)
@@ -133,21 +137,40 @@ class ChatClient:
         try:
             seconds = float(error.response.headers.get("retry-after"))
         except (TypeError, ValueError):  # none, or a date
-            seconds = min(RETRY_SECONDS * 2**attempt, MAX_WAIT)
+            seconds = math.nan
+        if MAX_LIMITED < seconds < math.inf:  # a limit per day
+            raise self._error(error, f", to be waited out for {seconds:.0f} s; the same command goes on then")
+        if not math.isfinite(seconds):
+            seconds = min(RETRY_SECONDS * 2 ** min(attempt, 10), MAX_WAIT)
         now = time.monotonic()
         with self._lock:
             self._limited_since = self._limited_since or now
             self._resume_at = max(self._resume_at, now + seconds)
             return now - self._limited_since < MAX_LIMITED
 
-    def _error(self, error: Any) -> UserError:
+    def _text(self, choice: Any) -> str | None:
+        """The text of a whole reply; `""` for one that ends at a limit of tokens, perhaps in the middle of a thought."""
+        text = choice.message.content or ""
+        if getattr(choice, "finish_reason", None) == "length":
+            self.problem = "a reply that was cut at a limit of tokens"
+            return ""
+        return text if isinstance(text, str) else None
+
+    def _has_no_credit(self, error: Any) -> bool:
+        """Whether a limit is one that no waiting ends; DashScope gives its limit per minute the same name."""
+        names = (getattr(error, "code", None), getattr(error, "type", None))
+        return "insufficient_quota" in names and not {"dashscope", "aliyuncs"} & set(self.endpoint.split("."))
+
+    def _error(self, error: Any, more: str = "") -> UserError:
         expected = f"expected {self.endpoint} to serve {self.model!r} with the key of {self._key_name}"
-        return UserError(f"{self._flag}: {expected}, found {self._reason(error)}")
+        return UserError(f"{self._flag}: {expected}, found {self._reason(error)}{more}")
 
     def _reason(self, error: Any) -> str:
         """The service's own reason in one line, without the key, of which refused ones may quote parts."""
-        body = error.body if isinstance(error.body, dict) and error.status_code not in (401, 403) else {}
-        message = body.get("message") or body.get("detail") or body.get("error") or ""
+        body = "" if error.status_code in (401, 403) else error.body
+        if isinstance(body, dict):
+            body = body.get("message") or body.get("detail") or body.get("error")
+        message = "" if body is None or str(body).lstrip().startswith("<") else body  # a page of HTML says nothing
         text = " ".join(str(message).split()).replace(self._client.api_key, "***")
         return f"HTTP status {error.status_code}" + (f" ({text:.200})" if text else "")
 

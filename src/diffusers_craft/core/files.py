@@ -105,3 +105,8 @@ def _is_running(pid: int) -> bool:
     except OSError as error:
         return not isinstance(error, ProcessLookupError)  # else it lives, but belongs to somebody else
     return True
+
+
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Whether a file below a folder is not the user's own: macOS' `._x.png`, `.ipynb_checkpoints/`, `__MACOSX/`."""
+    return any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)

@@ -22,18 +22,31 @@ def read_text(path: Path, flag: str) -> str:
         raise UserError(f"{flag}: expected UTF-8 in {path}, found {byte}; save it as UTF-8") from None
 
 
+def require_unicode(text: str, flag: str, where: str = "") -> str:
+    """The text; refuses half of an emoji, as broken JSON has it, which no file takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{flag}: expected text that can be written as UTF-8{where}, found {text!r:.60}") from None
+    return text
+
+
 def read_csv(path: Path, flag: str, delimiter: str = ",") -> list[dict[str, str]]:
     """The rows of a table with a header; one that is cut short lacks its last columns, one that is longer is refused."""
     text = read_text(path, flag)
     csv.field_size_limit(MAX_CELL)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    options = {"delimiter": delimiter, "strict": True, "skipinitialspace": delimiter == ","}
+    rows = csv.reader(io.StringIO(text, newline=""), **options)
     found, header, start = [], None, 1
     try:
         for cells in rows:
             if header is None:
                 header = cells
+                other = next((mark for mark in ";\t" if len(cells) == 1 and mark in cells[0]), None)
+                if other is not None:
+                    raise UserError(f"{flag}: expected columns divided by {delimiter!r} in {path}, found {other!r}")
             elif cells:
-                if len(cells) > len(header):
+                if any(cell.strip() for cell in cells[len(header) :]):  # spreadsheets leave empty ones behind
                     wanted = f"expected {len(header)} cell{'s' * (len(header) > 1)} as in the header"
                     found_cells = f"found {len(cells)}; quote texts with {delimiter!r}"
                     raise UserError(f"{flag}: {wanted} in line {start} of {path}, {found_cells}")

@@ -15,6 +15,8 @@ from typing import Any
 from datasets import Dataset, DatasetDict, Image, load_dataset, load_from_disk
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
+from ..core.files import is_hidden
+
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ def open_local(source: Path, split: str = "train", cache_dir: str | None = None)
         found = load_from_disk(str(source))
         return found[split] if isinstance(found, DatasetDict) else found
     folder = _without_other_splits(source, split)
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _is_hidden(path, folder)]
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not is_hidden(path, folder)]
     images = [path for path in files if path.suffix.lower() in _IMAGES]
     tables = [path for path in files if path.suffix == ".parquet" and path.name not in _METADATA]
     if images:
@@ -50,10 +52,6 @@ def open_local(source: Path, split: str = "train", cache_dir: str | None = None)
     if kinds & set(_UNREAD) or any(path.name in _METADATA for path in files):
         raise ValueError(f"found no picture that can be read among its files of {', '.join(sorted(kinds))}")
     return None
-
-
-def _is_hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
 
 
 def _without_other_splits(folder: Path, split: str) -> Path:

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from ..core.chat import ChatClient, back_off
 from ..core.records import REFINED_SCHEMA, derive_seed
+from ..core.replies import opens_thought, without_thoughts
 from ..core.workdir import Stage
 from ..errors import UserError
 from .replies import MAX_WORDS, clean_reply
@@ -105,7 +106,7 @@ class TemplateRefiner:
 
 def _tokens(prompt: str) -> int:
     """About how many tokens CLIP makes of a prompt: one of a word, a digit or a mark, more of other scripts by their bytes."""
-    return len(re.findall(r"[^\W\d_]+|\d|[^\w\s]", prompt)) + len(prompt.encode()) - len(prompt)
+    return len(re.findall(r"[^\W\d_]+|\d|[^\w\s]|_", prompt)) + len(prompt.encode()) - len(prompt)
 
 
 class OpenAIRefiner:
@@ -132,11 +133,7 @@ class OpenAIRefiner:
         options = {"model": model, "base_url": self._chat.endpoint, "temperature": temperature}
         self.options = {f"refiner_{name}": value for name, value in options.items()}
         self._is_down = False
-
-    @property
-    def problem(self) -> str | None:
-        """Why the service gave no answer, the last time that it gave none."""
-        return self._chat.problem
+        self.problem: str | None = None  # why there was no text, the last time that there was none
 
     def refine(self, prompt: str, n: int, seed: int) -> list[str]:
         texts: list[str] = []
@@ -156,6 +153,8 @@ class OpenAIRefiner:
                 self._is_down = False
                 return text
             repeated = text or repeated
+        if repeated is None:
+            self.problem = f"no prompt in the reply {reply:.80}" if reply else self._chat.problem
         self._is_down = repeated is None
         return repeated or prompt
 
@@ -199,8 +198,16 @@ class TransformersRefiner:
         with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             tokens = self._model.generate(**inputs, **options)
-        replies = tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [clean_reply(reply) or prompt for reply in replies]
+        # Marks of thoughts may be special tokens, so these go after the thoughts.
+        replies = tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :])
+        opened = "<think>" if opens_thought(text) else ""
+        return [self._prompt_of(opened + reply) or prompt for reply in replies]
+
+    def _prompt_of(self, reply: str) -> str:
+        text = without_thoughts(reply)
+        for token in self._tokenizer.all_special_tokens:
+            text = text.replace(token, " ")
+        return clean_reply(text)
 
     def _chat_text(self, request: str) -> str:
         """The request in the model's chat format: without thoughts where it can, in one turn where it knows no system."""

@@ -9,22 +9,30 @@ from ..core.replies import without_fences, without_thoughts
 
 MAX_WORDS = 60  # CLIP text encoders read 77 tokens
 
+_KIND = r"(?:refined|rewritten|enhanced|improved|revised|final|new|detailed|optimi[sz]ed|image|text-to-image)"
+_AGREES = r"(?:sure|certainly|of course|absolutely|okay|ok)"
 _LABEL = re.compile(
-    r"^\W*(?:(?:here(?:'s| is| are)|sure|certainly|of course|absolutely|okay|ok)\b[^:\n]*:|"
-    r"(?:(?:the|your|my)\s+)?(?:(?:refined|rewritten|enhanced|improved|revised|final|new|detailed|optimi[sz]ed)\s+)*"
-    r"(?:prompt|description|version|rewrite|output|answer)s?\W*:)[\s*_]*",
+    rf"^\W*(?:{_AGREES}\b[\s!,.]*)?"
+    r"(?:here(?:'s| is| are)?\b[^:\n]*\b(?:prompt|description|version|rewrite|caption|go|it is)s?\b[^:\n]*:|"
+    rf"(?:(?:the|your|my)\s+)?(?:{_KIND}\s+)*"
+    r"(?:prompt|description|caption|version|rewrite|output|answer|option)s?(?:\s+\d)?(?:\s*\([^)\n]*\))?\W*:)[\s*_]*",
     re.IGNORECASE,
 )
+_ONLY_AGREES = re.compile(rf"\W*{_AGREES}\b[^:\n]{{0,40}}[.!]\W*", re.IGNORECASE)
 _HEADING = re.compile(r"^#+\s+")
 _ITEM = re.compile(r"^(?:[-*•]|\(?\d{1,2}[.)])\s+")
 _NEXT_ITEM = re.compile(r"\s\(?2[.)]\s")
 _REMARK = re.compile(
-    r"^\W*(?:note|notes|explanation|let me know|i hope|i've|this (?:prompt|version|rewrite)|feel free)\b", re.I
+    r"^\W*(?:note|notes|explanation|(?:key )?changes|negative prompt|option 2|let me know|would you like|feel free|"
+    r"if you(?:'d| would)|i hope|i've|this (?:prompt|version|rewrite))\b",
+    re.IGNORECASE,
 )
 _INLINE_REMARK = re.compile(r"\s*[(\[]\s*(?:note|word count|\d+ words)\b[^)\]]*[)\]]\s*$", re.IGNORECASE)
 _REFUSAL = re.compile(
-    r"^(?:i'?m (?:very )?sorry|i am (?:very )?sorry|sorry,? (?:but )?i\b|i apologi[sz]e|unfortunately,? i\b|as an ai\b|"
-    r"i (?:can(?:no|')t|can not|won't|will not|must decline)\b|i(?:'m| am) (?:unable|not able|not comfortable)\b)",
+    r"^(?:(?:i'?m|i am) (?:\w+ )?(?:sorry|afraid),? (?:but )?|sorry[,.]? (?:but )?(?:i|that|this)\b|i apologi[sz]e|"
+    r"unfortunately,? i\b|as an ai\b|i(?:'m| am) (?:unable|not able|not comfortable)\b|i'd rather not|this request |"
+    r"(?:i|we) (?:can(?:no|')t|can not|won't|will not|must (?:\w+ )?decline|"
+    r"do(?: not|n't) (?:feel comfortable|create|generate|write|provide|do))\b(?! believe| breathe))",
     re.IGNORECASE,
 )
 _QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’", "«": "»", "„": "“", "「": "」", "『": "』"}
@@ -39,7 +47,7 @@ def clean_reply(text: str) -> str:
     """
     text = _from_json(without_fences(without_thoughts(text)))
     lines = [line.strip() for line in text.splitlines() if line.strip(" -*_#=")]
-    while len(lines) > 1 and (lines[0].endswith(":") or _HEADING.match(lines[0]) or _is_label(lines[0])):
+    while len(lines) > 1 and (_HEADING.match(lines[0]) or _is_label(lines[0])):
         lines = lines[1:]
     for index, line in enumerate(lines[1:], start=1):
         if _REMARK.match(line) or (_ITEM.match(lines[0]) and _ITEM.match(line)):
@@ -56,20 +64,21 @@ def clean_reply(text: str) -> str:
 
 
 def _is_label(line: str) -> bool:
-    return _LABEL.sub("", line) == ""
+    """Whether a line says only that the prompt follows."""
+    return _LABEL.sub("", line.rstrip("*_.! ") + ":") == "" or bool(_ONLY_AGREES.fullmatch(line))
 
 
 def _from_json(text: str) -> str:
     """The prompt of a reply in JSON: under a key that says so, the only text, or the first of a list."""
     try:
-        found = json.loads(text)
+        found, _ = json.JSONDecoder().raw_decode(text)  # words may follow
     except ValueError:
         return text
     if isinstance(found, dict):
         found = next((found[key] for key in _KEYS if key in found), list(found.values()))
-    while isinstance(found, list) and found:
-        found = found[0]
-    return found if isinstance(found, str) else text
+    while isinstance(found, list):
+        found = found[0] if found else ""
+    return found if isinstance(found, str) and text[:1] in "{[" else text
 
 
 def _unquoted(text: str) -> str:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from .. import tiny
 from ..core.load import HubSource, read_hub_columns
 from ..core.records import derive_seed
-from ..core.tables import read_csv, read_text
+from ..core.tables import read_csv, read_text, require_unicode
 from ..errors import UserError
 from .compbench import read_compbench
 
@@ -172,18 +172,15 @@ def _row(record: Mapping[str, Any], column: str, source: str) -> EvaluationPromp
         category = parse_caption(prompt).task
     details = {name: record[name] for name in DETAILS if record.get(name) is not None}
     text = _check_prompt(prompt, "--prompt_column", f" in column {column!r} of {source}")
-    return EvaluationPrompt(text, str(category) if category else None, details)
+    category = require_unicode(str(category), "--prompts", f" as a category in {source}") if category else None
+    return EvaluationPrompt(text, category, details)
 
 
 def _check_prompt(value: Any, flag: str = "prompts", where: str = "") -> str:
     """A prompt without surrounding space, `""` for none; refuses what is no text."""
     if not isinstance(value, str | None):
         raise UserError(f"{flag}: expected text{where}, found {value!r:.60}")
-    try:
-        (value or "").encode()
-    except UnicodeEncodeError:  # half of an emoji, as broken JSON has it
-        raise UserError(f"{flag}: expected text that can be written as UTF-8{where}, found {value!r:.60}") from None
-    return (value or "").strip()
+    return require_unicode(value or "", flag, where).strip()
 
 
 def _sample(prompts: Sequence[str], num_prompts: int | None, seed: int, source: str | os.PathLike) -> Sequence[int]:
@@ -250,7 +247,10 @@ def _read_tsv(path: Path) -> list[dict[str, str]]:
         return read_csv(path, "--prompts", "\t")
     except UserError:
         text = io.StringIO(read_text(path, "--prompts"))
-        return list(csv.DictReader(text, delimiter="\t", quoting=csv.QUOTE_NONE, restkey="more"))
+        rows = list(csv.DictReader(text, delimiter="\t", quoting=csv.QUOTE_NONE, restkey="more"))
+        if any("more" in row for row in rows):
+            raise
+        return rows
 
 
 def _parse_json(text: str, path: Path) -> list[Any]:

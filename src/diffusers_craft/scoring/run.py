@@ -191,11 +191,20 @@ def decode_image(data: bytes) -> Image.Image | str:
     """The picture in an encoded image of any format, upright, with its own mode, or one line on what is wrong."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return ImageOps.exif_transpose(image)  # a copy, as training sees it
+            image.load()
+            return _upright(image)
     except UnidentifiedImageError:
         return "no image of a known format"
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on damaged files
         return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """A copy as training sees it; as it is stored where only its tags are broken."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # as for pictures: Pillow raises whatever comes
+        return image.copy()
 
 
 def _pictures(

@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..core.files import fingerprint
+from ..core.files import fingerprint, is_hidden
 from ..core.load import HubSource, load_hub_dataset
-from ..core.tables import read_csv, read_jsonl, read_text
+from ..core.tables import read_csv, read_jsonl, read_text, require_unicode
 from ..errors import UserError
 from .run import ImageRow
 
@@ -77,7 +77,7 @@ def open_images(
 def _tables(folder: Path, image_column: str) -> list[Path]:
     """The Parquet files of a folder; in one with images only those that hold images, for another may be our own."""
     tables = sorted(path for path in folder.glob("*.parquet") if path.name not in METADATA_FILES)
-    if not any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.glob("*")):
+    if not tables or not any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.rglob("*")):
         return tables
     return [path for path in tables if _holds_images(_schema(path), image_column)]
 
@@ -111,7 +111,7 @@ def _pick_caption_column(columns: Iterable[str], asked: str | None, place: str) 
 def _caption(value: Any, label: str) -> str:
     if not isinstance(value, str):
         raise UserError(f"--images: expected a text as the caption of {label}, found {value!r:.60}")
-    return value
+    return require_unicode(value, "--images", f" as the caption of {label}")
 
 
 class FolderImages:
@@ -119,8 +119,7 @@ class FolderImages:
 
     def __init__(self, folder: Path, caption_column: str | None, captions: str | None, prompt: str | None):
         found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir())
-        hidden = "."  # of macOS (`._x.png`) and of other programs
-        self.files = sorted(path for path in found if not path.name.startswith(hidden))
+        self.files = sorted(path for path in found if not is_hidden(path, folder))
         if not self.files:
             raise UserError(f"--images: expected images ({', '.join(IMAGE_SUFFIXES)}) in {folder}, found none")
         self.names = [path.relative_to(folder).as_posix() for path in self.files]
@@ -132,7 +131,8 @@ class FolderImages:
 
     @property
     def identity(self) -> str:
-        facts = [(path.lstat().st_size, path.lstat().st_mtime_ns) for path in self.files]
+        states = [path.stat() if path.exists() else path.lstat() for path in self.files]  # a link may lead nowhere
+        facts = [(state.st_size, state.st_mtime_ns) for state in states]
         return f"{self.num_rows} images, hash {fingerprint([self.names, self.captions, facts])}"
 
     def name(self, row: int) -> str:
@@ -151,7 +151,7 @@ class FolderImages:
     def _read(self, folder: Path, column: str | None, captions: str | None) -> list[str]:
         if captions is not None:
             found, place = read_captions(Path(captions).expanduser(), column), captions
-        elif metadata := [path for name in METADATA_FILES for path in sorted(folder.rglob(name))]:
+        elif metadata := _metadata_files(folder):
             found, place = {}, str(metadata[0])
             for path in metadata:
                 inside = path.parent.relative_to(folder)
@@ -165,6 +165,14 @@ class FolderImages:
                 wanted = f"expected a caption for {name} in {place}"
                 raise UserError(f"--images: {wanted}, found none; give --captions FILE or --prompt TEXT")
         return [found[name] for name in self.names]
+
+
+def _metadata_files(folder: Path) -> list[Path]:
+    """A folder's own table of captions, and those of the folders below; other tables may have the name there."""
+    found = [path for name in METADATA_FILES for path in sorted(folder.rglob(name)) if not is_hidden(path, folder)]
+    return [
+        path for path in found if path.parent == folder or "file_name" in next(iter(_READERS[path.suffix](path)), {})
+    ]
 
 
 def read_captions(path: Path, column: str | None = None) -> dict[str, str]:
@@ -181,10 +189,15 @@ def read_captions(path: Path, column: str | None = None) -> dict[str, str]:
     return {record["file_name"]: _caption(record.get(column), record["file_name"]) for record in records}
 
 
+def _read_table(path: Path) -> list[dict[str, Any]]:
+    _schema(path)
+    return pq.read_table(path).to_pylist()
+
+
 _READERS = {
     ".csv": partial(read_csv, flag="--captions"),
     ".jsonl": partial(read_jsonl, flag="--captions"),
-    ".parquet": lambda path: pq.read_table(path).to_pylist(),
+    ".parquet": _read_table,
 }
 
 

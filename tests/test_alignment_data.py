@@ -192,8 +192,9 @@ def test_a_tie_may_lack_an_image(tmp_path, make_images):
 def test_a_dataset_without_pairs_is_refused(dataset_folder, tmp_path):
     with pytest.raises(ValueError, match="--dataset_name: expected the columns jpg_0, jpg_1, caption, label_0 or"):
         load_preferences(dataset_folder / "dataset", OPTIONS)
-    with pytest.raises(ValueError, match="--dataset_name: expected a build's folder or a dataset of pairs, found"):
-        load_preferences(tmp_path / "nothing", OPTIONS)
+    for name, options in (("dataset_name", OPTIONS), ("train_data_dir", DataSettings(train_data_dir="x"))):
+        with pytest.raises(ValueError, match=f"--{name}: expected a build's folder or a dataset of pairs, found"):
+            load_preferences(tmp_path / "nothing", options)
     with pytest.raises(ValueError, match="--pairing: expected a build's folder with best_baseline, found a dataset"):
         load_preferences(dataset_folder / "dataset", DataSettings(pairing="best_baseline"))
 

@@ -7,6 +7,8 @@ import pickle
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from original_layout import save_single_file
 from safetensors.torch import load_file, save_file
 
 from diffusers_craft import SD15, SDXL, UserError, load_pipeline
-from diffusers_craft.models.checks import warn_of_cut_prompts
+from diffusers_craft.models.checks import check_parts, only_variant, warn_of_cut_prompts
 from diffusers_craft.scripts import ModelSource
 
 
@@ -198,7 +200,46 @@ def test_an_lcm_unet_is_refused(family, folder):
     unet = load_pipeline(model, device="cpu").unet
     config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
     type(unet)(**config | {"time_cond_proj_dim": 8}).save_pretrained(model / "unet")
+    load_pipeline(model, device="cpu")  # which draws
     refused(lambda: family.load(ModelSource(str(model))), "expected the UNet of a base model, found .* guidance scale")
+
+
+@FAMILIES
+@pytest.mark.parametrize("scheduler", ["EDMDPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler"])
+def test_the_settings_of_another_scheduler_are_refused(family, scheduler, folder):
+    """diffusers fills in a schedule of betas that no model has."""
+    model = folder(family)
+    (model / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": scheduler}))
+    refused(lambda: family.load(ModelSource(str(model))), "expected betas in its scheduler_config.json .* found none")
+
+
+@FAMILIES
+def test_a_scheduler_with_which_the_pipeline_cannot_draw_is_refused(family, folder):
+    model, scheduler = folder(family), "FlowMatchEulerDiscreteScheduler"
+    edit(model / "model_index.json", scheduler=["diffusers", scheduler])
+    (model / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": scheduler}))
+    words = f"expected a scheduler with which {family.pipeline_class} draws, found {scheduler}"
+    refused(lambda: family.load(ModelSource(str(model))), words)
+
+
+@FAMILIES
+@pytest.mark.parametrize("mark", ["edm_vpred.sigma_max", "edm_mean"])
+def test_a_file_of_an_edm_model_is_refused(family, mark, single_file):
+    source = single_file(family, lambda tensors: tensors | {mark: torch.zeros(1)})
+    refused(lambda: family.load(source), f"expected a model that predicts noise or velocity, found '{mark}'")
+
+
+def test_an_encoder_that_keeps_its_sizes_elsewhere_is_not_measured():
+    """As Qwen-Image's, whose configuration nests the text's."""
+    tokenizer = MagicMock(model_max_length=77)
+    tokenizer.__len__.return_value = 3
+    encoder = SimpleNamespace(config=SimpleNamespace(text_config=None))
+    check_parts("x", SimpleNamespace(components={"tokenizer": tokenizer, "text_encoder": encoder}))
+    encoder.config.vocab_size = 1000
+    refused(
+        lambda: check_parts("x", SimpleNamespace(components={"tokenizer": tokenizer, "text_encoder": encoder})),
+        "found 3 tokens",
+    )
 
 
 def test_other_files_than_safetensors_are_named(tmp_path):
@@ -269,3 +310,20 @@ def test_a_model_of_one_variant_alone_names_the_flag(family, folder, variant):
     refused(
         lambda: load_pipeline(model, device="cpu"), f"expected --variant {variant} for weights .* found no --variant"
     )
+    load_pipeline(model, device="cpu", variant=variant)
+
+
+@pytest.mark.parametrize(
+    ("files", "variant"),
+    [
+        (["diffusion_pytorch_model.fp16.safetensors"], "fp16"),
+        (["unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors", "unet/config.json"], "fp16"),
+        (["diffusion_pytorch_model.fp16.bin"], "fp16"),
+        (["diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.bin"], None),
+        (["diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.ema.safetensors"], None),
+        (["diffusion_pytorch_model.safetensors"], None),
+        ([], None),
+    ],
+)
+def test_a_variant_is_the_only_one_if_there_is_nothing_else(files, variant):
+    assert only_variant(files) == variant

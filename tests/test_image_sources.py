@@ -42,10 +42,19 @@ def test_pictures_are_scored_upright(orientation, form):
     assert found.shape == upright.shape and np.abs(found - upright).mean() < 8
 
 
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG"])
+def test_broken_tags_do_not_break_the_picture(form, monkeypatch):
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 2), "red").save(buffer, form, exif=b"Exif\0\0not a TIFF file")
+    assert decode_image(buffer.getvalue()).size == (4, 2)
+    assert decode_image(buffer.getvalue()[:-30]) not in (None, "")
+
+
 def test_files_of_other_systems_are_no_images(tmp_path):
     save(tmp_path, "a.png", "deep/b.jpg")
     (tmp_path / "._a.png").write_bytes(b"AppleDouble")
     (tmp_path / "a folder.png").mkdir()
+    save(tmp_path, ".ipynb_checkpoints/a-checkpoint.png", "__MACOSX/a.png")
     assert captions_of(tmp_path, prompt="x") == {"a.png": "x", "deep/b.jpg": "x"}
 
 
@@ -57,6 +66,16 @@ def test_a_link_that_leads_nowhere_is_an_unreadable_image(tmp_path):
         isinstance(decode_image(rows[0].data), Image.Image)
         and decode_image(rows[1].data) == "no image of a known format"
     )
+
+
+def test_what_changes_behind_a_link_is_another_image(tmp_path):
+    save(tmp_path, "out/b.png")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "b.png").symlink_to(tmp_path / "out" / "b.png")
+    before = open_images(str(tmp_path / "in"), prompt="x").identity
+    assert open_images(str(tmp_path / "in"), prompt="x").identity == before
+    Image.new("RGB", (40, 20)).save(tmp_path / "out" / "b.png")
+    assert open_images(str(tmp_path / "in"), prompt="x").identity != before
 
 
 def test_the_mark_of_windows_is_no_letter(tmp_path):
@@ -91,6 +110,28 @@ def test_metadata_of_folders_below_and_of_every_kind(form, tmp_path):
     assert captions_of(tmp_path) == {"a/1.png": "of 1.png", "b/2.png": "of 2.png"}
 
 
+def test_another_programs_metadata_below_is_not_asked(tmp_path):
+    save(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_text("a cat")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "metadata.csv").write_text("step,loss\n1,0.5\n")
+    assert captions_of(tmp_path) == {"a.png": "a cat"}
+
+
+def test_a_damaged_table_of_captions_is_named(tmp_path):
+    save(tmp_path, "a.png")
+    (tmp_path / "metadata.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(UserError, match="expected a Parquet file, found other bytes in .*metadata.parquet"):
+        captions_of(tmp_path)
+
+
+def test_half_an_emoji_in_a_caption_is_named(tmp_path):
+    save(tmp_path, "a.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a cat \\ud83d"}')
+    with pytest.raises(UserError, match="expected text that can be written as UTF-8 as the caption of a.png, found"):
+        captions_of(tmp_path)
+
+
 def test_a_record_without_file_name_is_named(tmp_path):
     save(tmp_path, "a.png")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "x"}\n{"text": "y"}')
@@ -112,6 +153,9 @@ def test_our_own_table_beside_images_is_not_taken_for_them(tmp_path):
     with pytest.raises(UserError, match="expected encoded images in 'image' of .*scores.parquet, found string"):
         open_images(str(tmp_path / "scores.parquet"))
     assert captions_of(tmp_path, prompt="x") == {"a.png": "x"}
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "a.png").rename(tmp_path / "deep" / "a.png")
+    assert captions_of(tmp_path, prompt="x") == {"deep/a.png": "x"}
 
 
 def write(tmp_path, text):
@@ -127,6 +171,8 @@ def write(tmp_path, text):
             r"expected 1 cell as in the header in line 2 of .* found 3; quote",
         ),
         ("prompt,category\nx,y\na, b, c\n", r"expected 2 cells as in the header in line 3 of .* found 3; quote"),
+        ("prompt;category\na cat, sitting;animals\n", "expected columns divided by ',' in .*p.csv, found ';'"),
+        ("prompt\tcategory\na cat\tanimals\n", r"expected columns divided by ',' in .*p.csv, found '\\t'"),
         ('prompt\n"hello" sign\nx\n', r"expected quotes around whole cells in line 2 of"),
         ('prompt\nx\n"welcome\ntwo\na blue star\n', r"expected quotes around whole cells in line 3 of"),
         ('prompt\n"welcome\n' + "two green squares\n" * 100_000, r"expected quotes around whole cells in line 2 of"),
@@ -142,6 +188,11 @@ def test_what_a_spreadsheet_writes_is_read(tmp_path):
     found = [row["prompt"] for row in read_csv(write(tmp_path, text), "--prompts")]
     assert found == ['a sign that says "STOP", red', "two\nlines", "007"]
     assert read_text(write(tmp_path, "é"), "--prompts") == "é"
+
+
+@pytest.mark.parametrize("row", ["a red circle,x,,", '"a red circle", "x"', "a red circle,x, ,"])
+def test_empty_cells_behind_a_row_are_no_loss(row, tmp_path):
+    assert read_csv(write(tmp_path, f"prompt,n\n{row}\n"), "--prompts") == [{"prompt": "a red circle", "n": "x"}]
 
 
 def test_images_of_a_configuration(tmp_path, monkeypatch):

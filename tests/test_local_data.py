@@ -15,6 +15,7 @@ from datasets import Dataset, DatasetDict
 from PIL import Image
 
 from diffusers_craft import UserError, load_craft_dataset
+from diffusers_craft.data import local
 from diffusers_craft.data.pictures import as_pictures, as_rgb, crop_image, read_pictures
 
 
@@ -92,6 +93,7 @@ def test_train_beside_other_folders_is_no_split(tmp_path):
         ["part1.parquet", "part2.parquet", "retrain_extra.parquet", "train_extra.parquet"],
         ["train/a.parquet", "more/test_b.parquet"],
         ["test.parquet"],
+        ["train.parquet", "more.parquet"],
     ],
 )
 def test_every_parquet_file_is_read_whatever_it_is_called(names, tmp_path):
@@ -100,6 +102,95 @@ def test_every_parquet_file_is_read_whatever_it_is_called(names, tmp_path):
         pq.write_table(pa.table({"prompt": [f"{index}"] * (index + 1)}), tmp_path / name)
     assert len(load_craft_dataset(tmp_path)) == sum(range(1, len(names) + 1))
     assert len(load_craft_dataset(tmp_path / names[0])) == 1
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train.parquet", "validation.parquet", "test.parquet"],
+        ["default/train/0000.parquet", "default/test/0000.parquet"],
+        ["train/a.parquet", "test.parquet", "eval-00000-of-00001.parquet"],
+    ],
+)
+def test_test_data_is_not_trained_on(names, tmp_path, caplog):
+    for index, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"prompt": [f"{index}"] * (index + 1)}), tmp_path / name)
+    with caplog.at_level(logging.WARNING):
+        assert load_craft_dataset(tmp_path)["prompt"][:] == ["0"]
+    assert "reads the split train and leaves out the" in caplog.text
+
+
+def test_a_picture_beside_tables_is_a_preview(tmp_path, caplog):
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table({"prompt": ["x", "y"]}), tmp_path / "data" / "train-00000-of-00001.parquet")
+    save_images(tmp_path, "assets/preview.png")
+    with caplog.at_level(logging.WARNING):
+        assert load_craft_dataset(tmp_path)["prompt"][:] == ["x", "y"]
+    assert "leaves out 1 pictures without captions" in caplog.text
+    (tmp_path / "assets" / "preview.txt").write_text("a picture to train on")
+    assert load_craft_dataset(tmp_path)["text"][:] == ["a picture to train on"]
+
+
+def test_words_of_a_csv_stay_as_they_are(tmp_path):
+    texts = ["null", "None", "NA", "nan", "", "007"]
+    save_images(tmp_path, *(f"{index}.png" for index in range(len(texts))))
+    rows = [f"{index}.png,{text},{index}.5" for index, text in enumerate(texts)]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,text,advantage", *rows]))
+    dataset = load_craft_dataset(tmp_path)
+    reds = [image.getpixel((0, 0))[0] for image in dataset["image"]]
+    assert [dataset["text"][reds.index(index)] for index in range(len(texts))] == texts
+    assert sorted(dataset["advantage"]) == [index + 0.5 for index in range(len(texts))]
+
+
+def test_captions_that_are_numbers_are_text(tmp_path):
+    save_images(tmp_path, "deep/a.png")
+    (tmp_path / "deep" / "metadata.csv").write_text("file_name,text\na.png,0\n")
+    assert load_craft_dataset(tmp_path)["text"][:] == ["0"]
+
+
+def test_a_caption_in_another_encoding_is_named(tmp_path):
+    save_images(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_text("größe", encoding="cp1252")
+    with pytest.raises(UserError, match=r"^--train_data_dir: expected UTF-8 in .*a\.txt, found byte 0xf6 at 2; save"):
+        load_craft_dataset(tmp_path, flag="--train_data_dir")
+
+
+def test_pictures_that_pillow_does_not_read_are_counted(tmp_path, caplog):
+    save_images(tmp_path, "a.png")
+    for name in ("b.heic", "c.HEIC", "d.avif"):
+        (tmp_path / name).write_bytes(b"x")
+    with caplog.at_level(logging.WARNING):
+        assert len(load_craft_dataset(tmp_path)) == 1
+    assert "leaves out 3 pictures that cannot be read, such as b.heic" in caplog.text
+
+
+def test_pairs_as_a_folder_of_images_are_whole(tmp_path, caplog):
+    save_images(tmp_path, "a.png", "b.png")
+    row = {"image_0_file_name": "a.png", "image_1_file_name": "b.png", "prompt": "x", "label_0": 1}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
+    with caplog.at_level(logging.WARNING):
+        assert len(load_craft_dataset(tmp_path)) == 1
+    assert not [record for record in caplog.records if record.name.startswith("diffusers_craft")]
+
+
+def test_many_pictures_are_few_patterns(tmp_path, monkeypatch):
+    """`datasets` compares each pattern with every file, and slowly where the path has brackets."""
+    asked = []
+    monkeypatch.setattr(local, "load_dataset", lambda kind, data_files, **_: asked.extend(data_files["train"]))
+    save_images(tmp_path / "[v2]", *(f"{index}.png" for index in range(20)), "a.JPG")
+    (tmp_path / "[v2]" / "metadata.jsonl").write_text("{}")
+    with pytest.raises(AttributeError):
+        load_craft_dataset(tmp_path / "[v2]")
+    assert sorted(pattern.rsplit("/", 1)[-1] for pattern in asked) == ["*.JPG", "*.png", "metadata.jsonl"]
+
+
+def test_a_readme_that_is_no_card_is_notes(tmp_path):
+    pq.write_table(pa.table({"prompt": ["x"]}), tmp_path / "a.parquet")
+    (tmp_path / "README.md").write_text("---\n: [broken\n---\nnotes")
+    assert len(load_craft_dataset(tmp_path)) == 1
+    with pytest.raises(UserError, match="^--dataset_config_name: expected none for a folder .*, found 'large'$"):
+        load_craft_dataset(tmp_path, "large")
 
 
 def test_files_named_as_splits_are_splits(tmp_path, caplog):
@@ -151,11 +242,15 @@ def test_pictures_of_other_tools_tables(column, tmp_path):
 
 def test_pictures_named_by_path(tmp_path):
     save_images(tmp_path / "images", "a.png", "b.png")
-    pq.write_table(pa.table({"image": [str(tmp_path / "images" / name) for name in "ab"]}), tmp_path / "x.parquet")
     table = pa.table({"image": [str(tmp_path / "images" / f"{name}.png") for name in "ab"]})
     pq.write_table(table, tmp_path / "x.parquet")
     dataset = as_pictures(load_craft_dataset(tmp_path / "x.parquet"), "image")
     assert len(list(read_pictures(dataset, "image"))) == 2
+
+
+@pytest.mark.parametrize("text", ["A" * 5000, "a caption", None])
+def test_texts_of_any_length_are_no_paths(text):
+    assert as_pictures(Dataset.from_dict({"image": [text, "x"]}), "image").features["image"].dtype == "string"
 
 
 RAMP = np.linspace(0, 65535, 256).round().astype(np.uint16)[None].repeat(2, axis=0)
@@ -200,11 +295,15 @@ def test_an_opaque_picture_keeps_its_bytes():
 
 @pytest.mark.parametrize("size", [(20000, 1), (3, 4000), (700, 60)])
 @pytest.mark.parametrize("center", [True, False])
-def test_thin_pictures_are_cut_before_they_are_scaled(size, center):
+def test_thin_pictures_are_cut_before_they_are_scaled(size, center, monkeypatch):
     """As if scaled as a whole, which needs gigabytes for them."""
+    resize, scaled = Image.Image.resize, []
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda image, to, *a, **k: (scaled.append(to), resize(image, to, *a, **k))[1]
+    )
     values = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     pixels, original, (top, left) = crop_image(Image.fromarray(values), 64, center, seed=12345)
-    assert pixels.shape == (64, 64, 3) and original == (size[1], size[0])
+    assert pixels.shape == (64, 64, 3) and original == (size[1], size[0]) and scaled == [(64, 64)]
     if size == (700, 60):
         scale = 64 / 60
         whole = Image.fromarray(values).resize((round(700 * scale), 64), Image.Resampling.LANCZOS)

@@ -181,6 +181,9 @@ def test_a_tsv_of_a_spreadsheet_and_one_without_quoting(tmp_path):
     assert load_prompts(tmp_path / "a.tsv") == ['a sign that says "STOP"', "two\nlines"]
     (tmp_path / "b.tsv").write_text('Prompt\tCategory\n"Hello" on a wall\tText\na 5" disk\tText\n')
     assert load_prompts(tmp_path / "b.tsv", "Prompt") == ['"Hello" on a wall', 'a 5" disk']
+    (tmp_path / "c.tsv").write_text('prompt\n"a red" wall\na red\tcircle\n')
+    with pytest.raises(ValueError, match="c.tsv, found"):
+        load_prompts(tmp_path / "c.tsv")
 
 
 @pytest.mark.parametrize("half", ["\\ud83d", "\\udc00"])

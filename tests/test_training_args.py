@@ -76,6 +76,10 @@ def test_defaults_are_the_recipe():
             ["--lr_warmup_steps=50"],
             "--lr_warmup_steps: expected .* constant_with_warmup, found constant, which ignores it",
         ),
+        (
+            ["--checkpoints_total_limit=3"],
+            "--checkpoints_total_limit: expected --checkpointing_steps with it, found none",
+        ),
         (["--rank=8"], "--rank, --lora_alpha, --lora_dropout: expected --use_lora with them, found none"),
         (["--use_lora", "--rank=0"], "--rank: expected at least 1, found 0"),
         (["--use_lora", "--lora_alpha=0"], "--lora_alpha: expected at least 1, found 0"),
@@ -105,6 +109,18 @@ def test_defaults_are_the_recipe():
 def test_contradictions_are_refused(flags, message):
     with pytest.raises(ValueError, match=message):
         _settings("train_craft_sd15", *REQUIRED, *flags)
+
+
+@pytest.mark.parametrize("name", ["unet", "logs"])
+def test_a_file_where_a_folder_will_be_is_refused(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("mine")
+    with pytest.raises(
+        ValueError, match=f"^--output_dir: expected a folder or nothing at {tmp_path}/out/{name}, found a"
+    ):
+        _settings("train_craft_sd15", *REQUIRED, "--output_dir=~/out")
+    assert _settings("train_craft_sd15", *REQUIRED, "--output_dir=~/other").output_dir == str(tmp_path / "other")
 
 
 def test_generated_latents_belong_to_their_vae():

@@ -3,6 +3,7 @@
 
 import errno
 import json
+import logging
 import os
 from collections.abc import Callable
 
@@ -315,6 +316,8 @@ def test_max_train_samples_keeps_rows_together(components, settings, make_images
         ({"use_generated_latents": True}, {}, "--latent_column: expected .* found 'latent'"),
         ({}, {"prompt": ["a", None]}, "--caption_column: expected text in column 'prompt', found None in row 1"),
         ({}, {"advantage": [1.0, float("nan")]}, "--advantage_column: expected finite numbers, found nan in row 1"),
+        ({}, {"advantage": ["high", "1"]}, "--advantage_column: expected finite numbers, found 'high' in row 0"),
+        ({}, {"advantage": [1.0, None]}, "--advantage_column: expected finite numbers, found None in row 1"),
         ({}, {"advantage": [0.0, 0.0]}, "--advantage_column: expected a row that is not 0, found 2 zeros"),
         ({"resolution": 60}, {}, "--resolution: expected a multiple of 8 for this VAE, found 60"),
     ],
@@ -322,6 +325,12 @@ def test_max_train_samples_keeps_rows_together(components, settings, make_images
 def test_errors_name_flag_and_row(components, settings, make_images, changes, columns, message):
     with pytest.raises(ValueError, match=message):
         prepare_training_data(_dataset(make_images(2), **columns), SD15, components, settings(**changes), CRAFT())
+
+
+def test_captions_without_words_are_counted(components, settings, make_images, caplog):
+    with caplog.at_level(logging.WARNING):
+        prepare_training_data(_dataset(make_images(3), prompt=["a", "", "  "]), SD15, components, settings(), CRAFT())
+    assert "--caption_column: 2 of 3 captions are empty" in caplog.text
 
 
 def test_an_empty_dataset_is_refused(components, settings):

@@ -28,6 +28,19 @@ def test_a_folder_that_cannot_be_written_is_known_before_anything_is_loaded(trai
         train("sd15", place, *SHORT, *lora)
 
 
+@pytest.mark.parametrize("flag", ["caption_column", "image_column"])
+def test_a_column_that_is_not_there_is_known_before_anything_is_loaded(train, flag, monkeypatch):
+    monkeypatch.setattr("diffusers_craft.models.family.Family.load", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(UserError, match=f"^--{flag}: expected one of the dataset's columns .* found 'typo'"):
+        train("sd15", "run", *SHORT, f"--{flag}=typo")
+
+
+def test_half_precision_of_the_launchers_configuration_is_named_as_such(train, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(UserError, match="^accelerate's configuration, mixed_precision: expected bf16 or no without a"):
+        train("sd15", "run", *SHORT)
+
+
 def test_the_base_may_be_gone_at_the_end(train, random_sd15, tmp_path, monkeypatch):
     base = shutil.copytree(random_sd15, tmp_path / "base")
     flag = f"--pretrained_model_name_or_path={base}"

@@ -35,6 +35,7 @@ from diffusers_craft.scripts import (
     HubRepo,
     add_reward_arguments,
     add_source_arguments,
+    check_single_file_config,
     default_device,
     format_funnel,
     is_first_rank,
@@ -174,6 +175,7 @@ def main(args: argparse.Namespace) -> None:
     device = args.device or default_device()
     dtype = torch_dtype("fp32" if device == "cpu" else args.dtype)
     vae = args.pretrained_vae_model_name_or_path
+    check_single_file_config(args.pretrained_model_name_or_path, args.single_file_config)
     pipeline = load_pipeline(
         args.pretrained_model_name_or_path,
         revision=args.revision,

@@ -12,6 +12,7 @@ import pyarrow as pa
 from datasets import Array3D, Dataset, Features, Image, Value, load_dataset
 from datasets.exceptions import DatasetsError
 from huggingface_hub import DatasetCard
+from yaml import YAMLError
 
 from ..core.files import atomic_write_bytes
 from ..core.output import full_disk_named
@@ -124,7 +125,10 @@ def is_build(folder: str | Path) -> bool:
 def _has_configurations(folder: Path) -> bool:
     """Whether this is a copy of a Hub dataset whose card says which files are what."""
     card = folder / "README.md"
-    return card.is_file() and bool(DatasetCard.load(card).data.get("configs"))
+    try:
+        return card.is_file() and bool(DatasetCard.load(card).data.get("configs"))
+    except (ValueError, YAMLError):  # somebody's notes
+        return False
 
 
 def load_or_refuse(
@@ -139,16 +143,21 @@ def load_or_refuse(
     """What the user named `found`: all of a folder or file here, else a Hub dataset; failures are one line."""
     path = Path(source).expanduser()
     try:
-        local = open_local(path, split, cache_dir) if path.exists() and not _has_configurations(path) else None
-        if local is not None:
-            return local
+        has_splits = not path.exists() or _has_configurations(path)
+        if not has_splits and (local := open_local(path, split, cache_dir, flag)) is not None:
+            if config_name is None:
+                return local
+            wanted = "expected none for a folder or file without a card that lists configurations"
+            raise UserError(f"--dataset_config_name: {wanted}, found {config_name!r}")
         return load_dataset(str(source), config_name, split=split, cache_dir=cache_dir)
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, UnicodeError, DatasetsError) as error:
         # Missing, empty, unreachable; unknown configuration or split; files that do not fit each other, which
         # `datasets` says in the cause only.
         reason = " ".join(str(error.__cause__ or error).split())
         name = getattr(error, "filename", None)
-        if isinstance(error, OSError) and name and not Path(name).is_relative_to(path):
+        if isinstance(error, OSError) and name and not Path(name).absolute().is_relative_to(path.absolute()):
             raise UserError(f"--cache_dir: expected a folder that can be written, found {name!r}") from error
         raise UserError(f"{flag}: expected {expected}, found {str(found)!r} ({reason:.400})") from error
 

@@ -61,8 +61,7 @@ def prepare_training_data(
             another shape or VAE.
     """
     settings = settings.for_model(family, components)
-    for flag in ("caption_column", "latent_column" if settings.use_generated_latents else "image_column"):
-        check_column(dataset, settings, flag)
+    check_columns(dataset, settings)
     if settings.max_train_samples is not None and settings.max_train_samples < len(dataset):
         dataset = dataset.shuffle(seed=settings.seed).select(range(settings.max_train_samples))
     if len(dataset) == 0:
@@ -96,6 +95,7 @@ def prepare_prompt_data(
 ) -> TrainingData:
     """n captions alone, for objectives that make their own images: the latents are zeros, the sizes those of a square."""
     settings, (distinct, prompt_rows) = settings.for_model(family, components), _distinct(captions)
+    warn_of_cut_prompts(components.pipeline, distinct, "captions")
     shape = latent_shape(components.vae, settings.resolution)
     return TrainingData(
         latents=torch.zeros(1, 1, *shape).expand(1, len(captions), *shape),
@@ -106,6 +106,12 @@ def prepare_prompt_data(
         weights=torch.ones(len(captions)),
         captions=tuple(distinct),
     )
+
+
+def check_columns(dataset: Dataset, settings: DataSettings) -> None:
+    """Raises a `UserError` unless the columns of captions and of images or latents are there."""
+    for flag in ("caption_column", "latent_column" if settings.use_generated_latents else "image_column"):
+        check_column(dataset, settings, flag)
 
 
 def check_column(dataset: Dataset, settings: DataSettings, flag: str) -> None:

@@ -7,6 +7,7 @@
 
 import glob
 import logging
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +17,13 @@ from datasets import Dataset, DatasetDict, Image, load_dataset, load_from_disk
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from ..core.files import is_hidden
+from ..core.tables import read_csv, read_text
 
 
 logger = logging.getLogger(__name__)
 
 CAPTION_SUFFIXES = (".txt", ".caption")  # kohya's captions beside the pictures
+TEXT_COLUMNS = ("text", "caption", "prompt")  # never numbers, whatever their cells look like
 _IMAGES, _METADATA = tuple(ImageFolder.EXTENSIONS), ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _UNREAD = (".heic", ".heif", ".avif", ".jxl", ".cr2", ".nef", ".dng")  # pictures that Pillow does not open by itself
 # As `datasets` and the Hub write splits: nothing else in a file's name says that it is one.
@@ -28,12 +31,13 @@ _SPLIT_FILE = re.compile(r"(?P<split>[\w.]+)-\d{5}-of-\d{5}\.parquet")
 _OTHER_SPLITS = ("val", "valid", "validation", "dev", "eval", "test", "testing", "evaluation")
 
 
-def open_local(source: Path, split: str = "train", cache_dir: str | None = None) -> Dataset | None:
+def open_local(source: Path, split: str, cache_dir: str | None, flag: str) -> Dataset | None:
     """The rows of a folder or Parquet file; `None` for a folder that only `datasets` understands, as one with a script.
 
     A folder of images holds all of them, at any depth, with `metadata.jsonl` or text files beside them as captions; only
     where `train/` stands beside `test/` or the like it is `train/` alone. A folder of Parquet files holds all of them,
-    unless they are named as splits are. What `save_to_disk` wrote is read as well.
+    unless they are named as splits are; pictures without captions beside them are not counted. What `save_to_disk` wrote
+    is read as well.
     """
     if source.is_file():
         return _parquet([source], cache_dir) if source.suffix == ".parquet" else None
@@ -44,12 +48,17 @@ def open_local(source: Path, split: str = "train", cache_dir: str | None = None)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not is_hidden(path, folder)]
     images = [path for path in files if path.suffix.lower() in _IMAGES]
     tables = [path for path in files if path.suffix == ".parquet" and path.name not in _METADATA]
+    metadata = [path for path in files if path.name in _METADATA]
+    if tables and not metadata and not any(_text_file(path) for path in images):
+        if images:
+            logger.warning(f"{source}: reads the Parquet files and leaves out {len(images)} pictures without captions")
+        return _parquet(_files_of_split(tables, split, folder), cache_dir)
+    if unread := [path for path in files if path.suffix.lower() in _UNREAD]:
+        logger.warning(f"{source}: leaves out {len(unread)} pictures that cannot be read, such as {unread[0].name}")
     if images:
-        return _image_folder(folder, images, cache_dir)
-    if tables:
-        return _parquet(_files_of_split(tables, split), cache_dir)
+        return _image_folder(folder, images, metadata, cache_dir, flag)
     kinds = {path.suffix.lower() for path in files}
-    if kinds & set(_UNREAD) or any(path.name in _METADATA for path in files):
+    if unread or metadata:
         raise ValueError(f"found no picture that can be read among its files of {', '.join(sorted(kinds))}")
     return None
 
@@ -64,13 +73,23 @@ def _without_other_splits(folder: Path, split: str) -> Path:
     return folder / split
 
 
-def _files_of_split(tables: Sequence[Path], split: str) -> list[Path]:
-    """All files, unless all have the names that splits have."""
-    splits = [match["split"] if (match := _SPLIT_FILE.fullmatch(path.name)) else None for path in tables]
+def _split_of(table: Path, folder: Path, known: Sequence[str]) -> str | None:
+    """The split that a file's name says, its whole name, or a folder around it."""
+    if match := _SPLIT_FILE.fullmatch(table.name):
+        return match["split"]
+    names = (table.stem, *table.relative_to(folder).parts[:-1])
+    return next((name for name in names if name in known), None)
+
+
+def _files_of_split(tables: Sequence[Path], split: str, folder: Path) -> list[Path]:
+    """All files, unless all are of splits."""
+    splits = [_split_of(path, folder, (split, *_OTHER_SPLITS)) for path in tables]
     if None in splits:
         return list(tables)
     if split not in splits:
-        raise ValueError(f"no files of the split {split}, only of {', '.join(sorted(set(splits)))}")
+        if any(_SPLIT_FILE.fullmatch(path.name) for path in tables):
+            raise ValueError(f"no files of the split {split}, only of {', '.join(sorted(set(splits)))}")
+        return list(tables)
     chosen = [path for path, name in zip(tables, splits) if name == split]
     if len(chosen) < len(tables):
         rest = ", ".join(sorted(set(splits) - {split}))
@@ -86,22 +105,47 @@ def _load(kind: str, files: Any, cache_dir: str | None) -> Dataset:
     return load_dataset(kind, data_files={"train": files}, split="train", cache_dir=cache_dir)
 
 
-def _image_folder(folder: Path, images: Sequence[Path], cache_dir: str | None) -> Dataset:
-    metadata = [path for name in _METADATA for path in folder.rglob(name)]
-    kept = [glob.escape(str(path.absolute())) for path in (*images, *metadata)]
-    dataset = _load("imagefolder", kept, cache_dir)
+def _image_folder(
+    folder: Path, images: Sequence[Path], metadata: Sequence[Path], cache_dir: str | None, flag: str
+) -> Dataset:
+    # Few patterns: `datasets` compares each of them with every file.
+    root, ends = glob.escape(str(folder.absolute())), sorted({path.suffix for path in images})
+    patterns = [f"{root}/**/*{end}" for end in ends] + sorted({f"{root}/**/{path.name}" for path in metadata})
+    dataset = _load("imagefolder", patterns, cache_dir)
+    if "image" not in dataset.column_names:  # pairs, whose columns are several
+        return dataset
     if len(dataset) < len(images):
         logger.warning(f"{folder}: {len(images) - len(dataset)} of {len(images)} images have no line in the metadata")
-    texts = [_text_beside(path) for path in images]
-    if metadata or not any(text is not None for text in texts):
-        return dataset
-    if missing := [path.name for path, text in zip(images, texts) if text is None]:
-        logger.warning(f"{folder}: {len(missing)} of {len(images)} images have no text file beside them: {missing[0]}")
-    by_path = {str(path.absolute()): text for path, text in zip(images, texts)}
     paths = [cell["path"] for cell in dataset.cast_column("image", Image(decode=False))["image"]]
-    return dataset.add_column("text", [by_path[path] for path in paths])
+    if metadata:
+        tables = [path for path in metadata if path.suffix == ".csv"]
+        return _with_own_words(dataset, paths, tables, flag) if tables else dataset
+    files = {str(path.absolute()): _text_file(path) for path in images}
+    if not any(files.values()):
+        return dataset
+    if missing := [path for path in files if files[path] is None]:
+        some = f"{len(missing)} of {len(images)} images have no text file beside them"
+        logger.warning(f"{folder}: {some}: {Path(missing[0]).name}")
+    return dataset.add_column("text", [read_text(f, flag).strip() if (f := files[path]) else None for path in paths])
 
 
-def _text_beside(image: Path) -> str | None:
+def _text_file(image: Path) -> Path | None:
     files = (image.with_suffix(suffix) for suffix in CAPTION_SUFFIXES)
-    return next((path.read_text(encoding="utf-8-sig").strip() for path in files if path.is_file()), None)
+    return next((path for path in files if path.is_file()), None)
+
+
+def _with_own_words(dataset: Dataset, paths: Sequence[str], tables: Sequence[Path], flag: str) -> Dataset:
+    """The texts of `metadata.csv` as they stand there: `datasets` reads `null`, `None` and `NA` as nothing, 007 as 7."""
+    rows = {}
+    for table in tables:
+        for row in read_csv(table, flag):
+            name = row.get("file_name", "").replace("\\", "/")
+            rows[os.path.normpath(table.parent.absolute() / name)] = row
+    for column in dataset.column_names:
+        kind = getattr(dataset.features[column], "dtype", None)
+        if kind in ("string", "large_string", "null") or column in TEXT_COLUMNS:
+            own = [rows.get(os.path.normpath(path), {}).get(column) for path in paths]
+            old = zip(own, dataset[column])
+            dataset = dataset.remove_columns(column)
+            dataset = dataset.add_column(column, [found if new is None else new for new, found in old])
+    return dataset

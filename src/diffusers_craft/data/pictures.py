@@ -1,9 +1,9 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """The pictures of a dataset, one at a time, and the squares that training cuts out of them."""
 
+import os
 import struct
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ def as_pictures(dataset: Dataset, column: str) -> Dataset:
     else:
         encoded = getattr(feature, "dtype", None) in ("binary", "large_binary")
         if getattr(feature, "dtype", None) in ("string", "large_string") and len(dataset):
-            encoded = Path(dataset[0][column] or "").expanduser().is_file()
+            encoded = os.path.isfile(os.path.expanduser(dataset[0][column] or ""))  # false for texts of any length
     return dataset.cast_column(column, ImageFeature()) if encoded else dataset
 
 

@@ -77,8 +77,8 @@ def load_preferences(name_or_folder: str | Path, settings: DataSettings) -> Pref
             f"--pairing: expected a build's folder with {settings.pairing}, found a dataset, whose pairs are made"
         )
     expected = "a build's folder or a dataset of pairs"
-    where = (settings.dataset_config_name, "train", settings.cache_dir)
-    return _pairs_of_dataset(load_or_refuse(name_or_folder, name_or_folder, expected, *where))
+    where = (settings.dataset_config_name, "train", settings.cache_dir, settings.data_flag)
+    return _pairs_of_dataset(load_or_refuse(name_or_folder, name_or_folder, expected, *where), settings.data_flag)
 
 
 def best_pairs(preferences: Preferences, count: int | None) -> Preferences:
@@ -123,7 +123,8 @@ def _pairs_of_build(folder: Path, settings: DataSettings) -> Preferences:
     composite, groups, variants = composite_scores(folder)
     pairs = group_pairs(composite, groups, variants, settings.pairing, settings.num_pairs)
     if not len(pairs):
-        raise UserError(f"--dataset_name: expected groups with a better and a worse image, found none in {folder}")
+        words = "expected groups with a better and a worse image"
+        raise UserError(f"{settings.data_flag}: {words}, found none in {folder}")
     stage = _stage(folder / "candidates")
     files, columns = [str(stage.shard_path(shard)) for shard in range(stage.num_shards)], ["image", "prompt"]
     for shard in range(stage.num_shards):
@@ -133,13 +134,13 @@ def _pairs_of_build(folder: Path, settings: DataSettings) -> Preferences:
     return preferences.without_unused_images()
 
 
-def _pairs_of_dataset(dataset: Dataset) -> Preferences:
+def _pairs_of_dataset(dataset: Dataset, flag: str) -> Preferences:
     """Images are those of all rows, ties too, which count for the range of scores."""
     found = set(dataset.column_names)
     names = next((names for names in _PAIR_COLUMNS if {*names, "label_0"} <= found), None)
     if names is None:
         wanted = " or ".join(", ".join([*names, "label_0"]) for names in _PAIR_COLUMNS[:2])
-        raise UserError(f"--dataset_name: expected the columns {wanted}, found {', '.join(dataset.column_names)}")
+        raise UserError(f"{flag}: expected the columns {wanted}, found {', '.join(dataset.column_names)}")
     labels = _numbers(dataset, "label_0")  # NaN where there is none
     known = np.isfinite(labels)
     if len(wrong := np.flatnonzero(known & ~np.isin(labels, (0.0, _TIE, 1.0)))):
@@ -149,7 +150,7 @@ def _pairs_of_dataset(dataset: Dataset) -> Preferences:
     if "has_label" in found:
         decided &= np.asarray(dataset["has_label"], dtype=bool)
     if not decided.any():
-        raise UserError(f"--dataset_name: expected pairs with a winner, found {len(labels)} rows without one")
+        raise UserError(f"{flag}: expected pairs with a winner, found {len(labels)} rows without one")
     kept = np.flatnonzero(decided | _complete(dataset, names, decided))
     pairs, scores, score_range = len(kept) * np.arange(2) + np.arange(len(kept))[:, None], None, None
     pairs, is_second = pairs[decided[kept]], labels[decided] < _TIE

@@ -16,7 +16,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 from safetensors import SafetensorError
@@ -100,7 +100,7 @@ def missing_parts(name: str, folder: Path, given: Container[str]) -> dict[str, N
 def only_variant(files: Iterable[str]) -> str | None:
     """The variant, such as `fp16`, of which alone there are weights among the names of a denoiser's files."""
     names = [file.rsplit("/", 1)[-1].split(".") for file in files]
-    parts = [name for name in names if name[0].startswith(_WEIGHTS) and name[-1] == "safetensors"]
+    parts = [name for name in names if name[0].startswith(_WEIGHTS) and name[-1] in ("safetensors", "bin")]
     variants = {part[1].split("-")[0] for part in parts if len(part) == 3}
     return variants.pop() if len(variants) == 1 and all(len(part) == 3 for part in parts) else None
 
@@ -115,9 +115,24 @@ def check_parts(name: str, pipeline: DiffusionPipeline) -> None:
     unet, vae = parts.get("unet"), parts.get("vae")
     if unet is not None and vae is not None:
         check_channels(name, unet.config.in_channels, vae.config.latent_channels)
-        if unet.config.get("time_cond_proj_dim") is not None:
-            found = "one that takes the guidance scale, as distilled LCM models do"
-            raise UserError(f"model {name!r}: expected the UNet of a base model, found {found}")
+
+
+def check_trainable(name: str, pipeline: DiffusionPipeline) -> None:
+    """Refuses what draws, but that no denoising loss trains, or trains with noise of another model."""
+    unet, scheduler = pipeline.components.get("unet"), pipeline.scheduler
+    if unet is not None and unet.config.get("time_cond_proj_dim") is not None:
+        found = "one that takes the guidance scale, as distilled LCM models do"
+        raise UserError(f"model {name!r}: expected the UNet of a base model, found {found}")
+    kind = type(scheduler).__name__
+    if unet is not None and not hasattr(scheduler, "init_noise_sigma"):
+        raise UserError(
+            f"model {name!r}: expected a scheduler with which {type(pipeline).__name__} draws, found {kind}"
+        )
+    # diffusers' own default is no model's schedule: the file is another scheduler's, EDM's or a flow's.
+    if {"beta_start", "trained_betas"} <= set(scheduler.config.get("_use_default_values") or ()):
+        wanted = f"expected betas in its scheduler_config.json for {kind}"
+        raise UserError(f"model {name!r}: {wanted}, found none (is the file of another scheduler?)")
+    _warn_of_distilled(scheduler)
 
 
 def check_channels(name: str, channels: int, expected: int) -> None:
@@ -129,8 +144,8 @@ def check_channels(name: str, channels: int, expected: int) -> None:
 
 
 def _check_tokenizer(place: str, tokenizer: Any, encoder: torch.nn.Module) -> None:
-    size, tokens = encoder.config.vocab_size, len(tokenizer)
-    if not _FILLED * size <= tokens <= size:
+    size, tokens = getattr(encoder.config, "vocab_size", None), len(tokenizer)
+    if size is not None and not _FILLED * size <= tokens <= size:
         wanted = f"expected a vocabulary for the encoder's {size} tokens"
         raise UserError(f"{place}: {wanted}, found {tokens} tokens (are files missing in its folder?)")
     length = getattr(encoder.config, "max_position_embeddings", None)
@@ -138,9 +153,9 @@ def _check_tokenizer(place: str, tokenizer: Any, encoder: torch.nn.Module) -> No
         tokenizer.model_max_length = length  # its file does not say; longer captions have no position
 
 
-def warn_of_distilled(pipeline: DiffusionPipeline) -> None:
+def _warn_of_distilled(scheduler: SchedulerMixin) -> None:
     """Warns of models that draw in a few steps: a denoising loss trains that away, and 30 steps draw them badly."""
-    config, kind = pipeline.scheduler.config, type(pipeline.scheduler).__name__
+    config, kind = scheduler.config, type(scheduler).__name__
     trailing = config.get("timestep_spacing") == "trailing" and config.get("prediction_type", "epsilon") == "epsilon"
     if kind in ("LCMScheduler", "TCDScheduler") or trailing:
         mark = f"{kind} with timestep_spacing trailing" if trailing else kind

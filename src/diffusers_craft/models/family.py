@@ -13,11 +13,10 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 
 from ..errors import UserError
-from .checks import warn_of_distilled
+from .checks import check_trainable
 from .latents import latent_factor
-from .loading import load_pipeline, load_vae, pipeline_class_name
+from .loading import check_single_file_config, load_pipeline, load_vae, pipeline_class_name
 from .noise import NoisePath
-from .single_file import SUFFIX
 
 
 class ModelSource(NamedTuple):
@@ -131,11 +130,9 @@ class Family:
         VAE and text encoders go to `device`. The denoiser stays on the CPU: a small card holds it only once the
         encoders are gone, and perhaps not in float32.
         """
-        if source.config is not None and not source.name.endswith(SUFFIX):
-            wanted = f"expected a single {SUFFIX} file to go with it"
-            raise UserError(f"--single_file_config: {wanted}, found the model {source.name!r}")
+        check_single_file_config(source.name, source.config)
         pipeline = self.pipeline(source)
-        warn_of_distilled(pipeline)
+        check_trainable(source.name, pipeline)
         path = NoisePath.from_scheduler(pipeline.scheduler, prediction_type)
         components = Components(getattr(pipeline, self.component), path, pipeline.vae, pipeline)
         for module in (components.vae, *components.encoders()):

@@ -13,8 +13,6 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.utils import deprecation_utils
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import list_repo_files
-from huggingface_hub.constants import HF_HUB_OFFLINE
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers.utils import logging as transformers_logging
 
 from .. import tiny
@@ -81,13 +79,24 @@ def load_pipeline(
             components = {**missing_parts(name, Path(path), components), **components}
         options = {"revision": revision, "variant": variant, "cache_dir": cache_dir, **dtype_argument(dtype)}
         files = f" with files of --variant {variant}" if variant else ""
-        if variant is None and (found := only_variant(_denoiser_files(path, revision))):
-            wanted = f"expected --variant {found} for weights that are there in that variant alone"
-            raise UserError(f"model {name!r}: {wanted}, found no --variant")
-        with library_errors(f"model {name!r}", f"expected a whole pipeline{files}"), _one_bar():
-            pipeline = DiffusionPipeline.from_pretrained(path, **options, **components)
+        try:
+            with library_errors(f"model {name!r}", f"expected a whole pipeline{files}"), _one_bar():
+                pipeline = DiffusionPipeline.from_pretrained(path, **options, **components)
+        except UserError as error:
+            if variant is None and (found := only_variant(_denoiser_files(path, revision))):
+                wanted = f"expected --variant {found} for weights that are there in that variant alone"
+                raise UserError(f"model {name!r}: {wanted}, found no --variant") from error
+            raise
     check_parts(name, pipeline)
     return pipeline.to(device)
+
+
+def check_single_file_config(name: str, config: str | None) -> None:
+    """Refuses `--single_file_config` for what is no single file, which would ignore it."""
+    if config is not None and not name.endswith(SUFFIX):
+        raise UserError(
+            f"--single_file_config: expected a single {SUFFIX} file to go with it, found the model {name!r}"
+        )
 
 
 def _denoiser_files(path: str, revision: str | None) -> list[str]:
@@ -95,8 +104,8 @@ def _denoiser_files(path: str, revision: str | None) -> list[str]:
     if Path(path).is_dir():
         return [file.name for part in DENOISERS for file in (Path(path) / part).glob("*")]
     try:
-        files = [] if HF_HUB_OFFLINE else list_repo_files(path, revision=revision)
-    except (OSError, HfHubHTTPError, HFValidationError):  # loading will say so, or find it in the cache
+        files = list_repo_files(path, revision=revision)
+    except Exception:  # whatever keeps it away: loading has failed, and said why
         return []
     return [file for file in files if file.startswith(tuple(f"{part}/" for part in DENOISERS))]
 

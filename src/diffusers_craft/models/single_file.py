@@ -49,6 +49,9 @@ def load_single_file(
     names = tensor_shapes(path)
     if _FIRST_LAYER in names:
         check_channels(path, names[_FIRST_LAYER][1], _LATENT_CHANNELS)
+    if mark := next((name for name in names if name.startswith("edm_")), None):
+        wanted = "expected a model that predicts noise or velocity"
+        raise UserError(f"model {path!r}: {wanted}, found {mark!r}, the mark of an EDM model such as CosXL")
     if "vae" not in components and not any(name.startswith(_VAE) for name in names):
         wanted = "expected a VAE for a file that holds none, found none"
         raise UserError(f"--pretrained_vae_model_name_or_path: {wanted} (model {path!r})")

@@ -14,7 +14,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..data.dataset import is_build, load_craft_dataset
-from ..data.encoding import prepare_prompt_data, prepare_training_data, read_captions
+from ..data.encoding import check_columns, prepare_prompt_data, prepare_training_data, read_captions
 from ..data.preferences import (
     Preferences,
     best_pairs,
@@ -81,7 +81,11 @@ def load_rows(
     if objective.unit in ("pair", "label"):
         return load_pairs(settings, objective, accelerator, load_scorer)
     with main_process_first(accelerator):
-        return _prompts(settings) if objective.unit == "prompt" else _load_images(settings)
+        if objective.unit == "prompt":
+            return _prompts(settings)
+        dataset = _load_images(settings)
+        check_columns(dataset, settings)  # before the model is loaded
+        return dataset
 
 
 def encode_rows(
@@ -132,7 +136,7 @@ def load_pairs(
             preferences = _random_pairs(preferences, settings).without_unused_images()
         preferences = score_preferences(preferences.without_repeated_images(), load_scorer(), accelerator)
     if objective.uses_scores:
-        preferences = _with_finite_scores(preferences, settings.score_range)
+        preferences = _with_finite_scores(preferences, settings)
     if not is_build(name):
         preferences = best_pairs(preferences, settings.num_pairs)
     if objective.unit == "pair":
@@ -155,13 +159,14 @@ def score_preferences(preferences: Preferences, scorer: CompositeScorer, acceler
     return preferences._replace(scores=scores[preferences.pairs], score_range=spread(scores))
 
 
-def _with_finite_scores(preferences: Preferences, score_range: Sequence[float] | None) -> Preferences:
+def _with_finite_scores(preferences: Preferences, settings: TrainingSettings) -> Preferences:
     """Without the pairs of which an image has no score: rewards may abstain."""
+    flag, score_range = settings.data_flag, settings.score_range
     if preferences.scores is None:
-        raise UserError("--dataset_name: expected score_0 and score_1, or --rewards to score with, found neither")
+        raise UserError(f"{flag}: expected score_0 and score_1, or --rewards to score with, found neither")
     scored = np.isfinite(preferences.scores).all(axis=1)
     if not scored.any():
-        raise UserError(f"--dataset_name: expected pairs with both scores, found none of {len(scored)}")
+        raise UserError(f"{flag}: expected pairs with both scores, found none of {len(scored)}")
     if not scored.all():
         words = "%d of %d pairs have an image without a score and are left out."
         logger.warning(words, (~scored).sum(), len(scored))
@@ -169,7 +174,7 @@ def _with_finite_scores(preferences: Preferences, score_range: Sequence[float] |
     if score_range is not None:
         return preferences._replace(score_range=score_range[1] - score_range[0])
     if not preferences.score_range > 0:
-        raise UserError("--dataset_name: expected scores that differ, found all alike")
+        raise UserError(f"{flag}: expected scores that differ, found all alike")
     return preferences
 
 

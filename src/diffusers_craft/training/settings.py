@@ -12,7 +12,7 @@ from ..data.settings import DataSettings
 from ..errors import UserError
 from ..models.families import FAMILIES
 from ..models.family import ModelSource
-from ..models.loading import TUNED_FILES
+from ..models.loading import DENOISERS, TUNED_FILES
 from ..objectives.base import Objective
 from ..rewards.settings import RewardSettings, parse_reward_weights
 
@@ -178,8 +178,8 @@ class TrainingSettings(DataSettings):
                     raise UserError(f"--{name}: expected {words}, found {value}")
         self._check_lora()
         self._check_hub()
-        self._check_output_dir()
         object.__setattr__(self, "output_dir", os.path.expanduser(self.output_dir))
+        self._check_output_dir()
         if self.lr_warmup_steps and self.lr_scheduler == "constant":
             wanted = "expected a schedule that warms up, such as --lr_scheduler constant_with_warmup"
             raise UserError(f"--lr_warmup_steps: {wanted}, found constant, which ignores it")
@@ -214,6 +214,12 @@ class TrainingSettings(DataSettings):
         if (Path(self.output_dir) / TUNED_FILES[other]).is_file():
             wanted = f"expected a folder without {'a pipeline' if self.use_lora else 'LoRA weights'} for {own}"
             raise UserError(f"--output_dir: {wanted}, found {TUNED_FILES[other]} in {self.output_dir}; choose another")
+        for name in (*DENOISERS, self.logging_dir):  # diffusers would only log that it saves nothing
+            if (path := Path(self.output_dir) / name).is_file():
+                raise UserError(f"--output_dir: expected a folder or nothing at {path}, found a file; move it away")
+        if self.checkpoints_total_limit is not None and self.checkpointing_steps is None:
+            found = "none (by default only the latest checkpoint is kept, until the run has ended)"
+            raise UserError(f"--checkpoints_total_limit: expected --checkpointing_steps with it, found {found}")
 
 
 def add_objective_options(parser: argparse.ArgumentParser, kinds: Sequence[type[Objective]]) -> None:

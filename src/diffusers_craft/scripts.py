@@ -39,7 +39,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "objectives.smpo": ["smoothing_factors", "smpo_loss"],
         "objectives.sharpening": ["sharpening_preference_loss"],
         "objectives.spo": ["spo_loss"],
-        "prompts.refiners": ["refine_prompts"],
+        "prompts.refining": ["refine_prompts"],
         "prompts.sets": ["PROMPT_SETS", "PromptSet"],
         "rewards.mps": ["convert_mps_checkpoint"],
         "rewards.settings": [

@@ -33,7 +33,8 @@ from ..hub.dataset import publish_dataset
 from ..hub.upload import as_hub_id, forget_published
 from ..models.generation import ROWS_PER_SHARD, GenerationSettings, generate_candidates, generation_options
 from ..models.latents import vae_fingerprint
-from ..prompts.refiners import IdentityRefiner, PromptRefiner, load_refiner, num_failures, refine_prompts
+from ..prompts.refiners import IdentityRefiner, PromptRefiner, load_refiner
+from ..prompts.refining import num_failures, refine_prompts
 from ..prompts.sets import distinct_prompts
 from ..rewards.settings import RewardSettings, load_rewards, reward_source
 from ..scoring.run import CandidateImages, ScoringJob, read_scores, score_images

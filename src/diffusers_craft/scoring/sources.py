@@ -3,8 +3,7 @@
 
 import argparse
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,13 @@ import pyarrow.parquet as pq
 
 from ..core.files import fingerprint, is_hidden
 from ..core.load import HubSource, load_hub_dataset
-from ..core.tables import read_csv, read_jsonl, read_text, require_unicode
+from ..core.tables import read_text
 from ..errors import UserError
+from .captions import METADATA_FILES, check_caption, folder_captions, pick_caption_column, read_captions, read_schema
 from .run import ImageRow
 
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of an image folder as `datasets` defines it
-CAPTION_COLUMNS = ("prompt", "caption", "text")  # tried in this order
 EXPECTED = "expected a folder, a Parquet file or a dataset of the Hub"
 
 
@@ -79,7 +77,7 @@ def _tables(folder: Path, image_column: str) -> list[Path]:
     tables = sorted(path for path in folder.glob("*.parquet") if path.name not in METADATA_FILES)
     if not tables or not any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.rglob("*")):
         return tables
-    return [path for path in tables if _holds_images(_schema(path), image_column)]
+    return [path for path in tables if _holds_images(read_schema(path), image_column)]
 
 
 def _holds_images(schema: pa.Schema, column: str) -> bool:
@@ -87,31 +85,6 @@ def _holds_images(schema: pa.Schema, column: str) -> bool:
     kind = schema.field(column).type if column in schema.names else pa.null()
     encoded = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
     return pa.types.is_binary(encoded) or pa.types.is_large_binary(encoded)
-
-
-def _schema(path: Path) -> pa.Schema:
-    try:
-        return pq.read_schema(path)
-    except pa.ArrowInvalid:
-        raise UserError(f"--images: expected a Parquet file, found other bytes in {path}") from None
-
-
-def _pick_caption_column(columns: Iterable[str], asked: str | None, place: str) -> str:
-    found = ", ".join(columns := list(columns))
-    if asked is not None and asked not in columns:
-        raise UserError(f"--caption_column: expected one of the columns of {place} ({found}), found {asked!r}")
-    name = asked or next((name for name in CAPTION_COLUMNS if name in columns), None)
-    if name is None:
-        wanted = f"expected the column of {place} with the captions ({found})"
-        missing = f"found none named {', '.join(CAPTION_COLUMNS)}; name it, or give one --prompt"
-        raise UserError(f"--caption_column: {wanted}, {missing}")
-    return name
-
-
-def _caption(value: Any, label: str) -> str:
-    if not isinstance(value, str):
-        raise UserError(f"--images: expected a text as the caption of {label}, found {value!r:.60}")
-    return require_unicode(value, "--images", f" as the caption of {label}")
 
 
 class FolderImages:
@@ -151,11 +124,8 @@ class FolderImages:
     def _read(self, folder: Path, column: str | None, captions: str | None) -> list[str]:
         if captions is not None:
             found, place = read_captions(Path(captions).expanduser(), column), captions
-        elif metadata := _metadata_files(folder):
-            found, place = {}, str(metadata[0])
-            for path in metadata:
-                inside = path.parent.relative_to(folder)
-                found |= {(inside / name).as_posix(): text for name, text in read_captions(path, column).items()}
+        elif tables := folder_captions(folder, column):
+            found, place = tables
         else:
             texts = {name: path.with_suffix(".txt") for name, path in zip(self.names, self.files)}
             found = {name: read_text(path, "--images").strip() for name, path in texts.items() if path.is_file()}
@@ -165,40 +135,6 @@ class FolderImages:
                 wanted = f"expected a caption for {name} in {place}"
                 raise UserError(f"--images: {wanted}, found none; give --captions FILE or --prompt TEXT")
         return [found[name] for name in self.names]
-
-
-def _metadata_files(folder: Path) -> list[Path]:
-    """A folder's own table of captions, and those of the folders below; other tables may have the name there."""
-    found = [path for name in METADATA_FILES for path in sorted(folder.rglob(name)) if not is_hidden(path, folder)]
-    return [
-        path for path in found if path.parent == folder or "file_name" in next(iter(_READERS[path.suffix](path)), {})
-    ]
-
-
-def read_captions(path: Path, column: str | None = None) -> dict[str, str]:
-    """`file_name` to caption from a `.csv`, `.jsonl` or `.parquet` file; refuses others, and rows that lack a column."""
-    if path.suffix not in _READERS or not path.is_file():
-        raise UserError(f"--captions: expected a .csv or .jsonl file, found {str(path)!r}")
-    records = _READERS[path.suffix](path)
-    if not records or "file_name" not in records[0]:
-        raise UserError(f"--captions: expected a column file_name in {path}, found none")
-    column = _pick_caption_column((name for name in records[0] if name != "file_name"), column, str(path))
-    for number, record in enumerate(records, 1):
-        if not isinstance(record.get("file_name"), str):
-            raise UserError(f"--captions: expected a file_name in row {number} of {path}, found none")
-    return {record["file_name"]: _caption(record.get(column), record["file_name"]) for record in records}
-
-
-def _read_table(path: Path) -> list[dict[str, Any]]:
-    _schema(path)
-    return pq.read_table(path).to_pylist()
-
-
-_READERS = {
-    ".csv": partial(read_csv, flag="--captions"),
-    ".jsonl": partial(read_jsonl, flag="--captions"),
-    ".parquet": _read_table,
-}
 
 
 class ColumnImages:
@@ -223,13 +159,13 @@ class ColumnImages:
         """All captions, checked: one that is missing is known before anything is scored."""
         if self.prompt is not None:
             return [self.prompt] * self.num_rows
-        return [_caption(text, self.name(row)) for row, text in enumerate(self._captions())]
+        return [check_caption(text, self.name(row)) for row, text in enumerate(self._captions())]
 
     def read_rows(self, rows: range) -> list[ImageRow]:
         found = []
         for row, record in zip(rows, self._records(rows)):
             label = self.name(row)
-            prompt = self.prompt if self.prompt is not None else _caption(record[self.caption_column], label)
+            prompt = self.prompt if self.prompt is not None else check_caption(record[self.caption_column], label)
             found.append(ImageRow(label, prompt, _image_bytes(record[self.image_column])))
         return found
 
@@ -270,7 +206,7 @@ class ParquetImages(ColumnImages):
             raise UserError(f"--image_column: {wanted}, found {schema.field(self.image_column).type}")
         if self.prompt is None:
             others = [name for name in columns if name != self.image_column]
-            self.caption_column = _pick_caption_column(others, self.caption_column, str(path))
+            self.caption_column = pick_caption_column(others, self.caption_column, str(path))
 
     def _records(self, rows: range) -> list[dict[str, Any]]:
         records: list[dict[str, Any]] = []
@@ -304,7 +240,7 @@ class DatasetImages(ColumnImages):
             raise UserError(f"--image_column: {wanted}, found {image_column!r}")
         others = [column for column in dataset.column_names if column != image_column]
         if prompt is None:
-            self.caption_column = _pick_caption_column(others, caption_column, name)
+            self.caption_column = pick_caption_column(others, caption_column, name)
         # Still encoded, so that the decoding threads have something to do.
         self.dataset = dataset.select_columns(self.columns).cast_column(image_column, datasets.Image(decode=False))
         self.num_rows, self.facts = len(dataset), dataset._fingerprint

@@ -431,7 +431,7 @@ def test_what_was_not_refined_is_asked_for_until_images_are_drawn(pipeline, tmp_
     third = LimitedRefiner(9)
     make_builder(pipeline, tmp_path, refiner=third, **options).build(PROMPTS[:4])
     assert third.asked == [], "images of the old texts are there"
-    with pytest.raises(ValueError, match="--refiner limited: expected refinements of 4 prompts, found none"):
+    with pytest.raises(ValueError, match="--refiner limited: expected refinements of the prompts, found none of 16"):
         make_builder(pipeline, tmp_path / "b", refiner=LimitedRefiner(0), **options).build(PROMPTS[:4])
     assert not list((tmp_path / "b" / "candidates").glob("*.parquet"))
 

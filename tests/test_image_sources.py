@@ -195,6 +195,13 @@ def test_empty_cells_behind_a_row_are_no_loss(row, tmp_path):
     assert read_csv(write(tmp_path, f"prompt,n\n{row}\n"), "--prompts") == [{"prompt": "a red circle", "n": "x"}]
 
 
+def test_lines_of_json_end_where_lines_end(tmp_path):
+    save(tmp_path, "a.png")
+    record = {"file_name": "a.png", "text": "one\u2028two\x85three"}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(record, ensure_ascii=False) + "\r\n", encoding="utf-8")
+    assert captions_of(tmp_path) == {"a.png": record["text"]}
+
+
 def test_images_of_a_configuration(tmp_path, monkeypatch):
     """`NAME:CONFIG:SPLIT`, and the list of configurations where none is named."""
     for name in ("real", "drawn"):

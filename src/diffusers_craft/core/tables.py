@@ -58,17 +58,17 @@ def read_csv(path: Path, flag: str, delimiter: str = ",") -> list[dict[str, str]
     return found
 
 
-def read_jsonl(path: Path, flag: str) -> list[dict[str, Any]]:
-    """The objects of a file with one per line."""
+def read_jsonl(path: Path, flag: str, objects: bool = True) -> list[Any]:
+    """The values of a file with one per line, which are to be objects, unless other ones will do."""
     found = []
-    for number, line in enumerate(read_text(path, flag).splitlines(), 1):
+    for number, line in enumerate(read_text(path, flag).split("\n"), 1):  # JSON itself may hold other ends of lines
         if not line.strip():
             continue
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{flag}: expected JSON in line {number} of {path}, found {error.msg}") from None
-        if not isinstance(record, dict):
+        if objects and not isinstance(record, dict):
             raise UserError(f"{flag}: expected a JSON object in line {number} of {path}, found {line.strip():.60}")
         found.append(record)
     return found

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from .. import tiny
 from ..core.load import HubSource, read_hub_columns
 from ..core.records import derive_seed
-from ..core.tables import read_csv, read_text, require_unicode
+from ..core.tables import read_csv, read_jsonl, read_text, require_unicode
 from ..errors import UserError
 from .compbench import read_compbench
 
@@ -231,7 +231,7 @@ def _read_file(path: Path, columns: Sequence[str], extras: Collection[str]) -> l
     elif suffix == ".txt":
         records = read_text(path, "--prompts").split("\n")
     else:
-        records = _parse_json(read_text(path, "--prompts"), path)
+        records = read_jsonl(path, "--prompts", objects=False) if suffix == ".jsonl" else _read_json(path)
     if all(isinstance(record, str) for record in records):
         return [{columns[0]: record} for record in records]
     if not all(isinstance(record, dict) for record in records):
@@ -253,22 +253,14 @@ def _read_tsv(path: Path) -> list[dict[str, str]]:
         return rows
 
 
-def _parse_json(text: str, path: Path) -> list[Any]:
-    """The values of a JSON list, or of the lines of a `.jsonl`."""
-    if path.suffix.lower() != ".jsonl":
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"--prompts: expected JSON in {path}, found {error.msg} in line {error.lineno}") from None
-        if not isinstance(values, list):
-            raise UserError(f"--prompts: expected a JSON list in {path}, found {type(values).__name__}")
-        return values
-    values = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        try:
-            values += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError as error:
-            raise UserError(f"--prompts: expected JSON in line {number} of {path}, found {error.msg}") from None
+def _read_json(path: Path) -> list[Any]:
+    """The values of a JSON list."""
+    try:
+        values = json.loads(read_text(path, "--prompts"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"--prompts: expected JSON in {path}, found {error.msg} in line {error.lineno}") from None
+    if not isinstance(values, list):
+        raise UserError(f"--prompts: expected a JSON list in {path}, found {type(values).__name__}")
     return values
 
 

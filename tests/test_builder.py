@@ -71,6 +71,21 @@ def stored_pool(folder: Path) -> tuple[dict[str, np.ndarray], np.ndarray, np.nda
     return rewards, table["group"].to_numpy(), table["variant"].to_numpy()
 
 
+def test_categories_reach_the_report_of_the_prompts_that_are_kept_and_nothing_else(
+    pipeline, built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = []
+    monkeypatch.setattr(builder_module, "write_build_report", lambda *args: shown.append(args[-2:]))
+    folder = shutil.copytree(built[2], tmp_path / "again")
+    given = [" ", PROMPTS[0], f" {PROMPTS[0]} ", *PROMPTS[1:]]
+    dataset = make_builder(pipeline, folder).build(given, categories=["x", "first", "second", *"abcdefghijk"])
+    assert shown == [(PROMPTS, ["first", *"abcdefghijk"])]
+    assert dataset.to_dict() == built[1].to_dict()
+    assert (folder / "craft_build.json").read_text().count("first") == 0
+    with pytest.raises(ValueError, match="^categories: expected one for each of 14 prompts, found 1$"):
+        make_builder(pipeline, folder).build(given, categories=["a"])
+
+
 def test_dataset_agrees_with_the_stored_scores(built) -> None:
     _, dataset, folder = built
     rewards, groups, variants = stored_pool(folder)

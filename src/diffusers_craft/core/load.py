@@ -89,6 +89,8 @@ def _stream_columns(source: HubSource, choose: Callable[[Sequence[str]], list[st
 
     options = {"name": source.config, "split": source.split, "streaming": True}
     dataset = datasets.load_dataset(source.name, **options)
+    if dataset.info.builder_name == "csv":  # pandas would read the text "null" or "NA" as nothing
+        dataset = datasets.load_dataset(source.name, **options, keep_default_na=False)
     if dataset.column_names is None:  # known from the rows alone, as of JSON, whose rows may lack some
         first = next(iter(dataset), {})
         columns = choose(list(first))

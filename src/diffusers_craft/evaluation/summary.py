@@ -122,7 +122,11 @@ def _row(values: np.ndarray, base: np.ndarray | None, seed: int) -> dict[str, An
     keys = ("mean", "median", "mean_of_categories", "win_rate", "win_rate_low", "win_rate_high")
     row = {"n": int(counted.sum()), **dict.fromkeys(keys)}
     if counted.any():
-        row |= {"mean": float(np.mean(means[counted])), "median": float(np.median(means[counted]))}
+        row["mean"] = float(np.mean(means[counted]))
+        if not np.isin(
+            means[counted], (0, 1)
+        ).all():  # yes and no: the median says no more than which is more frequent
+            row["median"] = float(np.median(means[counted]))
     if base is not None and len(outcomes := _outcomes(values, base)):
         low, high = bootstrap_interval(outcomes, seed=seed)
         row |= {"win_rate": float(outcomes.mean()), "win_rate_low": low, "win_rate_high": high}

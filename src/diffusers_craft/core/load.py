@@ -104,6 +104,21 @@ def _stream_columns(source: HubSource, choose: Callable[[Sequence[str]], list[st
         return list(dataset.select_columns(columns))
 
 
+def hub_reason(error: BaseException | None) -> str | None:
+    """What the Hub answered, if that is why a library failed: it hides the answer behind advice of its own."""
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+
+    while error is not None:
+        if isinstance(error, GatedRepoError):
+            return "a gated repository: accept its terms on its page, and log in with `hf auth login` or HF_TOKEN"
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(error, HfHubHTTPError) and status is not None and (status == 429 or status >= 500):
+            limited = "too many requests, try again in some minutes" if status == 429 else "the Hub fails, try again"
+            return f"HTTP {status} of the Hub ({limited})"
+        error = error.__cause__ or error.__context__
+    return None
+
+
 @contextmanager
 def _hub_errors(expected: str, found: str) -> Iterator[None]:
     """Says in one line what `datasets` refused."""
@@ -120,4 +135,4 @@ def _hub_errors(expected: str, found: str) -> Iterator[None]:
             names = configs[1].replace("'", "")
             given = f"no configuration {asked!r}" if asked else "no choice of its configurations"
             reason = f"{given}; name one of {names:.400} as NAME:CONFIG:SPLIT"
-        raise UserError(f"{expected}, found {found!r}: {reason}") from None
+        raise UserError(f"{expected}, found {found!r}: {hub_reason(error) or reason}") from None

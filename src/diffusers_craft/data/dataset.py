@@ -14,6 +14,7 @@ from datasets.exceptions import DatasetsError
 from huggingface_hub import DatasetCard
 
 from ..core.files import atomic_write_bytes
+from ..core.load import hub_reason
 from ..core.output import full_disk_named
 from ..core.records import unpack_latent
 from ..core.workdir import DATASET_FOLDER, REPORT_FOLDER, SCORED_FILE, Stage
@@ -146,7 +147,7 @@ def load_or_refuse(
     except (OSError, ValueError, KeyError, UnicodeError, DatasetsError) as error:
         # Missing, empty, unreachable; unknown configuration or split; files that do not fit each other, which
         # `datasets` says in the cause only.
-        reason = " ".join(str(error.__cause__ or error).split())
+        reason = hub_reason(error) or " ".join(str(error.__cause__ or error).split())
         name = getattr(error, "filename", None)
         if isinstance(error, OSError) and name and not Path(name).is_relative_to(path):
             raise UserError(f"--cache_dir: expected a folder that can be written, found {name!r}") from error

@@ -2,22 +2,18 @@
 """Pipelines from wherever they are: the Hub, a folder, a single file, or this package."""
 
 import argparse
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.utils import deprecation_utils
-from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import list_repo_files
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from transformers.utils import logging as transformers_logging
 
 from .. import tiny
+from ..core.bars import one_bar
 from ..errors import UserError
 from .checks import check_index, check_parts, library_errors, missing_parts, only_variant
 from .single_file import SD15, SUFFIX, load_single_file, single_file_class
@@ -84,7 +80,7 @@ def load_pipeline(
         if variant is None and (found := only_variant(_denoiser_files(path, revision))):
             wanted = f"expected --variant {found} for weights that are there in that variant alone"
             raise UserError(f"model {name!r}: {wanted}, found no --variant")
-        with library_errors(f"model {name!r}", f"expected a whole pipeline{files}"), _one_bar():
+        with library_errors(f"model {name!r}", f"expected a whole pipeline{files}"), one_bar():
             pipeline = DiffusionPipeline.from_pretrained(path, **options, **components)
     check_parts(name, pipeline)
     return pipeline.to(device)
@@ -99,20 +95,6 @@ def _denoiser_files(path: str, revision: str | None) -> list[str]:
     except (OSError, HfHubHTTPError, HFValidationError):  # loading will say so, or find it in the cache
         return []
     return [file for file in files if file.startswith(tuple(f"{part}/" for part in DENOISERS))]
-
-
-@contextmanager
-def _one_bar() -> Iterator[None]:
-    """Of the bars of diffusers and, inside it, of transformers shows the outer one, once per machine."""
-    if int(os.environ.get("LOCAL_RANK", 0)):
-        diffusers_logging.disable_progress_bar()
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def load_vae(name_or_path: str, cache_dir: str | None = None) -> AutoencoderKL:

@@ -11,13 +11,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .. import tiny
-from ..core.load import HubSource, read_hub_columns
+from ..core.load import HubSource, hub_reason, read_hub_columns
 from ..core.records import derive_seed
 from ..core.tables import read_csv, read_text, require_unicode
 from ..errors import UserError
@@ -167,9 +168,9 @@ def _load_known(name: str) -> list[dict[str, Any]]:
     except UserError:
         raise
     except (OSError, RuntimeError, ValueError) as error:  # huggingface_hub's errors are OSErrors
-        reason = (str(error).splitlines() or [""])[0][:160]
-        found = f"found {type(error).__name__} ({reason}); a local file works too: {name}=FILE"
-        raise UserError(f"{wanted}, {found}") from None
+        reason = shorten((str(error).splitlines() or [""])[0], 160, placeholder=" …")
+        found = hub_reason(error) or f"{type(error).__name__} ({reason})"
+        raise UserError(f"{wanted}, found {found}; a local file works too: {name}=FILE") from None
     if len(records) != SIZES[name]:
         raise UserError(f"--prompts {name}: expected {SIZES[name]} prompts from the Hub, found {len(records)}")
     return records

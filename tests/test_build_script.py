@@ -245,7 +245,7 @@ def test_an_unreachable_refiner_ends_the_build_before_an_image_is_drawn(
     more = ["--refiner", "openai", "--refiner_model", "m", "--refiner_base_url", "http://127.0.0.1:9/v1"]
     more += ["--num_prompts", "3", "--filter_rule", "none", "--num_samples", "2"]
     message = error_of(script, arguments(random_sd15, prompt_file, tmp_path / "work", *more), capsys)
-    assert message.startswith("--refiner openai: expected refinements of 3 prompts, found none")
+    assert message.startswith("--refiner openai: expected refinements of the prompts, found none of 12")
     assert not list((tmp_path / "work").rglob("candidates/*.parquet"))
 
 

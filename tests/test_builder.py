@@ -86,6 +86,14 @@ def test_categories_reach_the_report_of_the_prompts_that_are_kept_and_nothing_el
         make_builder(pipeline, folder).build(given, categories=["a"])
 
 
+def test_prompts_that_the_encoder_cuts_are_said_once(pipeline, tmp_path: Path, caplog) -> None:
+    make_builder(pipeline, tmp_path, num_samples=1).build(["a dog", "a very long prompt number 1"])
+    said = [text for text in caplog.messages if "text encoder reads" in text]
+    assert len(said) == 1 and said[0].endswith(
+        "prompts are longer than the 16 tokens that the text encoder reads: the rest is ignored"
+    ), said
+
+
 def test_dataset_agrees_with_the_stored_scores(built) -> None:
     _, dataset, folder = built
     rewards, groups, variants = stored_pool(folder)
@@ -435,10 +443,10 @@ def test_what_was_not_refined_is_asked_for_until_images_are_drawn(pipeline, tmp_
         patch.setattr(builder_module, "generate_candidates", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             make_builder(pipeline, tmp_path, refiner=LimitedRefiner(2), **options).build(PROMPTS[:4])
-    second = LimitedRefiner(3)
+    second = LimitedRefiner(1)
     builder = make_builder(pipeline, tmp_path, refiner=second, **options)
     builder.build(PROMPTS[:4])
-    assert second.asked == PROMPTS[:4]
+    assert second.asked == PROMPTS[2:4], "what was refined is kept"
     assert (builder.funnel["refined"], builder.funnel["refinements"]) == (12, 16)
     record = json.loads((tmp_path / "craft_build.json").read_text())
     assert record["funnel"]["refined"] == 12 and "12 of 16" in format_funnel(record["funnel"])
@@ -446,7 +454,7 @@ def test_what_was_not_refined_is_asked_for_until_images_are_drawn(pipeline, tmp_
     third = LimitedRefiner(9)
     make_builder(pipeline, tmp_path, refiner=third, **options).build(PROMPTS[:4])
     assert third.asked == [], "images of the old texts are there"
-    with pytest.raises(ValueError, match="--refiner limited: expected refinements of 4 prompts, found none"):
+    with pytest.raises(ValueError, match="--refiner limited: expected refinements of the prompts, found none of 16"):
         make_builder(pipeline, tmp_path / "b", refiner=LimitedRefiner(0), **options).build(PROMPTS[:4])
     assert not list((tmp_path / "b" / "candidates").glob("*.parquet"))
 

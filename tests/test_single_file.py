@@ -32,9 +32,12 @@ def single_files(random_sd15, random_sdxl, tmp_path):
 
 
 @pytest.mark.parametrize("backbone", [SD15, SDXL], ids=["sd15", "sdxl"])
-def test_every_weight_comes_back(backbone, single_files, random_sd15, random_sdxl):
+def test_every_weight_comes_back(backbone, single_files, random_sd15, random_sdxl, capsys):
     name, folder = ("sd15", random_sd15) if backbone is SD15 else ("sdxl", random_sdxl)
+    capsys.readouterr()
     found = backbone.pipeline(ModelSource(str(single_files[name]), config=str(folder)))
+    shown = capsys.readouterr().err
+    assert "Loading pipeline components" in shown and "Loading weights" not in shown and "\x1b[A" not in shown
     expected = DiffusionPipeline.from_pretrained(folder)
     assert type(found) is type(expected)
     for part in ("unet", "vae", *backbone.text_encoders):

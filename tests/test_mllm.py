@@ -110,7 +110,8 @@ def test_a_service_that_refuses_the_seed_keeps_its_format(serve, tiny_images):
     assert reward.score(["x"], tiny_images[:1]).tolist() == [3]
     tries = len(server.requests)
     assert reward.score(["y"], tiny_images[:1]).tolist() == [3] and len(server.requests) == tries + 1
-    assert server.requests[-1]["response_format"]["type"] == "json_schema"
+    last = server.requests[-1]
+    assert last["response_format"]["type"] == "json_schema" and last["messages"][0]["role"] == "system"
 
 
 def test_a_refused_picture_has_no_score_and_changes_nothing_for_others(serve, tiny_images):

@@ -5,15 +5,12 @@ import json
 import logging
 import pickle
 import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
-from hub_server import HubServer
 from original_layout import save_single_file
 from safetensors.torch import load_file, save_file
 
@@ -255,27 +252,6 @@ def test_other_files_than_safetensors_are_named(tmp_path):
 def test_a_configuration_without_a_single_file_is_refused(family, folder):
     model = str(folder(family))
     refused(lambda: family.load(ModelSource(model, config=model)), "^--single_file_config: expected a single")
-
-
-@pytest.mark.parametrize(
-    ("status", "headers", "words"),
-    [
-        (403, {"X-Error-Code": "GatedRepo"}, "found a gated repository: accept its terms"),
-        (401, {"X-Error-Code": "GatedRepo"}, "found a gated repository: accept its terms"),
-        (429, {}, "HTTP 429 of the Hub (too many requests"),
-        (503, {}, "HTTP 503 of the Hub (the Hub fails"),
-    ],
-)
-def test_what_the_hub_refuses_is_said(status, headers, words, tmp_path):
-    code = "from diffusers_craft import load_pipeline, UserError\n"
-    code += "try: load_pipeline('org/base')\nexcept UserError as error: print(error)"
-    with HubServer() as hub:
-        for method in ("HEAD", "GET"):
-            hub.fail(method, "org/base", status, times=99, **headers)
-        run = subprocess.run(
-            [sys.executable, "-c", code], env=hub.environment(tmp_path), capture_output=True, text=True, timeout=120
-        )
-    assert words in run.stdout and run.stdout.startswith("model 'org/base': ") and run.stdout.count("\n") == 1, run
 
 
 @FAMILIES

@@ -66,6 +66,20 @@ def arguments(model: Path, prompts: Path | str, folder: Path, *more: str) -> lis
     return [*options, "--num_samples", "10", "--seed", "5", *more]
 
 
+def test_categories_of_the_prompts_reach_the_build(random_sd15, tmp_path, script, monkeypatch) -> None:
+    path, given = tmp_path / "prompts.csv", {}
+    path.write_text("prompt,category\n" + "".join(f"thing {i},{'ab'[i % 2]}\n" for i in range(20)))
+
+    def build(_, prompts, **options):
+        given.update(dict(zip(prompts, options["categories"], strict=True)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script.CRAFTDatasetBuilder, "build", build)
+    with pytest.raises(KeyboardInterrupt):
+        script.main(script.parse_args(arguments(random_sd15, path, tmp_path / "work", "--num_prompts", "12")))
+    assert len(given) == 12 and all(kind == "ab"[int(prompt[6:]) % 2] for prompt, kind in given.items())
+
+
 @pytest.fixture(scope="module")
 def undisturbed(random_sd15: Path, prompt_file: Path, script: ModuleType, tmp_path_factory) -> Path:
     """The work folder of a run that nothing disturbed."""

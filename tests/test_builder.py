@@ -71,6 +71,29 @@ def stored_pool(folder: Path) -> tuple[dict[str, np.ndarray], np.ndarray, np.nda
     return rewards, table["group"].to_numpy(), table["variant"].to_numpy()
 
 
+def test_categories_reach_the_report_of_the_prompts_that_are_kept_and_nothing_else(
+    pipeline, built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = []
+    monkeypatch.setattr(builder_module, "write_build_report", lambda *args: shown.append(args[-2:]))
+    folder = shutil.copytree(built[2], tmp_path / "again")
+    given = [" ", PROMPTS[0], f" {PROMPTS[0]} ", *PROMPTS[1:]]
+    dataset = make_builder(pipeline, folder).build(given, categories=["x", "first", "second", *"abcdefghijk"])
+    assert shown == [(PROMPTS, ["first", *"abcdefghijk"])]
+    assert dataset.to_dict() == built[1].to_dict()
+    assert (folder / "craft_build.json").read_text().count("first") == 0
+    with pytest.raises(ValueError, match="^categories: expected one for each of 14 prompts, found 1$"):
+        make_builder(pipeline, folder).build(given, categories=["a"])
+
+
+def test_prompts_that_the_encoder_cuts_are_said_once(pipeline, tmp_path: Path, caplog) -> None:
+    make_builder(pipeline, tmp_path, num_samples=1).build(["a dog", "a very long prompt number 1"])
+    said = [text for text in caplog.messages if "text encoder reads" in text]
+    assert len(said) == 1 and said[0].endswith(
+        "prompts are longer than the 16 tokens that the text encoder reads: the rest is ignored"
+    ), said
+
+
 def test_dataset_agrees_with_the_stored_scores(built) -> None:
     _, dataset, folder = built
     rewards, groups, variants = stored_pool(folder)
@@ -423,7 +446,7 @@ def test_what_was_not_refined_is_asked_for_until_images_are_drawn(pipeline, tmp_
     second = LimitedRefiner(1)
     builder = make_builder(pipeline, tmp_path, refiner=second, **options)
     builder.build(PROMPTS[:4])
-    assert second.asked == PROMPTS[2:4]
+    assert second.asked == PROMPTS[2:4], "what was refined is kept"
     assert (builder.funnel["refined"], builder.funnel["refinements"]) == (12, 16)
     record = json.loads((tmp_path / "craft_build.json").read_text())
     assert record["funnel"]["refined"] == 12 and "12 of 16" in format_funnel(record["funnel"])

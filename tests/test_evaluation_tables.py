@@ -8,10 +8,10 @@ import re
 import numpy as np
 import pytest
 
+from diffusers_craft.core.printed import PRINTED_TIMES
 from diffusers_craft.evaluation.alarms import skipped_check
 from diffusers_craft.evaluation.summary import summarize
 from diffusers_craft.evaluation.tables import (
-    PRINTED_TIMES,
     category_tables,
     format_checks,
     format_csv,
@@ -111,6 +111,22 @@ def test_no_name_breaks_a_markdown_table(name, key):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1, "a row with more cells"
     plain = format_table([{**row, "category": None, "model": name}], marks=False)
     assert "\x1b" not in plain and len(plain.splitlines()) == 5
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in plain.splitlines()[2:]}) == 1
+
+
+def test_a_column_of_one_letter_is_divided():
+    row = {"prompts": None, "category": None, "model": "m", "metric": "h", "n": 1, "mean": 1.0, "median": None}
+    lines = format_table([row | {"win_rate": None, "mean_of_categories": None}]).splitlines()
+    assert lines[2:] == ["| Mean |  h |", "| ---- | -: |", "| m    |  1 |"]
+
+
+def test_yes_and_no_have_no_median():
+    once, twice = {"base": [0, 1, np.nan, 1], "a": [1, 1, 1, 0]}, {"base": [[0, 1], [1, 1], [1, 1], [0, 0]]}
+    rows = summarize({model: {"geneval": np.array(values)} for model, values in once.items()})
+    assert [row["median"] for row in rows] == [None, None] and rows[0]["mean"] == pytest.approx(2 / 3)
+    assert "Median" not in format_table(rows)
+    (row,) = summarize({model: {"geneval": np.array(values)} for model, values in twice.items()})
+    assert row["median"] == 0.75
 
 
 def test_escaped_names_are_shown_as_they_are():

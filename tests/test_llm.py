@@ -169,6 +169,7 @@ def test_chat_templates_without_system_and_with_thoughts(local_model, tmp_path, 
     text = refiner._chat_text("Prompt: a red circle")
     assert "<think>" not in text and INSTRUCTION in text and text.rstrip().endswith("assistant:")
     assert ("system:" in text) == (kind == "thoughts") and "Prompt: a red circle" in text
+    assert (refiner._max_tokens > 1000) == (kind == "thoughts"), "room for thoughts"
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,20 @@ def test_services_without_schemas_are_asked_for_plain_json_and_remembered(serve,
     assert forms == ["json_schema", "json_object", "json_object"]
 
 
+def test_a_service_that_refuses_the_seed_keeps_its_format(serve, tiny_images):
+    def reply(request, _):
+        refused = "seed" in request or "response_format" not in request
+        return (400, {"error": {"message": "no"}}) if refused else (200, chat(grades(1, 2, 3, 4, 5)))
+
+    server = serve(reply)
+    reward = MLLMReward(f"m@{server.url}", max_retries=0)
+    assert reward.score(["x"], tiny_images[:1]).tolist() == [3]
+    tries = len(server.requests)
+    assert reward.score(["y"], tiny_images[:1]).tolist() == [3] and len(server.requests) == tries + 1
+    last = server.requests[-1]
+    assert last["response_format"]["type"] == "json_schema" and last["messages"][0]["role"] == "system"
+
+
 def test_a_refused_picture_has_no_score_and_changes_nothing_for_others(serve, tiny_images):
     def reply(request, _):
         bad = "bad" in json.dumps(request["messages"])

@@ -17,7 +17,7 @@ from training_driver import ROOT
 from diffusers_craft import SFT, Objective, objectives, publish_model
 from diffusers_craft.hub.card import License, without_paths
 from diffusers_craft.hub.model import model_files
-from diffusers_craft.hub.model_card import Published, Results, model_card, read_results
+from diffusers_craft.hub.model_card import Published, Results, eval_results, model_card, read_results
 from diffusers_craft.hub.upload import as_hub_id, published_id
 from diffusers_craft.objectives.registry import OBJECTIVES
 from diffusers_craft.scripts import HubRepo
@@ -95,6 +95,13 @@ def test_numbers_of_the_card_are_those_of_the_files(results):
     assert "by supervised fine-tuning" in text
     assert "craft: mean saturation changed" in text and "sft: too alike" not in text
     assert not any(word in text for word in ("--rank", "scale_lr", "snr_gamma", "hub_model_id", "output_dir"))
+
+
+def test_the_table_of_a_card_has_the_unit_of_its_pictures_and_the_metadata_the_raw_score(tmp_path):
+    rows = [{**row, "metric": "hps_v2.1", "mean": row["mean"] / 100} for row in RESULTS["rows"]]
+    results = results_of({**RESULTS, "rows": rows}, tmp_path)
+    assert "| hps_v2.1 x100 | 20.5 | 21.25 |" in model_card(RECORD, PUBLISHED, results).text
+    assert eval_results(results)[0].metric_value == 0.2125
 
 
 def test_metadata_are_what_the_hub_reads(results):

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from diffusers_craft import load_prompts, tiny
+from diffusers_craft import load_prompt_set, load_prompts, tiny
 
 
 ROWS = ["  a red circle ", "two stars", "", "a red circle", 'a "blue", small cross', "étoile\u2028verte", "   "]
@@ -142,6 +142,26 @@ def test_bad_files(tmp_path, name, content, text):
     with pytest.raises(ValueError, match=text) as error:
         load_prompts(tmp_path / name)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("load", [load_prompts, load_prompt_set])
+@pytest.mark.parametrize(
+    ("file", "text", "lost"),
+    [
+        ("a.csv", 'prompt,n\na cat,1\n"",2\n,3\nNA,4\n', "2 of 4"),
+        ("a.json", '[{"prompt": "a cat"}, {"prompt": null}, {"prompt": " "}, {"prompt": "NA"}]', "2 of 4"),
+        ("folder/a.csv", "prompt,n\na cat,1\n,2\n,3\nNA,4\n", "2 of 4"),
+        ("a.txt", "a cat\n\n \nNA\n", None),  # empty lines divide
+    ],
+)
+def test_rows_without_a_prompt_are_counted_once(load, file, text, lost, tmp_path, caplog):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(text)
+    source = str(tmp_path / file.split("/a")[0])
+    found = load(source)
+    assert (found if isinstance(found, list) else found.prompts) == ["a cat", "NA"]
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("diffusers_craft")]
+    assert said == ([f"--prompts: {lost} rows of {source} have no prompt and are left out"] if lost else [])
 
 
 @pytest.mark.parametrize("source", ["nowhere/prompts.txt", "./nowhere", "/nowhere/at/all", "missing.parquet"])

@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 
 from diffusers_craft import load_prompt_set, load_prompts
-from diffusers_craft.scripts import PROMPT_SETS, parse_caption
+from diffusers_craft.scripts import PROMPT_SETS, load_build_prompts, parse_caption
 
 
 @pytest.fixture
@@ -42,6 +42,15 @@ def test_hpdv2_by_style_with_its_repeated_prompts(hub):
     assert asked[0] == ("zhwang/HPDv2", "benchmark/anime.json", "dataset")
     sample = load_prompt_set("hpdv2", num_prompts=7, seed=1)
     assert len(sample.rows) == 7, "one of two equal prompts brought the other one with it"
+
+
+def test_the_prompts_of_a_build_have_the_categories_of_their_first_rows(tmp_path):
+    path = tmp_path / "prompts.csv"
+    path.write_text("prompt,category\na cat,animals\na cat ,pets\na red circle,\n")
+    found = load_build_prompts(path)
+    assert found.prompts == load_prompts(path) == ["a cat", "a red circle"]
+    assert found.categories == ["animals", None]
+    assert set(load_build_prompts("tiny-heldout").categories) == {None}, "the report reads them in the captions"
 
 
 def test_partiprompts_and_pickapic_columns(hub):

@@ -116,8 +116,10 @@ def test_report_shows_the_funnel_and_the_means_of_each_set(tmp_path, build):
     pool = build["pool"]
     hps = pool.rewards["hps_v2.1"]
     expected = [hps[pool.variants == 0], hps[(pool.variants > 0) & np.isfinite(hps)], hps[pool.selected]]
-    start = words.index("hps_v2.1") + 1
-    assert words[start : start + 3] == [f"{values.mean():.4g}" for values in expected]
+    start = words.index("hps_v2.1 x100") + 1  # in the table of means and on each picture's card
+    assert words[start : start + 3] == [f"{100 * values.mean():.4g}" for values in expected]
+    cards = [words[i + 1] for i, word in enumerate(words) if word == "hps_v2.1 x100"][1:]
+    assert cards == [f"{100 * value:.3f}" for value in hps[pool.selected]]
     start = words.index("advantage") + 1
     assert words[start : start + 3] == ["–", "0.5", "0.5"]
 
@@ -125,6 +127,7 @@ def test_report_shows_the_funnel_and_the_means_of_each_set(tmp_path, build):
 def test_report_says_what_the_build_is_of(tmp_path, build):
     write_build_report(tmp_path, **build)
     words = _Page((tmp_path / "report.html").read_text(encoding="utf-8")).words
+    assert words.count("CRAFT dataset: sd15") == 2  # the page's title and its heading
     for name, value in {
         "base model": "sd15 (weights 0123), float16",
         "prompts": "my.txt; 3 prompts, hash 89ab",
@@ -168,8 +171,19 @@ def test_kinds_of_prompts_in_the_pool_and_among_the_selected(tmp_path, build):
     captions = ["a red circle", "two stars", "a blue square"]
     assert report.kind_rows(captions, build["pool"]) == [("colors", "66.7%", "50.0%"), ("counting", "33.3%", "50.0%")]
     assert report.kind_rows([*captions[:2], "a photo of my cat"], build["pool"]) == []
-    for prompts, shown in ((captions, True), (build["all_prompts"], False)):
-        write_build_report(tmp_path, **build | {"all_prompts": prompts})
+    kinds = ["plants", None, "plants"]
+    assert report.kind_rows(build["all_prompts"], build["pool"], kinds) == [
+        ("plants", "66.7%", "50.0%"),
+        ("–", "33.3%", "50.0%"),
+    ]
+    many = [str(number) for number in range(report.MAX_KINDS + 1)]
+    assert report.kind_rows(many, build["pool"], many) == []
+    for prompts, categories, shown in (
+        (captions, [None] * 3, True),
+        (build["all_prompts"], None, False),
+        (build["all_prompts"], kinds, True),
+    ):
+        write_build_report(tmp_path, **build | {"all_prompts": prompts, "categories": categories})
         words = _Page((tmp_path / "report.html").read_text(encoding="utf-8")).words
         assert ("Kinds of prompts" in words) == shown
 

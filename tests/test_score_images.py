@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import diffusers_craft
-from diffusers_craft import load_reward, open_images
+from diffusers_craft import RewardSettings, load_reward, open_images
 from diffusers_craft.core import workdir
 from diffusers_craft.scripts import run_script
 from diffusers_craft.tiny import reward_checkpoint
@@ -247,6 +247,34 @@ def test_a_damaged_image_has_no_score_and_is_counted(script, captioned, tmp_path
         capsys.readouterr().out.splitlines()[-1]
         == "1 of 7 images have no score: they cannot be read, or a reward gave none"
     )
+
+
+class Abstaining:
+    """Knows red pictures only."""
+
+    abstains = True
+
+    def score(self, prompts: list[str], images: list[Image.Image]) -> np.ndarray:
+        return np.array([1.0 if "red" in prompt else np.nan for prompt in prompts])
+
+
+def test_images_of_which_a_reward_says_nothing_are_counted(script, captioned, tmp_path, prompts, capsys):
+    arguments = ["--images", captioned, "--output_dir", tmp_path / "out", "--rewards", f"{__name__}:Abstaining"]
+    run_script(script.main, script.parse_args([*map(str, arguments), "--device", "cpu"]))
+    silent = sum("red" not in prompt for prompt in prompts)
+    assert (
+        capsys.readouterr().out.splitlines()[-1]
+        == f"{silent} of 7 images have no score: they cannot be read, or a reward gave none"
+    )
+
+
+def test_one_flag_takes_several_checkpoints_and_backends(script):
+    arguments = ["--images", "x", "--output_dir", "y", "--reward_checkpoint", "pickscore=tiny", "aesthetic=b"]
+    arguments += ["--reward_backend", "hps_v2.1=package", "image_reward=package", "--reward_checkpoint", "hps_v2.1=c"]
+    args = script.parse_args(arguments)
+    settings = RewardSettings.from_args(args, ["pickscore", "aesthetic", "hps_v2.1", "image_reward"])
+    assert settings.checkpoints == {"pickscore": "tiny", "aesthetic": "b", "hps_v2.1": "c"}
+    assert settings.backends == {"hps_v2.1": "package", "image_reward": "package"}
 
 
 @pytest.mark.parametrize("damage", ["swapped", "cut", "infinite"])

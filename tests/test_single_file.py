@@ -8,6 +8,7 @@ import pytest
 import torch
 from build_driver import load_script, register_brightness_rewards
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, PNDMScheduler
+from diffusers.utils import logging as diffusers_logging
 from original_layout import save_single_file
 from safetensors.torch import load_file, save_file
 from training_driver import ROOT, losses, same, weights
@@ -42,6 +43,16 @@ def test_every_weight_comes_back(backbone, single_files, random_sd15, random_sdx
         assert states[0].keys() == states[1].keys()
         for key in states[1]:
             torch.testing.assert_close(states[0][key], states[1][key], rtol=0, atol=0, msg=f"{part}.{key}")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_loading_is_shown_once_per_machine(rank, single_files, random_sd15, monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    monkeypatch.setattr(diffusers_logging, "_tqdm_active", True)
+    capsys.readouterr()
+    load_pipeline(single_files["sd15"], config=str(random_sd15), device="cpu")
+    shown = capsys.readouterr().err
+    assert ("Loading pipeline components" in shown) == (rank == 0) and "Loading weights" not in shown
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])

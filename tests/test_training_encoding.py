@@ -49,6 +49,13 @@ def test_latents_are_the_scaled_posterior(components, settings, make_images):
     assert data.weights.tolist() == [-1.5, -0.5, 0.5]
 
 
+def test_captions_that_the_encoder_cuts_are_said_once(components, settings, make_images, caplog):
+    prompts = ["a dog", "a caption that is too long", "a dog"]
+    prepare_training_data(_dataset(make_images(3), prompt=prompts), SD15, components, settings())
+    words = "1 of 2 captions are longer than the 16 tokens that the text encoder reads: the rest is ignored"
+    assert caplog.messages == [words]
+
+
 def test_enlarged_images_are_said(components, settings, make_images, caplog):
     images = make_images(3)
     prepare_training_data(_dataset(images), SD15, components, settings())

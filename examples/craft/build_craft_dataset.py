@@ -27,7 +27,6 @@ from diffusers_craft import (
     GenerationSettings,
     RewardSettings,
     load_pipeline,
-    load_prompts,
     load_refiner,
 )
 from diffusers_craft.scripts import (
@@ -39,6 +38,7 @@ from diffusers_craft.scripts import (
     default_device,
     format_funnel,
     is_first_rank,
+    load_build_prompts,
     load_vae,
     parse_reward_weights,
     run_script,
@@ -165,7 +165,7 @@ def main(args: argparse.Namespace) -> None:
     where = {"private": args.hub_private_repo or None, "revision": args.hub_revision}
     if args.push_to_hub and is_first_rank():
         HubRepo(args.hub_dataset_id, "dataset", **where, license=args.hub_license).open()
-    prompts = load_prompts(args.prompts, args.prompt_column, args.num_prompts, args.seed)
+    prompts = load_build_prompts(args.prompts, args.prompt_column, args.num_prompts, args.seed)
     refiner = load_refiner(
         args.refiner,
         model=args.refiner_model,
@@ -204,7 +204,7 @@ def main(args: argparse.Namespace) -> None:
         output_dir=args.output_dir,
         seed=args.seed,
     )
-    builder.build(prompts, run_options=vars(args))
+    builder.build(prompts.prompts, run_options=vars(args), categories=prompts.categories)
     if is_first_rank():
         print(format_funnel(builder.funnel))
     if args.push_to_hub:

@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
     for text in args.results:
         name, _, path = text.rpartition("=") if not Path(text).exists() else ("", "", text)
         place = Path(os.path.abspath(path))  # the current folder has a name, too
-        name = name or (place.parent if path.endswith(".json") else place).name
+        name = name or (place.parent.name if place.name == "results.json" else place.name.removesuffix(".json"))
         if not name or not path:
             raise UserError(f"results: expected PATH or NAME=PATH, found {text!r}")
         if name in results:

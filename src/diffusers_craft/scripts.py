@@ -40,7 +40,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "objectives.sharpening": ["sharpening_preference_loss"],
         "objectives.spo": ["spo_loss"],
         "prompts.refining": ["refine_prompts"],
-        "prompts.sets": ["PROMPT_SETS", "PromptSet"],
+        "prompts.sets": ["PROMPT_SETS", "PromptSet", "load_build_prompts"],
         "rewards.mps": ["convert_mps_checkpoint"],
         "rewards.settings": [
             "add_reward_arguments",

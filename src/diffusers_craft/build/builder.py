@@ -115,7 +115,12 @@ class CRAFTDatasetBuilder:
         self.dataset: Dataset | None = None
         self.funnel: dict[str, int | float] | None = None
 
-    def build(self, prompts: Sequence[str], run_options: Mapping[str, Any] | None = None) -> Dataset:
+    def build(
+        self,
+        prompts: Sequence[str],
+        run_options: Mapping[str, Any] | None = None,
+        categories: Sequence[str | None] | None = None,
+    ) -> Dataset:
         """Runs every stage that is not done yet and selects the training set.
 
         Ranks of one launch share the work folder: each makes its part of the images and scores, the first one writes.
@@ -124,15 +129,18 @@ class CRAFTDatasetBuilder:
             prompts (`Sequence[str]`): the original prompts; empty and repeated ones are dropped.
             run_options (`Mapping[str, Any]`, *optional*): what to record as the run's options in `craft_build.json`,
                 e.g. a script's arguments; by default the builder's own.
+            categories (`Sequence[str | None]`, *optional*): the kind of each prompt, for a table of the report: which
+                kinds were selected. Nothing else depends on it.
 
         Returns:
             `datasets.Dataset`: the selected images with the columns of `assemble_dataset`, best first.
 
         Raises:
-            UserError: if the prompts are no texts, the work folder was built with other options, nothing was refined, or
+            UserError: if the prompts are no texts or have not one category each, the work folder was built with other options, nothing was refined, or
                 fewer images are left than asked for.
         """
-        prompts = distinct_prompts(prompts)
+        given, prompts = prompts, distinct_prompts(prompts)
+        categories = None if categories is None else _aligned(given, categories, prompts)
         self._check_size(len(prompts))
         # All stages are opened before the first one works: a refusal must not come after hours of generation.
         refined, candidates, scores, options = self._open_stages(prompts)
@@ -149,7 +157,7 @@ class CRAFTDatasetBuilder:
         chosen = {name: values[pool.selected] for name, values in pool.columns.items()}
         self.dataset = assemble_dataset(take_rows(candidates, pool.selected), chosen, latent_vae)
         if is_first_rank():
-            self._save(pool, candidates, options, run_options or {}, prompts)
+            self._save(pool, candidates, options, run_options or {}, prompts, categories)
         return self.dataset
 
     def push_to_hub(
@@ -293,6 +301,7 @@ class CRAFTDatasetBuilder:
         options: dict[str, Any],
         run_options: Mapping,
         prompts: Sequence[str],
+        categories: Sequence[str | None] | None,
     ) -> None:
         """Writes dataset, scores and report, and last `normalization.json` and `craft_build.json`."""
         folder = Path(self.output_dir)
@@ -305,7 +314,7 @@ class CRAFTDatasetBuilder:
         own = {**options, **self._selection_options, "generation_batch_size": self.settings.batch_size}
         recorded = {**run_options, **own, "prompts": run_options.get("prompts", own["prompts"])}
         about = {"options": recorded, "stage_options": options, "funnel": self.funnel, "versions": versions()}
-        write_build_report(folder / REPORT_FOLDER, about, pool, self.dataset, prompts)
+        write_build_report(folder / REPORT_FOLDER, about, pool, self.dataset, prompts, categories)
         sources = {name: reward_source(model) for name, model in self._models.items()}
         constants = {name: entry | {"source": sources[name]} for name, entry in pool.constants["rewards"].items()}
         atomic_write_json(folder / CONSTANTS_FILE, {**pool.constants, "rewards": constants})
@@ -318,3 +327,13 @@ class CRAFTDatasetBuilder:
             reward_sources=sources,
             funnel=self.funnel,
         )
+
+
+def _aligned(given: Sequence[str], categories: Sequence[str | None], prompts: Sequence[str]) -> list[str | None]:
+    """The categories of distinct prompts: a prompt has that of its first appearance."""
+    if len(categories) != len(given):
+        raise UserError(f"categories: expected one for each of {len(given)} prompts, found {len(categories)}")
+    first: dict[str, str | None] = {}
+    for prompt, category in zip(given, categories):
+        first.setdefault(prompt.strip(), category)
+    return [first[prompt] for prompt in prompts]

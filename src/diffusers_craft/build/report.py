@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from ..core.files import atomic_write_bytes
+from ..core.printed import PRINTED_TIMES, metric_label
 from ..errors import UserError
 from ..figures import page
 from ..figures.grid import image_grid
@@ -29,6 +30,7 @@ SET_STYLES = {
     "selected": {"histtype": "step", "color": page.ORANGE, "linewidth": 1.6, "linestyle": (0, (4, 1.5))},
 }
 ROUNDING = 1e-9  # what a mean of numbers that cancel out is smaller than, relative to them
+MAX_KINDS = 50  # more, as of free tags, are no kinds
 MAX_GALLERY = 100  # images shown; a page with thousands would not open on a phone
 
 
@@ -63,9 +65,14 @@ def reward_sets(values: np.ndarray, variants: np.ndarray, selected: np.ndarray) 
     return dict(zip(SET_STYLES, (values[variants == 0], values[variants > 0], values[selected])))
 
 
+def _printed_rewards(pool: ScoredPool) -> dict[str, np.ndarray]:
+    """Each reward under its label, in the unit of the papers."""
+    return {metric_label(name): PRINTED_TIMES.get(name, 1) * values for name, values in pool.rewards.items()}
+
+
 def reward_panels(pool: ScoredPool) -> list[page.Panel]:
     """Histograms of each raw reward, of the composite reward and the advantages."""
-    columns = {f"{name} (raw score)": values for name, values in pool.rewards.items()}
+    columns = {f"{name} (raw score)": values for name, values in _printed_rewards(pool).items()}
     columns["composite reward (normalised, weighted)"] = pool.composite
     series = {label: reward_sets(values, pool.variants, pool.selected) for label, values in columns.items()}
     advantages = reward_sets(pool.advantages, pool.variants, pool.selected)
@@ -100,14 +107,20 @@ def _settings(record: Mapping[str, Any], pool: ScoredPool) -> list[tuple[str, st
     return [(name, str(value)) for name, value in rows.items()]
 
 
-def kind_rows(prompts: Sequence[str], pool: ScoredPool) -> list[tuple[str, str, str]]:
+def kind_rows(
+    prompts: Sequence[str], pool: ScoredPool, categories: Sequence[str | None] | None = None
+) -> list[tuple[str, str, str]]:
     """Kind of prompt and its share of all prompts and of the selected images; none where prompts have no kinds.
 
-    Rewards compare pictures of one prompt; a selection over all prompts prefers kinds that score high.
+    Kinds are the `categories`, or the tasks of tiny-world captions. Rewards compare pictures of one prompt; a selection
+    over all prompts prefers kinds that score high.
     """
     try:
-        kinds = [parse_caption(prompt).task for prompt in prompts]
+        given = any(categories or ())
+        kinds = [kind or "–" for kind in categories] if given else [parse_caption(prompt).task for prompt in prompts]
     except UserError:
+        return []
+    if len(set(kinds)) > MAX_KINDS:
         return []
     selected = Counter(kinds[group] for group in pool.groups[pool.selected])
     shares = [
@@ -117,7 +130,12 @@ def kind_rows(prompts: Sequence[str], pool: ScoredPool) -> list[tuple[str, str, 
 
 
 def write_build_report(
-    folder: Path, record: Mapping[str, Any], pool: ScoredPool, rows: Mapping, all_prompts: Sequence[str]
+    folder: Path,
+    record: Mapping[str, Any],
+    pool: ScoredPool,
+    rows: Mapping,
+    all_prompts: Sequence[str],
+    categories: Sequence[str | None] | None = None,
 ) -> None:
     """Writes `funnel.png`, `rewards.png`, `gallery.png` and `report.html`, which needs no other file.
 
@@ -129,7 +147,7 @@ def write_build_report(
     pictures, prompts, refined = (
         [column[i] for i in range(shown)] for column in (rows["image"], rows["prompt"], rows["refined_prompt"])
     )
-    columns = {**pool.rewards, "composite": pool.composite, "advantage": pool.advantages}
+    columns = {**_printed_rewards(pool), "composite": pool.composite, "advantage": pool.advantages}
     cards = [
         _card(pictures[i], prompts[i], refined[i], {name: v[selected[i]] for name, v in columns.items()})
         for i in range(shown)
@@ -148,7 +166,7 @@ def write_build_report(
     funnel_table = page.html_table(("stage", "count"), funnel_rows(funnel))
     means_table = page.html_table(("reward", "original prompts", "refined prompts", "selected"), means)
     hint = "Every image is scored against its original prompt. Means of each set:"
-    kinds = kind_rows(all_prompts, pool)
+    kinds = kind_rows(all_prompts, pool, categories)
     kinds_table = page.html_table(("kind of prompt", "of all prompts", "of the selected"), kinds) if kinds else ""
     order = f"{shown:,} of {len(selected):,} shown, in the order of selection. Grey text: the refined prompt."
     sections = {
@@ -159,6 +177,7 @@ def write_build_report(
         "Selected images": f'<p class="muted">{order}</p><div class="gallery">{"".join(cards)}</div>',
     }
     summary = f"{len(selected):,} of {len(pool.composite):,} images selected."
-    report = page.render_page("CRAFT dataset", summary, sections)
+    base = Path(record["options"]["pretrained_model_name_or_path"].rsplit(" (weights ", 1)[0]).name
+    report = page.render_page(f"CRAFT dataset: {base}", summary, sections)
     for name, data in {**files, "report.html": report.encode()}.items():
         atomic_write_bytes(folder / name, data)

@@ -89,6 +89,8 @@ def _stream_columns(source: HubSource, choose: Callable[[Sequence[str]], list[st
 
     options = {"name": source.config, "split": source.split, "streaming": True}
     dataset = datasets.load_dataset(source.name, **options)
+    if dataset.info.builder_name == "csv":  # pandas would read the text "null" or "NA" as nothing
+        dataset = datasets.load_dataset(source.name, **options, keep_default_na=False)
     if dataset.column_names is None:  # known from the rows alone, as of JSON, whose rows may lack some
         first = next(iter(dataset), {})
         columns = choose(list(first))
@@ -100,6 +102,21 @@ def _stream_columns(source: HubSource, choose: Callable[[Sequence[str]], list[st
         return list(datasets.load_dataset(source.name, **options, columns=columns, storage_options=near))
     except (ValueError, TypeError):  # no Parquet
         return list(dataset.select_columns(columns))
+
+
+def hub_reason(error: BaseException | None) -> str | None:
+    """What the Hub answered, if that is why a library failed: it hides the answer behind advice of its own."""
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+
+    while error is not None:
+        if isinstance(error, GatedRepoError):
+            return "a gated repository: accept its terms on its page, and log in with `hf auth login` or HF_TOKEN"
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(error, HfHubHTTPError) and status is not None and (status == 429 or status >= 500):
+            limited = "too many requests, try again in some minutes" if status == 429 else "the Hub fails, try again"
+            return f"HTTP {status} of the Hub ({limited})"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextmanager
@@ -118,4 +135,4 @@ def _hub_errors(expected: str, found: str) -> Iterator[None]:
             names = configs[1].replace("'", "")
             given = f"no configuration {asked!r}" if asked else "no choice of its configurations"
             reason = f"{given}; name one of {names:.400} as NAME:CONFIG:SPLIT"
-        raise UserError(f"{expected}, found {found!r}: {reason}") from None
+        raise UserError(f"{expected}, found {found!r}: {hub_reason(error) or reason}") from None

@@ -15,6 +15,7 @@ from huggingface_hub import DatasetCard
 from yaml import YAMLError
 
 from ..core.files import atomic_write_bytes
+from ..core.load import hub_reason
 from ..core.output import full_disk_named
 from ..core.records import unpack_latent
 from ..core.workdir import DATASET_FOLDER, REPORT_FOLDER, SCORED_FILE, Stage
@@ -155,7 +156,7 @@ def load_or_refuse(
     except (OSError, ValueError, KeyError, UnicodeError, DatasetsError) as error:
         # Missing, empty, unreachable; unknown configuration or split; files that do not fit each other, which
         # `datasets` says in the cause only.
-        reason = " ".join(str(error.__cause__ or error).split())
+        reason = hub_reason(error) or " ".join(str(error.__cause__ or error).split())
         name = getattr(error, "filename", None)
         if isinstance(error, OSError) and name and not Path(name).absolute().is_relative_to(path.absolute()):
             raise UserError(f"--cache_dir: expected a folder that can be written, found {name!r}") from error

@@ -46,7 +46,7 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser, prompt_sets: Seque
         nargs="+",
         default=[],
         help="Tuned models, each as MODEL or NAME=MODEL: pipelines as the base, or LoRA weights, a UNet or a training's"
-        " checkpoint for it.",
+        " checkpoint for it; one file of the Hub is ORG/NAME/FILE.",
     )
     add_source_arguments(parser)
     add(

@@ -138,7 +138,7 @@ class _Line:
         if None not in (weights, self.weights) and weights != self.weights:
             return False
         pairs = [(self.rows[place], rows[place]) for place in self.rows.keys() & rows.keys()]
-        return all(a.get(key) == b.get(key) for a, b in pairs for key in ("n", "mean", "median"))
+        return all(a.get(key) == b.get(key) for a, b in pairs for key in ("n", "mean"))
 
 
 def write_comparison(folder: str | Path, merged: Mapping[str, Any]) -> str:

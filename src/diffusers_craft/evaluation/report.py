@@ -15,10 +15,11 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from ..core.files import atomic_write_bytes
+from ..core.printed import PRINTED_TIMES, metric_label, printed_score
 from ..figures import page
 from ..figures.grid import image_grid
 from .results import EvaluationResults, ExampleRow
-from .tables import PRINTED_TIMES, Rows, Table, all_tables, check_table, distinct, metric_label, printed_score
+from .tables import Rows, Table, all_tables, check_table, distinct
 
 
 COLORS, MARKERS = (page.BLUE, page.ORANGE, page.GREEN, page.PINK), "os^D"  # of tuned models in turn

@@ -6,7 +6,6 @@ A column's best value is bold, the second best underlined. Higher is better unle
 
 import csv
 import io
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,8 +13,9 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
+from ..core.printed import metric_label, printed_score
 
-PRINTED_TIMES = {"hps_v2.1": 100, "geneval": 100}  # raw score to the number that papers print
+
 STATISTICS = {"mean": "Mean", "median": "Median", "mean_of_categories": "Mean of categories", "win_rate": "Win rate"}
 CSV_COLUMNS = ("prompts", "category", "model", "metric", "n", *STATISTICS, "win_rate_low", "win_rate_high")
 MARKDOWN_MARKS = ("{}", "**{}**", "<ins>{}</ins>")  # by rank
@@ -62,19 +62,14 @@ def markdown_text(text: str) -> str:
     return re.sub(r"[\\`*|]|(?<=\])\(", r"\\\g<0>", one_line(text)).replace("<", "&lt;")
 
 
+def _plain_text(text: str) -> str:
+    """A text for a terminal, where only the end of a cell is escaped."""
+    return one_line(text).replace("|", r"\|")
+
+
 def csv_text(value: Any) -> Any:
     """A value of a CSV file; a text that a spreadsheet would compute gets the quote that makes it text."""
     return f"'{value}" if isinstance(value, str) and value.lstrip().startswith(FORMULA_STARTS) else value
-
-
-def metric_label(metric: str) -> str:
-    """A metric's column title: with the factor by which it is printed."""
-    return f"{metric} x{PRINTED_TIMES[metric]}" if metric in PRINTED_TIMES else metric
-
-
-def printed_score(metric: str, value: float) -> str:
-    """A raw score in the scale of the papers; a dash for none."""
-    return f"{value * PRINTED_TIMES.get(metric, 1):.4g}" if math.isfinite(value) else "–"
 
 
 def _printed(row: Mapping[str, Any] | None, key: str) -> tuple[str, float | None]:
@@ -140,10 +135,10 @@ def category_tables(rows: Rows) -> list[Table]:
 
 def to_markdown(table: Table, marks: bool = True) -> str:
     """A table as Markdown whose columns also line up in a terminal."""
-    formats, shown = (MARKDOWN_MARKS, markdown_text) if marks else (("{}",) * 3, one_line)
+    formats, shown = (MARKDOWN_MARKS, markdown_text) if marks else (("{}",) * 3, _plain_text)
     text = [list(map(shown, table.header))]
     text += [[shown(line), *(formats[c.rank].format(shown(c.text)) for c in cells)] for line, cells in table.lines]
-    first, *widths = [max(map(len, column)) for column in zip(*text)]
+    first, *widths = [max(2, *map(len, column)) for column in zip(*text)]  # ":" alone divides no table
     lines = [[line[0].ljust(first), *map(str.rjust, line[1:], widths)] for line in text]
     lines.insert(1, ["-" * first, *("-" * (width - 1) + ":" for width in widths)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -20,7 +20,7 @@ from ..core.run_record import recorded_option
 from ..core.workdir import RUN_FILE
 from ..errors import UserError
 from ..figures.grid import image_grid
-from ..models.loading import LORA_FILE, TUNED_FILES, denoiser_folder
+from ..models.loading import LORA_FILE, TUNED_FILES, denoiser_folder, denoiser_name, load_vae
 from ..models.tuned import load_tuned_pipeline
 from ..tiny import is_tiny
 from .card import License, without_paths
@@ -180,9 +180,13 @@ def sample_pictures(folder: Path, record: Mapping[str, Any]) -> tuple[list[Path]
 def load_trained(folder: Path, record: Mapping[str, Any]) -> DiffusionPipeline:
     """The pipeline that a finished run made, in float16 on a GPU: its own, or the base with its LoRA."""
     where = {name: record["options"][name] for name in ("revision", "variant")}
-    paths = ("pretrained_model_name_or_path", "single_file_config", "cache_dir")
-    base, config, where["cache_dir"] = (recorded_option(record, name) for name in paths)
-    return load_tuned_pipeline(str(folder), base, dtype=torch.float16, config=config, fuse=False, **where)
+    paths = ("pretrained_model_name_or_path", "single_file_config", "cache_dir", "pretrained_vae_model_name_or_path")
+    base, config, where["cache_dir"], vae = (recorded_option(record, name) for name in paths)
+    if vae and record["options"].get("use_lora"):  # a pipeline has it in its folder
+        where["vae"] = load_vae(vae, where["cache_dir"])
+    pipeline = load_tuned_pipeline(str(folder), base, dtype=torch.float16, config=config, fuse=False, **where)
+    pipeline.vae.to(getattr(pipeline, denoiser_name(pipeline)).dtype)  # as the pipeline's own would be
+    return pipeline
 
 
 def _picture_files(pictures: Sequence[Path], prompts: Sequence[str]) -> Files:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..core.files import read_json
+from ..core.printed import metric_label, printed_score
 from ..errors import UserError
 from ..objectives.registry import find
 from .card import ARXIV, CITATION, PAPER, License, link, table, versions_text, without_paths
@@ -260,7 +261,13 @@ def results_text(results: Results) -> str:
     """Markdown: how it was measured, the table, the alarms, the pictures."""
     header = ("prompts", "n", "metric", f"{results.base}, mean", "this model, mean", "win rate")
     rows = [
-        (f"`{row['prompts']}`", row["n"], row["metric"], _number(row["base_mean"]), _number(row["mean"]), _rate(row))
+        (
+            f"`{row['prompts']}`",
+            row["n"],
+            metric_label(row["metric"]),
+            *("-" if mean is None else printed_score(row["metric"], mean) for mean in (row["base_mean"], row["mean"])),
+            _rate(row),
+        )
         for row in results.rows
     ]
     parts = [
@@ -271,10 +278,6 @@ def results_text(results: Results) -> str:
         "\n".join(f"![base and tuned models]({path})" for path in results.grids),
     ]
     return "\n\n".join(filter(None, parts))
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
 
 
 def _rate(row: Mapping[str, Any]) -> str:

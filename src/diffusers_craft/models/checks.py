@@ -18,9 +18,9 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.loaders.single_file_utils import SingleFileComponentError
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 from safetensors import SafetensorError
 
+from ..core.load import hub_reason
 from ..errors import UserError
 
 
@@ -43,24 +43,11 @@ def library_errors(place: str, wanted: str) -> Iterator[None]:
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, *broken) as error:
-        if hub := _hub_reason(error):
+        if hub := hub_reason(error):
             raise UserError(f"{place}: {wanted}, found {hub}") from error
         reason = " ".join(str(error).split())
         reason = reason if len(reason) <= 200 else reason[:200].rsplit(" ", 1)[0] + " …"
         raise UserError(f"{place}: {wanted} (diffusers {diffusers.__version__} says: {reason})") from error
-
-
-def _hub_reason(error: BaseException | None) -> str | None:
-    """What the Hub answered, if that is why a library failed: it hides the answer behind advice of its own."""
-    while error is not None:
-        if isinstance(error, GatedRepoError):
-            return "a gated repository: accept its terms on its page, and log in with `hf auth login` or HF_TOKEN"
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if isinstance(error, HfHubHTTPError) and status is not None and (status == 429 or status >= 500):
-            limited = "too many requests, try again in some minutes" if status == 429 else "the Hub fails, try again"
-            return f"HTTP {status} of the Hub ({limited})"
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def check_index(name: str, index: dict[str, Any]) -> None:

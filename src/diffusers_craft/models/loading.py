@@ -2,20 +2,16 @@
 """Pipelines from wherever they are: the Hub, a folder, a single file, or this package."""
 
 import argparse
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.utils import deprecation_utils
-from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import list_repo_files
-from transformers.utils import logging as transformers_logging
 
 from .. import tiny
+from ..core.bars import one_bar
 from ..errors import UserError
 from .checks import check_index, check_parts, library_errors, missing_parts, only_variant
 from .single_file import SD15, SUFFIX, load_single_file, single_file_class
@@ -80,7 +76,7 @@ def load_pipeline(
         options = {"revision": revision, "variant": variant, "cache_dir": cache_dir, **dtype_argument(dtype)}
         files = f" with files of --variant {variant}" if variant else ""
         try:
-            with library_errors(f"model {name!r}", f"expected a whole pipeline{files}"), _one_bar():
+            with library_errors(f"model {name!r}", f"expected a whole pipeline{files}"), one_bar():
                 pipeline = DiffusionPipeline.from_pretrained(path, **options, **components)
         except UserError as error:
             if variant is None and (found := only_variant(_denoiser_files(path, revision))):
@@ -108,20 +104,6 @@ def _denoiser_files(path: str, revision: str | None) -> list[str]:
     except Exception:  # whatever keeps it away: loading has failed, and said why
         return []
     return [file for file in files if file.startswith(tuple(f"{part}/" for part in DENOISERS))]
-
-
-@contextmanager
-def _one_bar() -> Iterator[None]:
-    """Of the bars of diffusers and, inside it, of transformers shows the outer one, once per machine."""
-    if int(os.environ.get("LOCAL_RANK", 0)):
-        diffusers_logging.disable_progress_bar()
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def load_vae(name_or_path: str, cache_dir: str | None = None) -> AutoencoderKL:

@@ -12,6 +12,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from safetensors import safe_open
 
 from .. import tiny
+from ..core.bars import one_bar
 from ..errors import UserError
 from .checks import check_channels, library_errors
 
@@ -59,7 +60,7 @@ def load_single_file(
     options = {"config": config, "cache_dir": cache_dir, "torch_dtype": dtype}
     pipeline_class = getattr(diffusers, single_file_class(path))
     try:
-        with library_errors(f"model {path!r}", "expected a whole checkpoint in the original layout"):
+        with library_errors(f"model {path!r}", "expected a whole checkpoint in the original layout"), one_bar():
             pipeline = pipeline_class.from_single_file(path, **options, **components)
     except UserError as error:
         if not isinstance(error.__cause__, OSError):

@@ -2,7 +2,7 @@
 """What a training left, ours or another's, loaded onto its base: a pipeline, LoRA weights, a denoiser, a checkpoint."""
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from .single_file import SUFFIX, has_text_encoder, tensor_shapes
 # Of a checkpoint the averaged weights, where it keeps them: the run would end with those.
 _CHECKPOINTS = [f"{part}{ema}/config.json" for ema in ("_ema", "") for part in DENOISERS]
 _LOADABLE = TUNED_FILES | {file: file for file in _CHECKPOINTS}
+_NO_OWNERS = ("", ".", "..", "~")  # how paths may begin
 _DENOISER = "model.diffusion_model."  # in the original layout
 
 
@@ -41,9 +42,10 @@ def load_tuned_pipeline(
     """Loads what a training left: a whole pipeline, or LoRA weights, a denoiser or a checkpoint for its base.
 
     Args:
-        name_or_path (`str`): Hub id, folder or `.safetensors` file; whatever `load_pipeline` takes is a pipeline. LoRA
-            weights may be of diffusers or kohya and have any name; a single file may hold a UNet alone, in diffusers'
-            or the original layout. Of a checkpoint, the averaged weights are loaded if they are there.
+        name_or_path (`str`): Hub id, folder or `.safetensors` file, on the Hub as `ORG/NAME/FILE`; whatever
+            `load_pipeline` takes is a pipeline. LoRA weights may be of diffusers or kohya and have any name; a single
+            file may hold a UNet alone, in diffusers' or the original layout. Of a checkpoint, the averaged weights are
+            loaded if they are there.
         base (`str`): the model that was trained, as `load_pipeline` takes it.
         revision, variant (`str`, *optional*): of the base.
         dtype, device, cache_dir, config: as in `load_pipeline`.
@@ -58,7 +60,7 @@ def load_tuned_pipeline(
     folder, kind = _tuned_kind(name_or_path, cache_dir)
     options = {"dtype": dtype, "device": device, "cache_dir": cache_dir, **components}
     if kind == "pipeline":
-        return load_pipeline(name_or_path, config=config, **options)
+        return load_pipeline(folder, config=config, **options)
     pipeline = load_pipeline(base, revision, variant, config=config, **options)
     if kind.endswith(SUFFIX) and not _is_lora(Path(folder) / kind):
         _replace_weights(pipeline, Path(folder) / kind)
@@ -80,7 +82,7 @@ def _replace_denoiser(pipeline: DiffusionPipeline, folder: str, subfolder: str, 
     where = {
         "subfolder": subfolder or None,
         "cache_dir": cache_dir,
-        "variant": only_variant(file.name for file in (Path(folder) / subfolder).glob(f"*{SUFFIX}")),
+        "variant": only_variant(_weight_files(folder, subfolder)),
     }
     with library_errors(f"model {folder!r}", f"expected a {shown} that was trained from the base"):
         part = part_class.from_pretrained(folder, **where, **dtype_argument(pipeline.dtype))
@@ -105,7 +107,12 @@ def _tuned_kind(name_or_path: str, cache_dir: str | None) -> tuple[str, str]:
 
     What the run's own record says, for a folder may hold results of several runs; without one, what is there.
     """
-    path = Path(tiny.model_path(name_or_path))
+    path, parts = Path(tiny.model_path(name_or_path)), name_or_path.split("/", 2)
+    if path.suffix == SUFFIX and len(parts) == 3 and not path.exists() and parts[0] not in _NO_OWNERS:
+        wanted = "expected a .safetensors file here, or ORG/NAME/FILE of the Hub"
+        with library_errors(f"model {name_or_path!r}", wanted):
+            path = Path(hf_hub_download("/".join(parts[:2]), parts[2], cache_dir=cache_dir))
+        name_or_path = str(path)
     if path.is_file() and path.suffix == SUFFIX:
         return (name_or_path, "pipeline") if has_text_encoder(str(path)) else (str(path.parent), path.name)
     run = _find_file(name_or_path, RUN_FILE, cache_dir)
@@ -116,23 +123,23 @@ def _tuned_kind(name_or_path: str, cache_dir: str | None) -> tuple[str, str]:
         raise UserError(f"model {name_or_path!r}: expected {LORA_FILE} of a run with --use_lora, found none")
     if found is None and (files := _weight_files(name_or_path)):
         if len(files) > 1:
-            wanted = "expected one file of weights, or the file itself"
+            wanted = f"expected one file of weights, or {name_or_path}/FILE"
             raise UserError(f"model {name_or_path!r}: {wanted}, found {', '.join(sorted(files)[:5])}")
         downloaded = _find_file(name_or_path, files[0], cache_dir)
         return _tuned_kind(str(downloaded), cache_dir)
     return name_or_path, LORA_FILE if found == "lora" else found or "pipeline"
 
 
-def _weight_files(name_or_path: str) -> list[str]:
-    """The `.safetensors` files at the top of a folder or repository."""
+def _weight_files(name_or_path: str, subfolder: str = "") -> list[str]:
+    """The names of the `.safetensors` files at the top, or in a subfolder, of a folder or repository."""
     path = Path(tiny.model_path(name_or_path))
     if path.exists():
-        return [file.name for file in path.glob(f"*{SUFFIX}")]
+        return [file.name for file in (path / subfolder).glob(f"*{SUFFIX}")]
     try:
-        files = list_repo_files(name_or_path)
+        files = map(PurePosixPath, list_repo_files(name_or_path))
     except (OSError, HfHubHTTPError, HFValidationError):  # no such repository or network: loading will say so
         return []
-    return [file for file in files if file.endswith(SUFFIX) and "/" not in file]
+    return [file.name for file in files if file.suffix == SUFFIX and file.parent == PurePosixPath(subfolder)]
 
 
 def _find_file(name_or_path: str, file: str, cache_dir: str | None) -> Path | None:

@@ -16,6 +16,7 @@ import torch
 from jinja2 import TemplateError
 
 from ..core.chat import ChatClient, back_off
+from ..core.load import hub_reason
 from ..core.records import derive_seed
 from ..core.replies import opens_thought, without_thoughts
 from ..errors import UserError
@@ -168,7 +169,7 @@ class TransformersRefiner:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(model)
             self._model = transformers.AutoModelForCausalLM.from_pretrained(model, **dtype)
         except (OSError, ValueError) as error:
-            reason = (str(error).splitlines() or [""])[0]
+            reason = hub_reason(error) or (str(error).splitlines() or [""])[0]
             raise UserError(f"--refiner_model: expected a causal language model, found {model!r}: {reason}") from None
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._model.to(device).eval()

@@ -4,24 +4,28 @@
 import csv
 import io
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .. import tiny
-from ..core.load import HubSource, read_hub_columns
+from ..core.load import HubSource, hub_reason, read_hub_columns
 from ..core.records import derive_seed
 from ..core.tables import read_csv, read_jsonl, read_text, require_unicode
 from ..errors import UserError
 from .compbench import read_compbench
 
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 # Beside prompt and category: what the rules of GenEval and T2I-CompBench read.
@@ -82,12 +86,19 @@ def load_prompts(
     Raises:
         UserError: if the source is missing, cannot be read, lacks the column or holds too few prompts.
     """
-    where = "--prompt_column", f" in column {column!r} of {source}"
-    values = [_check_prompt(row[column], *where) for row in _read_rows(str(source), [column])]
-    prompts = list(dict.fromkeys(filter(None, values)))
-    if not prompts:
-        raise UserError(f"--prompts: expected at least one prompt in {source}, found none")
-    return [prompts[i] for i in _sample(prompts, num_prompts, seed, source)]
+    return load_build_prompts(source, column, num_prompts, seed).prompts
+
+
+def load_build_prompts(
+    source: str | os.PathLike, column: str = "prompt", num_prompts: int | None = None, seed: int = 0
+) -> PromptSet:
+    """The prompts of `load_prompts` with the categories, if any, of their first appearance in the source."""
+    first: dict[str, EvaluationPrompt] = {}
+    for row in _rows(_read_rows(str(source), [column], CATEGORIES), column, str(source)):
+        first.setdefault(row.prompt, row)
+    chosen = _sample(list(first), num_prompts, seed, source)
+    rows = list(first.values())
+    return PromptSet(str(source), tuple(rows[i] for i in chosen))
 
 
 def distinct_prompts(prompts: Iterable[str]) -> list[str]:
@@ -123,14 +134,16 @@ def load_prompt_set(source: str, column: str = "prompt", num_prompts: int | None
             records = _read_rows(place, COLUMNS if name in PROMPT_SETS else [column], (*CATEGORIES, *DETAILS))
     else:
         records = _load_known(name)
-    rows = [row for record in records if (row := _row(record, column, source)).prompt]
+    rows = _rows(records, column, source)
+    if source in tiny.PROMPTS:  # the embedded lists are text files; a caption tells its task
+        from ..tiny.world import parse_caption
+
+        rows = [replace(row, category=parse_caption(row.prompt).task) for row in rows]
     if name not in PROMPT_SETS:
         first: dict[tuple, EvaluationPrompt] = {}
         for row in rows:
             first.setdefault((row.prompt, row.category), row)
         rows = list(first.values())
-    if not rows:
-        raise UserError(f"--prompts: expected at least one prompt in {source}, found none")
     chosen = _sample([row.prompt for row in rows], num_prompts, seed, source)
     return PromptSet(name or Path(place.split(":")[0].rstrip("/")).stem, tuple(rows[i] for i in chosen))
 
@@ -155,21 +168,27 @@ def _load_known(name: str) -> list[dict[str, Any]]:
     except UserError:
         raise
     except (OSError, RuntimeError, ValueError) as error:  # huggingface_hub's errors are OSErrors
-        reason = (str(error).splitlines() or [""])[0][:160]
-        found = f"found {type(error).__name__} ({reason}); a local file works too: {name}=FILE"
-        raise UserError(f"{wanted}, {found}") from None
+        reason = shorten((str(error).splitlines() or [""])[0], 160, placeholder=" …")
+        found = hub_reason(error) or f"{type(error).__name__} ({reason})"
+        raise UserError(f"{wanted}, found {found}; a local file works too: {name}=FILE") from None
     if len(records) != SIZES[name]:
         raise UserError(f"--prompts {name}: expected {SIZES[name]} prompts from the Hub, found {len(records)}")
     return records
 
 
+def _rows(records: Sequence[Mapping[str, Any]], column: str, source: str) -> list[EvaluationPrompt]:
+    """Those of the records that have a prompt, of which there must be one; says how many have none."""
+    rows = [row for record in records if (row := _row(record, column, source)).prompt]
+    if not rows:
+        raise UserError(f"--prompts: expected at least one prompt in {source}, found none")
+    if empty := len(records) - len(rows):
+        logger.warning("--prompts: %d of %d rows of %s have no prompt and are left out", empty, len(records), source)
+    return rows
+
+
 def _row(record: Mapping[str, Any], column: str, source: str) -> EvaluationPrompt:
     prompt = next((record[name] for name in (column, *COLUMNS) if name in record), None)
     category = next((record[name] for name in CATEGORIES if record.get(name)), None)
-    if source in tiny.PROMPTS and prompt:  # the embedded lists are text files; a caption tells its task
-        from ..tiny.world import parse_caption
-
-        category = parse_caption(prompt).task
     details = {name: record[name] for name in DETAILS if record.get(name) is not None}
     text = _check_prompt(prompt, "--prompt_column", f" in column {column!r} of {source}")
     category = require_unicode(str(category), "--prompts", f" as a category in {source}") if category else None
@@ -229,7 +248,7 @@ def _read_file(path: Path, columns: Sequence[str], extras: Collection[str]) -> l
     elif suffix == ".tsv":
         records = _read_tsv(path)
     elif suffix == ".txt":
-        records = read_text(path, "--prompts").split("\n")
+        records = [line for line in read_text(path, "--prompts").split("\n") if line.strip()]
     else:
         records = read_jsonl(path, "--prompts", objects=False) if suffix == ".jsonl" else _read_json(path)
     if all(isinstance(record, str) for record in records):

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from ..core.bars import one_bar
 from ..errors import UserError
 from .base import CheckpointReward, l2_normalize
 from .checkpoints import build_linear_head, file_hash, find_checkpoint, load_tensors, tower_precision
@@ -51,7 +52,8 @@ class ClipImageTower:
 
     @cached_property
     def model(self) -> CLIPVisionModelWithProjection:
-        return ImageHalf.from_pretrained(self.folder).float().eval().to(self.device)
+        with one_bar():
+            return ImageHalf.from_pretrained(self.folder).float().eval().to(self.device)
 
     def __call__(self, images: list[Image.Image]) -> torch.Tensor:
         """(B, D) float32 embeddings of one batch, not normalised, on `device`."""

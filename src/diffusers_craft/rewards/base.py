@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..core.bars import one_bar
 from ..errors import UserError
 from .checkpoints import checkpoint_revision, find_checkpoint, tower_precision
 
@@ -91,7 +92,8 @@ class Reward(ABC):
     @cached_property
     def model(self) -> Any:
         """The loaded model; the first access reads the weights."""
-        return self._load()
+        with one_bar():
+            return self._load()
 
     def release(self) -> None:
         """Frees the weights; the next `score` loads them again."""

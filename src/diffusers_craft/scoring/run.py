@@ -225,16 +225,18 @@ def _pictures(
     return pictures
 
 
+def as_array(scores: Any) -> np.ndarray:
+    """What a reward gave: a user's own tensor may be on a GPU, in bfloat16, or ask for gradients."""
+    return np.asarray(scores.detach().float().cpu() if hasattr(scores, "detach") else scores)
+
+
 def _score_rows(name: str, reward: "Reward | Any", rows: list[ImageRow], pictures: dict[int, Any]) -> np.ndarray:
     """Raw scores of the rows of one shard, NaN where there is no picture: (n,) float32."""
     scores = np.full(len(rows), np.nan, dtype=np.float32)
     if not pictures:
         return scores
     chosen = list(pictures)
-    found = reward.score([rows[i].prompt for i in chosen], list(pictures.values()))
-    if hasattr(found, "detach"):  # a tensor: a user's own may be on a GPU, or ask for gradients
-        found = found.detach().float().cpu()
-    found = np.asarray(found, dtype=np.float32)
+    found = as_array(reward.score([rows[i].prompt for i in chosen], list(pictures.values()))).astype(np.float32)
     if found.shape != (len(chosen),):
         raise UserError(f"reward {name}: expected {len(chosen)} scores, found shape {found.shape}")
     # A reward that may abstain (a grader without an answer, a rule for other prompts) says so by NaN.

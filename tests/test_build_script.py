@@ -165,8 +165,9 @@ def test_a_restart_keeps_finished_shards(
 def test_filtering_again_neither_generates_nor_scores(
     random_sd15: Path, prompt_file: Path, undisturbed: Path, script: ModuleType, monkeypatch, capsys
 ) -> None:
-    for name in ("refine_prompts", "generate_candidates", "score_images"):
+    for name in ("generate_candidates", "score_images"):
         monkeypatch.setattr(builder_module, name, None)
+    monkeypatch.setattr("diffusers_craft.prompts.refining.refine_prompts", None)
     before = {
         name: data for name, data in files(undisturbed).items() if name.startswith(("refined", "cand", "scores"))
     }

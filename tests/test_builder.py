@@ -138,8 +138,9 @@ def forbid_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **options: object) -> None:
         raise AssertionError("a finished stage was repeated")
 
-    for name in ("refine_prompts", "generate_candidates", "score_images"):
+    for name in ("generate_candidates", "score_images"):
         monkeypatch.setattr(builder_module, name, refuse)
+    monkeypatch.setattr("diffusers_craft.prompts.refining.refine_prompts", refuse)
 
 
 @pytest.mark.parametrize(
@@ -457,21 +458,6 @@ def test_what_was_not_refined_is_asked_for_until_images_are_drawn(pipeline, tmp_
     with pytest.raises(ValueError, match="--refiner limited: expected refinements of the prompts, found none of 16"):
         make_builder(pipeline, tmp_path / "b", refiner=LimitedRefiner(0), **options).build(PROMPTS[:4])
     assert not list((tmp_path / "b" / "candidates").glob("*.parquet"))
-
-
-def test_other_ranks_wait_for_what_the_first_one_refines_anew(pipeline, tmp_path) -> None:
-    """Their images must not be of texts that the first rank is about to replace."""
-    builder = make_builder(pipeline, tmp_path, refiner=LimitedRefiner(2))
-    refined, candidates, *_ = builder._open_stages(PROMPTS[:4])
-    assert not builder._is_settled(refined, candidates), "nothing is there yet"
-    builder._refine(PROMPTS[:4], refined, candidates)
-    assert not builder._is_settled(refined, candidates), "failures, and no images"
-    candidates.shard_path(0).touch()
-    assert builder._is_settled(refined, candidates)
-    candidates.remove(0)
-    builder.refiner.left = 9
-    builder._refine(PROMPTS[:4], refined, candidates)
-    assert builder._is_settled(refined, candidates), "no failures"
 
 
 def test_no_refiner_has_no_failures(pipeline, tmp_path) -> None:

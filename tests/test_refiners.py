@@ -8,6 +8,7 @@ import pytest
 from diffusers_craft import load_refiner
 from diffusers_craft.core.records import REFINED_SCHEMA
 from diffusers_craft.prompts.refiners import MODIFIERS
+from diffusers_craft.prompts.refining import is_settled, refine_once
 from diffusers_craft.scripts import WorkDir, refine_prompts
 
 
@@ -194,6 +195,24 @@ def test_a_refinement_that_is_asked_for_again_keeps_the_others_of_its_shard(tmp_
     expected = texts.to_pylist()
     expected[4:6] = ["new thing 1", "new thing 1"]
     assert table["refined_prompt"].to_pylist() == expected
+
+
+def test_other_ranks_wait_for_what_the_first_one_refines_anew(tmp_path):
+    """Their images must not be of texts that the first rank is about to replace."""
+    prompts, work = ["thing 1", "thing 2"], WorkDir(tmp_path)
+    refined, candidates = work.stage("refined", {}, 6, 6), work.stage("candidates", {}, 6, 6)
+    refiner = Flaky(lambda prompt: prompt == "thing 1")
+    assert not is_settled(refined, refiner, candidates), "nothing is there yet"
+    refine_once(prompts, refiner, 2, 1, 0, refined, candidates)
+    assert not is_settled(refined, refiner, candidates), "failures, and no images"
+    candidates.shard_path(0).touch()
+    assert is_settled(refined, refiner, candidates)
+    refine_once(prompts, refiner, 2, 1, 0, refined, candidates)
+    assert refiner.asked == prompts, "an image of the old text is there"
+    candidates.remove(0)
+    refiner.works = lambda prompt: True
+    refine_once(prompts, refiner, 2, 1, 0, refined, candidates)
+    assert is_settled(refined, refiner, candidates) and refiner.asked == [*prompts, "thing 2"]
 
 
 def test_a_refiner_that_refines_nothing_ends_the_run(tmp_path):

@@ -6,7 +6,6 @@ What is refined, generated or scored stays in the work folder and is never made 
 
 import logging
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from diffusers import DiffusionPipeline
 from ..core.files import atomic_write_json, fingerprint, remove_leftovers
 from ..core.records import CANDIDATE_SCHEMA, REFINED_SCHEMA, SCORE_SCHEMA
 from ..core.run_record import versions, write_run_json
-from ..core.workdir import BUILD_FILE, CONSTANTS_FILE, POLL_SECONDS, REPORT_FOLDER, Stage, WorkDir, is_first_rank
+from ..core.workdir import BUILD_FILE, CONSTANTS_FILE, REPORT_FOLDER, Stage, WorkDir, is_first_rank
 from ..data.dataset import (
     SCORED_COLUMNS,
     assemble_dataset,
@@ -33,8 +32,8 @@ from ..hub.dataset import publish_dataset
 from ..hub.upload import as_hub_id, forget_published
 from ..models.generation import ROWS_PER_SHARD, GenerationSettings, generate_candidates, generation_options
 from ..models.latents import vae_fingerprint
-from ..prompts.refiners import IdentityRefiner, PromptRefiner, load_refiner
-from ..prompts.refining import num_failures, refine_prompts
+from ..prompts.refiners import PromptRefiner, load_refiner
+from ..prompts.refining import num_failures, refine_once
 from ..prompts.sets import distinct_prompts
 from ..rewards.settings import RewardSettings, load_rewards, reward_source
 from ..scoring.run import CandidateImages, ScoringJob, read_scores, score_images
@@ -136,15 +135,15 @@ class CRAFTDatasetBuilder:
             `datasets.Dataset`: the selected images with the columns of `assemble_dataset`, best first.
 
         Raises:
-            UserError: if the prompts are no texts or have not one category each, the work folder was built with other options, nothing was refined, or
-                fewer images are left than asked for.
+            UserError: if the prompts are no texts or have not one category each, the work folder was built with other
+                options, nothing was refined, or fewer images are left than asked for.
         """
         given, prompts = prompts, distinct_prompts(prompts)
         categories = None if categories is None else _aligned(given, categories, prompts)
         self._check_size(len(prompts))
         # All stages are opened before the first one works: a refusal must not come after hours of generation.
         refined, candidates, scores, options = self._open_stages(prompts)
-        self._refine(prompts, refined, candidates)
+        refine_once(prompts, self.refiner, self.num_refinements, self.num_seeds, self.seed, refined, candidates)
         rows = refined.read()  # also where nothing is left to make: damage is said
         if not candidates.is_complete:
             shards = candidates.share()
@@ -152,7 +151,7 @@ class CRAFTDatasetBuilder:
         candidates.finish()
         self._score(candidates, scores)
         pool = self._select(candidates, scores)
-        self.funnel = funnel(pool, self._num_failures(refined))
+        self.funnel = funnel(pool, num_failures(refined, self.refiner))
         latent_vae = vae_fingerprint(self.pipeline.vae) if self.save_latents else None
         chosen = {name: values[pool.selected] for name, values in pool.columns.items()}
         self.dataset = assemble_dataset(take_rows(candidates, pool.selected), chosen, latent_vae)
@@ -250,31 +249,6 @@ class CRAFTDatasetBuilder:
             about = options | {f"reward {name}": reward_source(model)}
             scores[name] = work.stage(f"scores/{name}", about, num_rows, ROWS_PER_SHARD, SCORE_SCHEMA)
         return refined, candidates, scores, options
-
-    def _refine(self, prompts: list[str], refined: Stage, candidates: Stage) -> None:
-        """Refines what is missing; what failed too, as long as no image shows the old text."""
-        if is_first_rank():
-            untouched = len(candidates.missing()) == candidates.num_shards
-            if untouched or not refined.is_complete:
-                sizes = self.num_refinements, self.num_seeds
-                refine_prompts(prompts, self.refiner, *sizes, self.seed, refined, again=untouched)
-        while not is_first_rank() and not self._is_settled(refined, candidates):
-            time.sleep(POLL_SECONDS)
-        refined.finish()
-
-    def _is_settled(self, refined: Stage, candidates: Stage) -> bool:
-        """Whether the first rank, which makes the first images too, will not refine any more."""
-        if len(candidates.missing()) < candidates.num_shards:
-            return True
-        try:
-            return refined.is_complete and not self._num_failures(refined)
-        except (UserError, FileNotFoundError):  # a shard that is being made again
-            return False
-
-    def _num_failures(self, refined: Stage) -> int | None:
-        """How many refinements are the prompt itself, `None` where nothing was to be refined."""
-        asked = not isinstance(self.refiner, IdentityRefiner)
-        return num_failures(refined.read(["variant", "refined"])) if asked else None
 
     def _score(self, candidates: Stage, scores: Mapping[str, Stage]) -> None:
         """Scores what is missing; complete rewards are not touched."""

@@ -2,6 +2,7 @@
 """The stage that refines: the texts of all candidates, kept in shards, asked for again where they could not be made."""
 
 import logging
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 from tqdm.auto import tqdm
 
 from ..core.records import REFINED_SCHEMA, derive_seed
-from ..core.workdir import Stage
+from ..core.workdir import POLL_SECONDS, Stage, is_first_rank
 from ..errors import UserError
 from .refiners import IdentityRefiner, PromptRefiner
 
@@ -44,7 +45,7 @@ def refine_prompts(
     todo, kept = stage.missing(), {}
     if again and not isinstance(refiner, IdentityRefiner):
         for shard in sorted(set(range(stage.num_shards)) - set(todo)):
-            if num_failures(table := stage.read_shard(shard)):
+            if _count(table := stage.read_shard(shard)):
                 todo.append(shard)
                 kept |= _refined_groups(table, size)
 
@@ -76,7 +77,7 @@ def refine_prompts(
         stage.mark_complete()
     table = stage.read()
     if not isinstance(refiner, IdentityRefiner):
-        _report_failures(refiner, num_failures(table), len(table) - len(prompts))
+        _report_failures(refiner, _count(table), len(table) - len(prompts))
     return table
 
 
@@ -110,6 +111,40 @@ def _report_failures(refiner: PromptRefiner, failed: int, asked: int) -> None:
     )
 
 
-def num_failures(refined: pa.Table) -> int:
+def refine_once(
+    prompts: Sequence[str],
+    refiner: PromptRefiner,
+    num_refinements: int,
+    num_seeds: int,
+    seed: int,
+    refined: Stage,
+    candidates: Stage,
+) -> None:
+    """Has the first rank refine what is missing; what failed, too, as long as no candidate shows the old text."""
+    if is_first_rank():
+        untouched = len(candidates.missing()) == candidates.num_shards
+        if untouched or not refined.is_complete:
+            refine_prompts(prompts, refiner, num_refinements, num_seeds, seed, refined, again=untouched)
+    while not is_first_rank() and not is_settled(refined, refiner, candidates):
+        time.sleep(POLL_SECONDS)
+    refined.finish()
+
+
+def is_settled(refined: Stage, refiner: PromptRefiner, candidates: Stage) -> bool:
+    """Whether the first rank, which makes the first images too, will not refine any more."""
+    if len(candidates.missing()) < candidates.num_shards:
+        return True
+    try:
+        return refined.is_complete and not num_failures(refined, refiner)
+    except (UserError, FileNotFoundError):  # a shard that is being made again
+        return False
+
+
+def num_failures(refined: Stage, refiner: PromptRefiner) -> int | None:
+    """How many refinements are the prompt itself; `None` where nothing was to be refined."""
+    return None if isinstance(refiner, IdentityRefiner) else _count(refined.read(["variant", "refined"]))
+
+
+def _count(refined: pa.Table) -> int:
     """How many candidates of refinements have the original prompt."""
     return pc.sum(pc.and_not(pc.greater(refined["variant"], 0), refined["refined"])).as_py() or 0

@@ -40,6 +40,7 @@ from diffusers_craft.scripts import (
     is_first_rank,
     load_vae,
     parse_reward_weights,
+    probe_folder,
     run_script,
     torch_dtype,
 )
@@ -153,6 +154,7 @@ def main(args: argparse.Namespace) -> None:
     logging.getLogger("diffusers_craft").setLevel(logging.INFO)
 
     # What the user typed is checked before a model is loaded.
+    args.output_dir = str(probe_folder(args.output_dir))
     rewards = parse_reward_weights(args.rewards)
     scoring = RewardSettings.from_args(args, list(rewards))
     settings = GenerationSettings(

@@ -25,7 +25,6 @@ from diffusers_craft.scripts import (
     add_fields,
     create_accelerator,
     from_args,
-    main_process_first,
     prepare_training_data,
     run_script,
 )
@@ -51,11 +50,11 @@ def main(args: argparse.Namespace) -> None:
     accelerator = create_accelerator(settings)
 
     # Data: every image and caption is encoded once, then VAE and text encoders are dropped.
-    with main_process_first(accelerator):
+    with accelerator.main_process_first():
         where = {"cache_dir": settings.cache_dir, "flag": settings.data_flag}
         dataset = load_craft_dataset(settings.data_source, settings.dataset_config_name, **where)
     components = SDXL.load(settings.source, accelerator.device, settings.prediction_type)
-    with main_process_first(accelerator):
+    with accelerator.main_process_first():
         data = prepare_training_data(dataset, SDXL, components, settings, objective)
 
     # Loop: another loss than CRAFT's goes here.

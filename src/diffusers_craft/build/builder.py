@@ -111,6 +111,7 @@ class CRAFTDatasetBuilder:
         if self.output_dir is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="craft-build-")
             self.output_dir = self._temporary.name
+        self.output_dir = Path(self.output_dir).expanduser()
         self.dataset: Dataset | None = None
         self.funnel: dict[str, int | float] | None = None
 

@@ -4,6 +4,7 @@
 A build keeps every candidate with its raw scores, so pairs come out of the same images as CRAFT's dataset.
 """
 
+import glob
 import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,7 +126,8 @@ def _pairs_of_build(folder: Path, settings: DataSettings) -> Preferences:
     if not len(pairs):
         raise UserError(f"--dataset_name: expected groups with a better and a worse image, found none in {folder}")
     stage = _stage(folder / "candidates")
-    files, columns = [str(stage.shard_path(shard)) for shard in range(stage.num_shards)], ["image", "prompt"]
+    shards, columns = map(stage.shard_path, range(stage.num_shards)), ["image", "prompt"]
+    files = [glob.escape(str(shard)) for shard in shards]
     for shard in range(stage.num_shards):
         stage.read_shard(shard, columns)  # for its checksums, which `datasets` does not look at
     images = load_dataset("parquet", data_files=files, split="train", columns=columns)

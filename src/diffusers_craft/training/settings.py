@@ -178,8 +178,8 @@ class TrainingSettings(DataSettings):
                     raise UserError(f"--{name}: expected {words}, found {value}")
         self._check_lora()
         self._check_hub()
-        self._check_output_dir()
         object.__setattr__(self, "output_dir", os.path.expanduser(self.output_dir))
+        self._check_output_dir()
         if self.lr_warmup_steps and self.lr_scheduler == "constant":
             wanted = "expected a schedule that warms up, such as --lr_scheduler constant_with_warmup"
             raise UserError(f"--lr_warmup_steps: {wanted}, found constant, which ignores it")

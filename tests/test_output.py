@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 from safetensors import SafetensorError
+from training_driver import load_example
 
 from diffusers_craft import UserError
 from diffusers_craft.core.output import FolderLock, full_disk_named, probe_folder, require_space
@@ -31,6 +32,21 @@ def test_a_folder_that_cannot_be_one_is_named_at_once(tmp_path):
         assert "\n" not in str(e.value)
     made = probe_folder(tmp_path / "new" / "one")
     assert made.is_dir() and not list(made.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("script", "loader", "flags"),
+    [
+        ("build_craft_dataset", "load_pipeline", "--pretrained_model_name_or_path tiny-sd15 --prompts tiny-train"),
+        ("evaluate_craft", "Evaluation", "--base tiny-sd15 --prompts tiny-heldout"),
+        ("score_images", "load_rewards", "--images nowhere"),
+    ],
+)
+def test_a_folder_that_cannot_be_one_is_named_before_anything_is_loaded(script, loader, flags, monkeypatch):
+    module = load_example(script)
+    monkeypatch.setattr(module, loader, lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(UserError, match="^--output_dir: expected a folder that can be written, found /proc/nothing/x"):
+        module.main(module.parse_args([*flags.split(), "--output_dir=/proc/nothing/x"]))
 
 
 def test_home_is_understood(tmp_path, monkeypatch):

@@ -99,7 +99,9 @@ def composite_scores(folder: str | Path) -> tuple[np.ndarray, np.ndarray, np.nda
     for name in (BUILD_FILE, CONSTANTS_FILE):
         if not (folder / name).is_file():
             raise UserError(f"--dataset_name: expected a finished build, found {folder} without {name}")
-    weights, constants = read_json(folder / BUILD_FILE)["composite_weights"], read_json(folder / CONSTANTS_FILE)
+    weights, constants = (read_json(folder / name) for name in (BUILD_FILE, CONSTANTS_FILE))
+    if not isinstance(weights := weights.get("composite_weights"), dict) or "normalization" not in constants:
+        raise UserError(f"--dataset_name: expected the weights and constants of a build, found others in {folder}")
     rewards = {name: _column(folder / "scores" / name, "score") for name in weights}
     composite = composite_reward(rewards, weights, constants["normalization"], constants)
     groups, variants = (_column(folder / "candidates", name) for name in ("group", "variant"))

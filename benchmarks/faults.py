@@ -98,7 +98,7 @@ def end(process: subprocess.Popen, errors: IO[str]) -> tuple[int, str]:
 
 
 def wait_for(process: subprocess.Popen, folder: Path, pattern: str) -> None:
-    """Until a run has made a file or folder, or has ended."""
+    """Until a run has made it, or has ended."""
     while process.poll() is None and not any(folder.glob(pattern)):
         time.sleep(0.005)
 

@@ -3,6 +3,7 @@
 
 import builtins
 import errno
+import itertools
 import shutil
 import signal
 import subprocess
@@ -26,25 +27,27 @@ def test_a_folder_that_cannot_be_one_is_named_at_once(tmp_path):
     (tmp_path / "file").write_text("")
     can_be_written = r"expected a folder that can be written, found /proc/nothing/x \("
     places = {tmp_path / "file": "expected a folder, found the file", "/proc/nothing/x": can_be_written}
-    for folder, words in places.items():
+    for (folder, words), make in itertools.product(places.items(), (True, False)):
         with pytest.raises(UserError, match=f"^--output_dir: {words}") as e:
-            probe_folder(folder)
+            probe_folder(folder, make=make)
         assert "\n" not in str(e.value)
+    probe_folder(tmp_path / "new" / "one", make=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
     made = probe_folder(tmp_path / "new" / "one")
     assert made.is_dir() and not list(made.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("script", "loader", "flags"),
+    ("script", "loads", "flags"),
     [
-        ("build_craft_dataset", "load_pipeline", "--pretrained_model_name_or_path tiny-sd15 --prompts tiny-train"),
+        ("build_craft_dataset", "load_prompts", "--pretrained_model_name_or_path tiny-sd15 --prompts tiny-train"),
         ("evaluate_craft", "Evaluation", "--base tiny-sd15 --prompts tiny-heldout"),
-        ("score_images", "load_rewards", "--images nowhere"),
+        ("score_images", "open_source", "--images here"),
     ],
 )
-def test_a_folder_that_cannot_be_one_is_named_before_anything_is_loaded(script, loader, flags, monkeypatch):
+def test_a_folder_that_cannot_be_one_is_named_before_anything_is_loaded(script, loads, flags, monkeypatch):
     module = load_example(script)
-    monkeypatch.setattr(module, loader, lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(module, loads, lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(UserError, match="^--output_dir: expected a folder that can be written, found /proc/nothing/x"):
         module.main(module.parse_args([*flags.split(), "--output_dir=/proc/nothing/x"]))
 

@@ -154,7 +154,7 @@ def main(args: argparse.Namespace) -> None:
     logging.getLogger("diffusers_craft").setLevel(logging.INFO)
 
     # What the user typed is checked before a model is loaded.
-    args.output_dir = str(probe_folder(args.output_dir))
+    args.output_dir = str(probe_folder(args.output_dir, make=False))
     rewards = parse_reward_weights(args.rewards)
     scoring = RewardSettings.from_args(args, list(rewards))
     settings = GenerationSettings(

@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("diffusers_craft").setLevel(logging.INFO)
 
-    args.output_dir = str(probe_folder(args.output_dir))
+    args.output_dir = str(probe_folder(args.output_dir, make=False))
     args.device = args.device or default_device()
     rewards = list(parse_reward_weights(args.rewards))
     results = Evaluation(

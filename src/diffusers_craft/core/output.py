@@ -24,12 +24,17 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _OTHER = re.compile(r"out of memory|allocate memory|\(os error \d+\)")  # as torch and safetensors say
 
 
-def probe_folder(folder: str | Path, flag: str = "--output_dir") -> Path:
-    """Makes a folder and writes a file in it, so that what cannot be written is known before the work is done."""
+def probe_folder(folder: str | Path, flag: str = "--output_dir", make: bool = True) -> Path:
+    """Writes a file in a folder, so that what cannot be written is known before the work is done; `~` is understood.
+
+    A missing folder is made, or without `make` the nearest one above it is tried.
+    """
     folder = Path(folder).expanduser()
-    probe = folder / f".probe-{socket.gethostname()}-{os.getpid()}"  # ranks may share the folder
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        probe = there / f".probe-{socket.gethostname()}-{os.getpid()}"  # ranks may share the folder
         probe.write_bytes(b"")
         probe.unlink()
     except (FileExistsError, NotADirectoryError):

@@ -107,13 +107,13 @@ class Evaluation:
                 a work folder that was made with others.
         """
         if self.output_dir is not None:
-            return self._run(WorkDir(self.output_dir))
+            return self._run(self.output_dir)
         if rank_and_world()[1] > 1:
             raise UserError("output_dir: expected a folder, which several processes share, found none")
         with tempfile.TemporaryDirectory(prefix="craft-evaluation-") as folder:
-            return self._run(WorkDir(folder))
+            return self._run(folder)
 
-    def _run(self, work: WorkDir) -> EvaluationResults | None:
+    def _run(self, folder: str | Path) -> EvaluationResults | None:
         # What can be wrong is found before a model generates.
         device = self.device or default_device()
         models = parse_models(self.base, as_texts(self.tuned))
@@ -124,6 +124,7 @@ class Evaluation:
         set_metrics = load_set_metrics(self.set_metrics, taken=metrics)
         embed, embedding = choose_embedding(self.alarm_embedding, base, metrics)
         training = find_training_data(models, self.training_data)
+        work = WorkDir(folder)
         evaluated = self._open_models(models, device)
         for run in runs:
             run.set_metrics = set_metrics

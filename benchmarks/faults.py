@@ -135,8 +135,9 @@ def kill(command: list[str], whole: Path, seconds: float, folder: Path, rng: ran
 def damage(command: list[str], whole: Path, seconds: float, folder: Path, rng: random.Random) -> str:
     """Damages one file of a finished run, or of its cache, and runs the command again."""
     shutil.copytree(whole, folder / "out", symlinks=True)
-    shutil.copytree(whole.parent / "cache", folder / "cache", dirs_exist_ok=True)
-    places = (folder / "out", folder / "cache") if "train" in whole.name else (folder / "out",)
+    places = [folder / "out"]
+    if "train" in whole.name:
+        places.append(shutil.copytree(whole.parent / "cache", folder / "cache"))
     *old, _ = sorted((folder / "out").glob("checkpoint-*"), key=lambda path: int(path.name[11:])) or [None]
     files = [path for place in places for path in sorted(place.rglob("*")) if path.is_file() and path.stat().st_size]
     path = rng.choice([path for path in files if not {*old, folder / "out" / "logs"} & set(path.parents)])
@@ -197,10 +198,8 @@ def disk_fills_up(command: list[str], whole: Path, seconds: float, folder: Path,
             with filler.open("ab") as file, contextlib.suppress(OSError):  # the run was faster
                 os.posix_fallocate(file.fileno(), file.tell(), free - 4096)
         code, line = end(process, errors)
-        if code == 0:
-            return "had ended"
         if not says_full(code, line):
-            return f"failed: exit code {code}: {line}"
+            return f"failed: exit code {code}: {line}" if code else "had ended"
         filler.unlink()
         return f"one line, then {again(command, whole, place / 'out', folder / 'cache')}"
 

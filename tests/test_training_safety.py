@@ -303,7 +303,7 @@ def test_sigterm_leaves_a_checkpoint_from_which_the_run_goes_on(train, monkeypat
 
 
 @pytest.mark.parametrize("place", ["backward", "finish_step", "_finish", None])
-def test_the_signal_handler_that_was_there_is_put_back(place, train, monkeypatch):
+def test_the_signal_handler_that_was_there_is_put_back(place, train, monkeypatch, capsys):
     def mine(*_):
         pass
 
@@ -315,6 +315,7 @@ def test_the_signal_handler_that_was_there_is_put_back(place, train, monkeypatch
             monkeypatch.setattr(TrainingRun, place, lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 train("sd15", "run", *SHORT)
+            assert capsys.readouterr().err.endswith("\n"), "the error gets a line of its own"
         assert signal.getsignal(signal.SIGTERM) is mine
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -107,10 +107,11 @@ class TrainingRun:
         hidden = not accelerator.is_local_main_process
         self.progress = tqdm(total=self.max_train_steps, initial=self.step, desc="Steps", disable=hidden)
         self.meter = SpeedMeter(accelerator.device, accelerator.num_processes, earlier.get("cost"))
-        self._terminated, self._handlers = False, ExitStack()
+        self._terminated, self._at_end = False, ExitStack()
         if threading.current_thread() is threading.main_thread():
             before = signal.signal(signal.SIGTERM, self._terminate)
-            self._handlers.callback(signal.signal, signal.SIGTERM, before or signal.SIG_DFL)
+            self._at_end.callback(signal.signal, signal.SIGTERM, before or signal.SIG_DFL)
+        self._at_end.callback(self.progress.close)  # an error then has a line of its own
 
     @property
     def denoiser(self) -> torch.nn.Module:
@@ -122,7 +123,7 @@ class TrainingRun:
         try:
             yield from range(self.step, self.max_train_steps)
         except GeneratorExit:  # an error ended the loop
-            self._handlers.close()
+            self._at_end.close()
             raise
 
     def micro_batches(self, step: int) -> Iterator[Batch]:
@@ -208,7 +209,7 @@ class TrainingRun:
 
         What was trained comes first: the base's other parts are loaded again, and may be gone.
         """
-        with self._handlers:
+        with self._at_end:
             self._finish()
         self.hub.push_result()
 

@@ -160,11 +160,12 @@ def damage(command: list[str], whole: Path, seconds: float, folder: Path, rng: r
 
 
 @contextlib.contextmanager
-def file_system(folder: Path, size: int) -> Iterator[Path | None]:
-    """A file system of so many bytes; `None` without the right to mount one."""
-    place = folder / "small"
+def file_system(folder: Path, whole: Path, share: float) -> Iterator[Path | None]:
+    """A file system for a share of what a run leaves; `None` without the right to mount one."""
+    place, sizes = folder / "small", [path.stat().st_size for path in whole.rglob("*") if path.is_file()]
     place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", place], capture_output=True).returncode:
+    size = f"size={int(share * sum(sizes))}"
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", size, "none", place], capture_output=True).returncode:
         yield None
         return
     try:
@@ -175,28 +176,27 @@ def file_system(folder: Path, size: int) -> Iterator[Path | None]:
 
 def full_disk(command: list[str], whole: Path, seconds: float, folder: Path, rng: random.Random) -> str:
     """Runs in a file system that has a random part of the space needed, and again in one that has enough."""
-    size = sum(path.stat().st_size for path in whole.rglob("*") if path.is_file())
-    with file_system(folder, max(1, int(size * rng.uniform(0.1, 0.9)))) as small:
+    with file_system(folder, whole, rng.uniform(0.1, 0.9)) as small:
         if small is None:
             return "not tried: no right to mount"
         code, line = finish(command, small / "out", folder / "cache")
         if not says_full(code, line):
             return f"failed: exit code {code}: {line}"
-        subprocess.run(["mount", "-o", f"remount,size={10 * size}", small], check=True)
+        subprocess.run(["mount", "-o", "remount,size=1g", small], check=True)
         return f"one line, then {again(command, whole, small / 'out', folder / 'cache')}"
 
 
 def disk_fills_up(command: list[str], whole: Path, seconds: float, folder: Path, rng: random.Random) -> str:
     """Takes the space away from a run that has begun to write, gives it back and runs it again."""
-    with file_system(folder, 1 << 30) as place, tempfile.TemporaryFile("w+") as errors:
+    with file_system(folder, whole, 10) as place, tempfile.TemporaryFile("w+") as errors:
         if place is None:
             return "not tried: no right to mount"
         process = start(command, place / "out", folder / "cache", errors)
         wait_for(process, place / "out", BEGUN[whole.name.removesuffix("-whole")])
         filler = place / "filler"
-        while process.poll() is None and (free := shutil.disk_usage(place).free) > 4096:
+        while process.poll() is None and (free := shutil.disk_usage(place).free):
             with filler.open("ab") as file, contextlib.suppress(OSError):  # the run was faster
-                os.posix_fallocate(file.fileno(), file.tell(), free - 4096)
+                os.posix_fallocate(file.fileno(), file.tell(), free)
         code, line = end(process, errors)
         if not says_full(code, line):
             return f"failed: exit code {code}: {line}" if code else "had ended"

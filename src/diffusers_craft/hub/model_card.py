@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..core.files import read_json
-from ..core.run_record import read_run_json
 from ..errors import UserError
 from ..objectives.registry import find
 from .card import ARXIV, CITATION, PAPER, License, link, table, versions_text, without_paths
@@ -214,7 +213,7 @@ def read_results(evaluation: str | Path, folder: Path, repo_id: str) -> Results:
         raise UserError(f"--evaluation_dir: expected the --output_dir of evaluate_craft.py, found no {path}")
     content = read_json(path)
     run = Path(evaluation) / "craft_evaluate.json"
-    paths = read_run_json(run).get("paths", {}) if run.is_file() else {}
+    paths = read_json(run).get("paths", {}) if run.is_file() else {}
     models = {name: paths.get(about["model"], about["model"]) for name, about in content["settings"]["models"].items()}
     base, *others = models
     name = next((n for n in others if models[n] == repo_id or Path(models[n]).resolve() == folder.resolve()), None)

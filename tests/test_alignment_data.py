@@ -66,6 +66,16 @@ def test_a_damaged_build_is_refused(preference_build, tmp_path):
     (folder / "craft_build.json").write_text("{")
     with pytest.raises(UserError, match="craft_build.json: expected JSON, found"):
         load_preferences(folder, OPTIONS)
+    for text in ("{}", '{"composite_weights": []}'):
+        (folder / "craft_build.json").write_text(text)
+        with pytest.raises(UserError, match="^--dataset_name: expected the weights and constants of a build"):
+            load_preferences(folder, OPTIONS)
+
+
+def test_a_build_is_read_wherever_it_lies(preference_build, tmp_path):
+    folder = shutil.copytree(preference_build, tmp_path / "runs [v2]*" / "build?")
+    found, expected = (load_preferences(place, OPTIONS) for place in (folder, preference_build))
+    assert found.images["prompt"] == expected.images["prompt"] and (found.pairs == expected.pairs).all()
 
 
 def test_the_baseline_loses_to_the_best_refined_image(preference_build):

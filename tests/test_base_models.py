@@ -10,7 +10,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from original_layout import save_single_file
 from safetensors.torch import load_file, save_file
 
@@ -155,6 +155,16 @@ def test_a_model_brings_no_code(family, part, library, folder, tmp_path):
     assert not ran.exists()
 
 
+@FAMILIES
+@pytest.mark.parametrize("file", ["unet/diffusers.py", "tokenizer/transformers.py", "vae/diffusers.py", "None.py"])
+def test_a_model_brings_no_code_under_a_librarys_name(family, file, folder, tmp_path):
+    """diffusers before 0.35 imports it."""
+    model = folder(family)
+    (model / file).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    refused(lambda: load_pipeline(model, device="cpu"), f"expected no code in its folder, found {file}$")
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize("name", [3, "os.system", ["pipeline", "MyPipeline"], None])
 def test_a_pipeline_class_that_diffusers_does_not_have_is_refused(name, folder):
     model = folder(SD15)
@@ -172,6 +182,28 @@ def test_pickled_weights_of_strangers_do_not_run(folder, tmp_path):
     (model / "text_encoder" / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": Payload()}))
     refused(lambda: load_pipeline(model, device="cpu"), "expected a whole pipeline")
     assert not (tmp_path / "ran").exists()
+
+
+def test_pickled_weights_alone_are_said(folder, caplog):
+    model = folder(SD15)
+    weights = model / "text_encoder" / "model.safetensors"
+    torch.save(load_file(weights), model / "text_encoder" / "pytorch_model.bin")
+    load_pipeline(model, device="cpu")
+    assert "pickled" not in caplog.text
+    weights.unlink()
+    load_pipeline(model, device="cpu")
+    assert caplog.text.count("expected weights as .safetensors, found pickled ones (.bin) alone in text_encoder/") == 1
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate 144000000000 bytes")]
+)
+def test_a_unet_that_does_not_fit_into_memory_is_one_line(error, folder, monkeypatch):
+    def too_large(*_, **__):
+        raise error
+
+    monkeypatch.setattr(UNet2DConditionModel, "from_pretrained", too_large)
+    refused(lambda: load_pipeline(folder(SD15), device="cpu"), "^model .*: expected a whole pipeline")
 
 
 @FAMILIES

@@ -1,30 +1,40 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """No run loses its result: folders probed first, weights written first, checkpoints by default, full disks in one line."""
 
+import errno
+import itertools
+import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from safetensors.torch import safe_open
 from training_driver import environment, losses, run_json, same, weights
 
 from diffusers_craft import TrainingRun, UserError, load_tuned_pipeline
 from diffusers_craft.training import checkpoints
+from diffusers_craft.training import run as training
 
 
 SHORT = ["--max_train_steps=3", "--train_batch_size=2", "--gradient_accumulation_steps=1"]
 
 
 @pytest.mark.parametrize("lora", [[], ["--use_lora"]], ids=["full", "lora"])
-@pytest.mark.parametrize("place", ["file", "file/below"])
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nothing/x"])
 def test_a_folder_that_cannot_be_written_is_known_before_anything_is_loaded(train, tmp_path, lora, place, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("diffusers_craft.models.family.Family.load", lambda *_: pytest.fail("the model was loaded"))
-    with pytest.raises(UserError, match="^--output_dir: expected a folder that can be written, found"):
+    with pytest.raises(
+        UserError, match="^--output_dir: expected a folder(, found the file| that can be written, found)"
+    ):
         train("sd15", place, *SHORT, *lora)
 
 
@@ -47,17 +57,48 @@ def test_the_base_may_be_gone_at_the_end(train, random_sd15, tmp_path, monkeypat
     expected = weights(train("sd15", "whole", *SHORT, flag))
     finish = TrainingRun.finish
     monkeypatch.setattr(TrainingRun, "finish", lambda run: (shutil.move(base, tmp_path / "away"), finish(run)))
-    with pytest.raises(
-        UserError, match=r"expected a diffusers pipeline folder.*the trained unet is safe in .*lost/unet"
-    ):
+    words = (
+        r"expected a diffusers pipeline folder.*the trained unet is safe in .*lost/unet, which evaluate_craft.py takes"
+    )
+    with pytest.raises(UserError, match=words + r"\)$"):
         train("sd15", "lost", *SHORT, flag)
     assert same(weights(tmp_path / "lost"), expected)
     tuned = load_tuned_pipeline(tmp_path / "lost", str(tmp_path / "away"), device="cpu")
     assert same(tuned.unet.state_dict(), expected)
     folder = tmp_path / "adapters"
     shutil.move(tmp_path / "away", base)
+    with pytest.raises(UserError, match=words + "; with the base in place again, --resume_from_checkpoint latest"):
+        train("sd15", "lost", *SHORT, flag, "--checkpointing_steps=2")
+    shutil.move(tmp_path / "away", base)
     assert train("sd15", "adapters", *SHORT, "--use_lora", flag) == folder  # adapters need no base at the end
     assert (folder / "pytorch_lora_weights.safetensors").is_file()
+
+
+@pytest.mark.parametrize("lora", [[], ["--use_lora"]], ids=["full", "lora"])
+@pytest.mark.parametrize("fault", ["base", "disk"])
+def test_validation_images_that_cannot_be_drawn_end_no_run(
+    lora, fault, train, random_sd15, tmp_path, monkeypatch, caplog
+):
+    base, draw = shutil.copytree(random_sd15, tmp_path / "base"), TrainingRun.validate
+
+    def validate(run):
+        with monkeypatch.context() as patch:
+            if fault == "disk":
+                patch.setattr(training, "draw_validation_images", full)
+            else:
+                shutil.move(base, tmp_path / "away")
+            draw(run)
+        if fault == "base":
+            shutil.move(tmp_path / "away", base)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(TrainingRun, "validate", validate)
+    flags = ["--train_batch_size=16", "--validation_prompt=a", "--validation_epochs=1", "--num_validation_images=1"]
+    folder = train("sd15", "run", *SHORT, *flags, *lora, f"--pretrained_model_name_or_path={base}")
+    assert (folder / "craft_run.json").is_file() and caplog.text.count(" were not drawn: ") >= 1
+    assert [path.name for path in (folder / "validation").glob("*/*.png")] == ["0.png"]
 
 
 def test_the_result_is_what_diffusers_writes(train, random_sd15, random_sdxl, tmp_path):
@@ -95,12 +136,92 @@ def test_a_killed_run_goes_on_by_default(train, monkeypatch, tmp_path):
     assert not list(resumed.glob("checkpoint-*"))
 
 
-def test_leftovers_of_a_broken_checkpoint_go_at_the_start(train, tmp_path):
-    leftover = tmp_path / "run" / ".checkpoint-2.tmp"
-    leftover.mkdir(parents=True)
-    (leftover / "model.safetensors").write_bytes(b"half")
+def test_checkpoints_that_were_asked_for_stay(train, monkeypatch):
+    monkeypatch.setattr(checkpoints, "_DEFAULT_STEPS", 1)  # of the second run, which asks for none
+    four, six = (["--max_train_steps=4", *SHORT[1:]], ["--max_train_steps=7", *SHORT[1:]])
+    train("sd15", "run", *four, "--checkpointing_steps=2")
+    folder = train("sd15", "run", *six, "--resume_from_checkpoint=latest")
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "limit", "there", "expected"),
+    [
+        (None, None, {}, 2),
+        (None, None, {50: True}, 1),  # the one that a killed run left makes room for the next but one
+        (None, None, {50: False}, 2),
+        (None, None, {50: None}, 2),  # of an earlier version
+        (50, 3, {50: False, 100: True}, 2),
+        (50, 3, dict.fromkeys(range(6), False), 1),
+        (50, None, {50: False}, 6),
+    ],
+)
+def test_checkpoints_that_are_there_take_no_further_space(asked, limit, there, expected, tmp_path):
+    for step, passing in there.items():
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        state = {"step": step} if passing is None else {"step": step, "passing": passing}
+        (tmp_path / f"checkpoint-{step}" / "training_state.json").write_text(json.dumps(state))
+    settings = SimpleNamespace(output_dir=tmp_path, checkpointing_steps=asked, checkpoints_total_limit=limit)
+    assert checkpoints.Checkpoints(SimpleNamespace(is_main_process=True), settings, 10).space(300) == 10 * expected
+
+
+def test_leftovers_of_a_killed_run_go_before_space_is_asked_for(train, tmp_path, monkeypatch):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    names = [".checkpoint-2.tmp/model.safetensors", "unet/.tmpAb3xYz", f"x.json.{socket.gethostname()}.{dead.pid}.tmp"]
+    for name in names:
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).write_bytes(b"half")
+    found = []
+    monkeypatch.setattr(
+        training, "require_space", lambda folder, *_: found.extend((folder / n).exists() for n in names)
+    )
     train("sd15", "run", *SHORT)
-    assert not leftover.exists()
+    assert found == [False] * 3
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_nothing(train, tmp_path, monkeypatch):
+    def full(_, folder):
+        Path(folder).mkdir()
+        (Path(folder) / "model.safetensors").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Accelerator, "save_state", full)
+    with pytest.raises(UserError, match="^disk full: expected .* free for checkpoint-2, found"):
+        train("sd15", "run", *SHORT, "--checkpointing_steps=2")
+    assert not list((tmp_path / "run").glob("*checkpoint*"))
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "words"),
+    [
+        (
+            "diffusers_craft.training.model.FullWeights.save",
+            UserError,
+            "^disk full: expected .* free for the result, ",
+        ),
+        (
+            "diffusers_craft.training.model.FullWeights.save_rest",
+            UserError,
+            "^disk full: .* for the base's other parts, ",
+        ),
+        ("diffusers_craft.training.run.TrainingRun._pipeline", RuntimeError, "^unexpected pos"),
+    ],
+)
+def test_only_what_is_written_can_fill_the_disk(place, error, words, train, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("unexpected pos 13550080 vs 13549968")
+
+    finish, usage = TrainingRun.finish, shutil.disk_usage("/")._replace(free=1)
+
+    def full(run):
+        monkeypatch.setattr(place, fails)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+        finish(run)
+
+    monkeypatch.setattr(TrainingRun, "finish", full)
+    with pytest.raises(error, match=words):
+        train("sd15", "run", *SHORT)
 
 
 def test_space_is_asked_for_before_the_first_step(train, monkeypatch):
@@ -155,11 +276,12 @@ def test_warm_up_that_is_never_over_is_said(train, caplog):
 def test_waiting_outlasts_the_timeout_of_the_process_group(tmp_path):
     script = tmp_path / "wait.py"
     script.write_text(
-        "import sys\nimport time\nfrom datetime import timedelta\n"
-        "from accelerate import Accelerator\nfrom accelerate.utils import InitProcessGroupKwargs\n"
-        "from diffusers_craft.scripts import main_process_first\n"
-        "accelerator = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=3))])\n"
-        "with main_process_first(accelerator):\n"
+        "import sys\nimport time\nfrom datetime import timedelta\nfrom torch.distributed import distributed_c10d\n"
+        "from diffusers_craft import TrainingSettings\nfrom diffusers_craft.scripts import create_accelerator\n"
+        "distributed_c10d.default_pg_timeout = timedelta(seconds=3)  # instead of half an hour\n"
+        "about = {'pretrained_model_name_or_path': 'tiny-sd15', 'dataset_name': 'none'}\n"
+        "accelerator = create_accelerator(TrainingSettings(**about, output_dir=sys.argv[1], report_to='none'))\n"
+        "with accelerator.main_process_first():\n"
         "    time.sleep(7 if accelerator.is_main_process else 0)\n"
         "accelerator.wait_for_everyone()\nopen(f'{sys.argv[1]}/done{accelerator.process_index}', 'w')\n"
         "accelerator.end_training()\n"
@@ -172,8 +294,10 @@ def test_waiting_outlasts_the_timeout_of_the_process_group(tmp_path):
 
 def test_sigterm_leaves_a_checkpoint_from_which_the_run_goes_on(train, monkeypatch, tmp_path):
     six = ["--max_train_steps=6", *SHORT[1:]]
+    before = signal.getsignal(signal.SIGTERM)
     whole = train("sd15", "whole", *six)
     backward = TrainingRun.backward
+    monkeypatch.setattr("diffusers_craft.training.log.TrainingHub.push_checkpoint", lambda *_: pytest.fail("no time"))
 
     def told(run, *values):
         backward(run, *values)
@@ -184,18 +308,44 @@ def test_sigterm_leaves_a_checkpoint_from_which_the_run_goes_on(train, monkeypat
         patch.setattr(TrainingRun, "backward", told)
         train("sd15", "told", *six)
     assert ended.value.code == 143
-    assert [path.name for path in (tmp_path / "told").glob("checkpoint-*")] == ["checkpoint-4"]
+    assert [path.name for path in (tmp_path / "told").glob("checkpoint-*")] == ["checkpoint-3"]
     resumed = train("sd15", "told", *six, "--resume_from_checkpoint=latest")
     assert losses(resumed) == losses(whole) and same(weights(resumed), weights(whole))
     assert "stop" not in run_json(resumed)["loss_history"][-1]
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize("kind", ["emptied", "cut"])
-@pytest.mark.parametrize("name", ["unet/config.json", "unet/diffusion_pytorch_model.safetensors", "optimizer.bin"])
+@pytest.mark.parametrize("place", ["backward", "finish_step", "_finish", None])
+def test_the_signal_handler_that_was_there_is_put_back(place, train, monkeypatch, capsys):
+    def mine(*_):
+        pass
+
+    before = signal.signal(signal.SIGTERM, mine)
+    try:
+        if place is None:
+            train("sd15", "run", *SHORT)
+        else:
+            monkeypatch.setattr(TrainingRun, place, lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                train("sd15", "run", *SHORT)
+            assert capsys.readouterr().err.endswith("\n"), "the error gets a line of its own"
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *itertools.product(["unet/config.json", "unet/diffusion_pytorch_model.safetensors"], ["emptied", "cut"]),
+        *itertools.product(["optimizer.bin"], ["emptied", "cut"]),
+        *itertools.product(["training_state.json"], ["emptied", "cut", "[]", "{}", '{"step": "3"}']),
+    ],
+)
 def test_a_damaged_checkpoint_is_named(train, kind, name):
     checkpoint = train("sd15", "run", *SHORT, "--checkpointing_steps=1") / "checkpoint-3"
     data = (checkpoint / name).read_bytes()
-    (checkpoint / name).write_bytes(data[: len(data) // 2] if kind == "cut" else b"")
+    (checkpoint / name).write_bytes({"cut": data[: len(data) // 2], "emptied": b""}.get(kind, kind.encode()))
     words = "^--resume_from_checkpoint: expected a whole checkpoint, found .*checkpoint-3 .*; move it away"
     with pytest.raises(UserError, match=words) as error:
         train("sd15", "run", "--max_train_steps=4", *SHORT[1:], "--resume_from_checkpoint=latest")

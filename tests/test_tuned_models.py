@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from training_driver import same
 
 from diffusers_craft import UserError, load_tuned_pipeline
+from diffusers_craft.evaluation.args import find_training_data
 
 
 @pytest.fixture
@@ -85,6 +86,18 @@ def test_a_unet_folder_that_has_one_variant_only_loads(place, variant, bases, ot
     pipeline.unet.save_pretrained(tmp_path / place, variant=variant)
     found = load_tuned_pipeline(tmp_path, str(bases["sd15"]), device="cpu").unet.state_dict()
     assert same(found, pipeline.unet.state_dict())
+
+
+@pytest.mark.parametrize("record", ["", "[]", "{}", '{"options": []}', '{"options": {}, "paths": []}'])
+def test_a_record_that_is_not_ours_is_named(record, bases, tmp_path):
+    save_file(adapters(bases["sd15"]), tmp_path / "pytorch_lora_weights.safetensors")
+    (tmp_path / "craft_run.json").write_text(record)
+    for read in (
+        lambda: load_tuned_pipeline(tmp_path, str(bases["sd15"]), device="cpu"),
+        lambda: find_training_data({"base": "base", "tuned": str(tmp_path)}),
+    ):
+        with pytest.raises(UserError, match=r"craft_run.json: expected (JSON|a JSON object|the record of a run)"):
+            read()
 
 
 def test_what_cannot_be_told_is_asked_for(bases, tmp_path):

@@ -41,6 +41,7 @@ from diffusers_craft.scripts import (
     load_build_prompts,
     load_vae,
     parse_reward_weights,
+    probe_folder,
     run_script,
     torch_dtype,
 )
@@ -154,6 +155,7 @@ def main(args: argparse.Namespace) -> None:
     logging.getLogger("diffusers_craft").setLevel(logging.INFO)
 
     # What the user typed is checked before a model is loaded.
+    args.output_dir = str(probe_folder(args.output_dir, make=False))
     rewards = parse_reward_weights(args.rewards)
     scoring = RewardSettings.from_args(args, list(rewards))
     settings = GenerationSettings(

@@ -32,6 +32,7 @@ from diffusers_craft.scripts import (
     default_device,
     load_rewards,
     parse_reward_weights,
+    probe_folder,
     run_script,
     score_table,
     table_paths,
@@ -71,6 +72,7 @@ def main(args: argparse.Namespace) -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
 
     # What can be wrong is found before a model is loaded.
+    args.output_dir = str(probe_folder(args.output_dir, make=False))
     files = table_paths(args.output_file or [Path(args.output_dir) / "scores.parquet"])
     names = list(parse_reward_weights(args.rewards))
     settings, device = RewardSettings.from_args(args, names), args.device or default_device()

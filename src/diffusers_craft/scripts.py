@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     {
         "core.flags": ["add_fields", "from_args"],
         "core.files": ["atomic_write_bytes", "atomic_write_json", "fingerprint"],
+        "core.output": ["probe_folder"],
         "core.records": ["derive_seed"],
         "core.run_record": ["recorded_option", "write_run_json"],
         "core.script": ["PRECISIONS", "default_device", "parse_pairs", "run_script", "torch_dtype"],
@@ -57,7 +58,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "tiny.scorer": ["ExactReward"],
         "tiny.world": ["parse_caption"],
         "training.data": ["encode_rows", "load_rows"],
-        "training.accelerator": ["create_accelerator", "main_process_first"],
+        "training.accelerator": ["create_accelerator"],
         "training.settings": ["add_objective_options", "objective_from_args", "rewards_from_args"],
         "training.speed": ["forward_flops", "speed_report"],
     },

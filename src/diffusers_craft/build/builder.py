@@ -5,6 +5,7 @@ What is refined, generated or scored stays in the work folder and is never made 
 """
 
 import logging
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -111,6 +112,7 @@ class CRAFTDatasetBuilder:
         if self.output_dir is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="craft-build-")
             self.output_dir = self._temporary.name
+        self.output_dir = type(self.output_dir)(os.path.expanduser(self.output_dir))
         self.dataset: Dataset | None = None
         self.funnel: dict[str, int | float] | None = None
 

@@ -50,12 +50,15 @@ def atomic_write_json(path: str | os.PathLike, value: Any) -> None:
     atomic_write_bytes(path, (text + "\n").encode())
 
 
-def read_json(path: str | os.PathLike) -> Any:
-    """The content of a JSON file; a `UserError` if it is broken."""
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """The object in a JSON file; a `UserError` if it is broken or holds something else."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: expected JSON, found {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a JSON object, found {json.dumps(found)[:60]}")
+    return found
 
 
 def is_file_name(text: str) -> bool:

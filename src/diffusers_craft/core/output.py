@@ -3,6 +3,7 @@
 
 import errno
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -20,16 +21,24 @@ except ImportError:  # not on Windows, where two runs in one folder are not noti
 
 LOCK_FILE = ".lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_OTHER = re.compile(r"out of memory|allocate memory|\(os error \d+\)")  # as torch and safetensors say
 
 
-def probe_folder(folder: str | Path, flag: str = "--output_dir") -> Path:
-    """Makes a folder and writes a file in it, so that what cannot be written is known before the work is done."""
+def probe_folder(folder: str | Path, flag: str = "--output_dir", make: bool = True) -> Path:
+    """Writes a file in a folder, so that what cannot be written is known before the work is done; `~` is understood.
+
+    A missing folder is made, or without `make` the nearest one above it is tried.
+    """
     folder = Path(folder).expanduser()
-    probe = folder / f".probe-{os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        probe = there / f".probe-{socket.gethostname()}-{os.getpid()}"  # ranks may share the folder
         probe.write_bytes(b"")
         probe.unlink()
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{flag}: expected a folder, found the file {folder}") from None
     except OSError as error:
         raise UserError(f"{flag}: expected a folder that can be written, found {folder} ({error.strerror})") from error
     return folder
@@ -37,10 +46,10 @@ def probe_folder(folder: str | Path, flag: str = "--output_dir") -> Path:
 
 def require_space(folder: Path, needed: int, purpose: str, flag: str = "--output_dir") -> None:
     """Refuses a folder on a disk with less than `needed` bytes free."""
-    if (free := shutil.disk_usage(folder).free) < needed:
-        raise UserError(
-            f"{flag}: expected {gigabytes(needed)} free for {purpose}, found {gigabytes(free)} in {folder}"
-        )
+    usage = shutil.disk_usage(folder)
+    if usage.total and usage.free < needed:  # some network file systems do not know their size, and say 0
+        found = f"{gigabytes(usage.free)} in {folder}"
+        raise UserError(f"{flag}: expected {gigabytes(needed)} free for {purpose}, found {found}")
 
 
 def gigabytes(size: int) -> str:
@@ -53,15 +62,17 @@ def gigabytes(size: int) -> str:
 def full_disk_named(folder: Path, needed: int, purpose: str) -> Iterator[None]:
     """Says in one line that the disk is full, with the space that is needed.
 
-    torch and safetensors have errors of their own for it, so the disk itself is asked.
+    safetensors has an error of its own for it; torch's does not say, so the disk itself is asked.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        full = isinstance(error, OSError) and error.errno in _FULL
-        if not full and (not folder.is_dir() or shutil.disk_usage(folder).free >= needed):
+        said, code = str(error), getattr(error, "errno", None)
+        full = code in _FULL or any(f"os error {number})" in said for number in _FULL)
+        other = code is not None or isinstance(error, MemoryError) or _OTHER.search(said)
+        if not full and (other or not folder.is_dir() or shutil.disk_usage(folder).free >= needed):
             raise
         free = gigabytes(shutil.disk_usage(folder).free)
         found = f"{free} in {folder}"
@@ -72,7 +83,7 @@ class FolderLock:
     """Keeps a second run out of a folder until this process ends or lets it go.
 
     The system drops the lock of a process that dies, on whatever machine, so none is ever stale. A file system without
-    locks is used without.
+    locks is used without, and so is a folder where another user's file lies that may not be opened.
     """
 
     def __init__(self, folder: Path, flag: str = "--output_dir"):
@@ -80,7 +91,10 @@ class FolderLock:
         if fcntl is None:
             return
         path = folder / LOCK_FILE
-        file = open(path, "a+", encoding="utf-8")
+        try:
+            file = open(path, "a+", encoding="utf-8")
+        except PermissionError:
+            return
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from ..errors import UserError
 from .files import atomic_write_bytes, atomic_write_json, fingerprint, read_json, remove_leftovers
+from .output import probe_folder
 from .parquet import parquet_bytes, read_parquet
 
 
@@ -68,8 +69,7 @@ class WorkDir:
     """A folder (`--output_dir`, made if missing) that holds one subfolder per stage."""
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
-        _make_folder(self.path)
+        self.path = probe_folder(path)
 
     def stage(
         self,
@@ -90,7 +90,7 @@ class WorkDir:
         folder = self.path / name
         options_file = folder / OPTIONS_FILE
         now = json.loads(json.dumps(options, default=os.fspath))  # tuples become lists, as they read back
-        _make_folder(folder)
+        probe_folder(folder)
         if not options_file.exists():
             atomic_write_json(options_file, {"options": now, "num_rows": num_rows, "rows_per_shard": rows_per_shard})
         there = _read_options(folder)
@@ -104,13 +104,6 @@ class WorkDir:
             )
         remove_leftovers(folder)
         return Stage(folder, num_rows, there["rows_per_shard"], schema, fingerprint(there["options"]))
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"--output_dir: expected a folder, found the file {path}") from None
 
 
 def _read_options(folder: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 A build keeps every candidate with its raw scores, so pairs come out of the same images as CRAFT's dataset.
 """
 
+import glob
 import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,7 +99,9 @@ def composite_scores(folder: str | Path) -> tuple[np.ndarray, np.ndarray, np.nda
     for name in (BUILD_FILE, CONSTANTS_FILE):
         if not (folder / name).is_file():
             raise UserError(f"--dataset_name: expected a finished build, found {folder} without {name}")
-    weights, constants = read_json(folder / BUILD_FILE)["composite_weights"], read_json(folder / CONSTANTS_FILE)
+    weights, constants = (read_json(folder / name) for name in (BUILD_FILE, CONSTANTS_FILE))
+    if not isinstance(weights := weights.get("composite_weights"), dict) or "normalization" not in constants:
+        raise UserError(f"--dataset_name: expected the weights and constants of a build, found others in {folder}")
     rewards = {name: _column(folder / "scores" / name, "score") for name in weights}
     composite = composite_reward(rewards, weights, constants["normalization"], constants)
     groups, variants = (_column(folder / "candidates", name) for name in ("group", "variant"))
@@ -126,7 +129,8 @@ def _pairs_of_build(folder: Path, settings: DataSettings) -> Preferences:
         words = "expected groups with a better and a worse image"
         raise UserError(f"{settings.data_flag}: {words}, found none in {folder}")
     stage = _stage(folder / "candidates")
-    files, columns = [str(stage.shard_path(shard)) for shard in range(stage.num_shards)], ["image", "prompt"]
+    shards, columns = map(stage.shard_path, range(stage.num_shards)), ["image", "prompt"]
+    files = [glob.escape(str(shard)) for shard in shards]
     for shard in range(stage.num_shards):
         stage.read_shard(shard, columns)  # for its checksums, which `datasets` does not look at
     images = load_dataset("parquet", data_files=files, split="train", columns=columns)

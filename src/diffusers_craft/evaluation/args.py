@@ -13,8 +13,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from ..core.files import MAX_NAME, is_file_name, read_json
-from ..core.run_record import recorded_option
+from ..core.files import MAX_NAME, is_file_name
+from ..core.run_record import read_run_json, recorded_option
 from ..core.script import PRECISIONS, parse_pairs
 from ..core.workdir import RUN_FILE
 from ..data.dataset import load_craft_dataset
@@ -127,7 +127,7 @@ def find_training_data(models: Mapping[str, str], given: Mapping[str, str] | Seq
     for name in tuned:
         folder = Path(models[name])
         record = (folder.parent if folder.name.startswith("checkpoint-") else folder) / RUN_FILE
-        run = read_json(record) if record.is_file() else {"options": {}}
+        run = read_run_json(record) if record.is_file() else {"options": {}}
         known = (recorded_option(run, option) for option in ("dataset_name", "train_data_dir"))
         source = named.get(name) or next(filter(None, known), None)
         try:

@@ -107,13 +107,13 @@ class Evaluation:
                 a work folder that was made with others.
         """
         if self.output_dir is not None:
-            return self._run(Path(self.output_dir))
+            return self._run(self.output_dir)
         if rank_and_world()[1] > 1:
             raise UserError("output_dir: expected a folder, which several processes share, found none")
         with tempfile.TemporaryDirectory(prefix="craft-evaluation-") as folder:
-            return self._run(Path(folder))
+            return self._run(folder)
 
-    def _run(self, folder: Path) -> EvaluationResults | None:
+    def _run(self, folder: str | Path) -> EvaluationResults | None:
         # What can be wrong is found before a model generates.
         device = self.device or default_device()
         models = parse_models(self.base, as_texts(self.tuned))
@@ -124,10 +124,11 @@ class Evaluation:
         set_metrics = load_set_metrics(self.set_metrics, taken=metrics)
         embed, embedding = choose_embedding(self.alarm_embedding, base, metrics)
         training = find_training_data(models, self.training_data)
+        work = WorkDir(folder)
         evaluated = self._open_models(models, device)
         for run in runs:
             run.set_metrics = set_metrics
-            run.open(WorkDir(folder), evaluated, embedding)
+            run.open(work, evaluated, embedding)
 
         self._generate(evaluated, runs)
         self._score(runs, device)
@@ -146,7 +147,7 @@ class Evaluation:
             examples={run.prompts.name: run.read_examples() for run in runs},
         )
         if self.output_dir is not None:
-            results.write(folder)
+            results.write(work.path)
         return results
 
     def _load_prompt_sets(self) -> list[PromptRun]:

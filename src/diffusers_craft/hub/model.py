@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ..core.files import atomic_write_json, fingerprint, read_json
 from ..core.records import derive_seed
-from ..core.run_record import recorded_option
+from ..core.run_record import read_run_json, recorded_option
 from ..core.workdir import RUN_FILE
 from ..errors import UserError
 from ..figures.grid import image_grid
@@ -110,7 +110,7 @@ def _finished_run(folder: Path) -> dict[str, Any]:
     """The record of a training run, with all that the card needs."""
     if not (folder / RUN_FILE).is_file():
         raise UserError(f"{folder}: expected the --output_dir of a finished training run, found no {RUN_FILE}")
-    record = read_json(folder / RUN_FILE)
+    record = read_run_json(folder / RUN_FILE)
     if missing := sorted({"family", "captions", "device", "speed"} - record.keys()):
         raise UserError(f"{folder}: expected a run of this version, found no {missing[0]} in {RUN_FILE}; train again")
     return record

@@ -30,6 +30,7 @@ _LIBRARIES = ("diffusers", "transformers")  # what parts of a pipeline may be ma
 # Parts that only a safety checker needs, which `load_pipeline` leaves out.
 _UNUSED = ("safety_checker", "feature_extractor")
 _WEIGHTS = "diffusion_pytorch_model"  # as diffusers names the files of a model, perhaps with a number or a variant
+_PICKLES = "*pytorch_model*.bin"  # diffusers' and transformers'
 _NO_LENGTH = 1_000_000  # transformers gives a tokenizer without `model_max_length` a number beyond this
 _FILLED = 0.9  # of an encoder's vocabulary; T5's and Llama's have rows that no token uses
 
@@ -77,11 +78,23 @@ def missing_parts(name: str, folder: Path, given: Container[str]) -> dict[str, N
     Another missing part is a `UserError`: transformers 5 makes up an empty tokenizer where there is none.
     """
     index = json.loads((folder / DiffusionPipeline.config_name).read_text(encoding="utf-8"))
-    named = {part: bool(kind[-1]) for part, kind in index.items() if isinstance(kind, list)}
+    kinds = {part: kind for part, kind in index.items() if isinstance(kind, list)}
+    for file in ("None.py", *(f"{part}/{kind[0]}.py" for part, kind in kinds.items())):
+        if (folder / file).exists():  # diffusers before 0.35 imports what is called like a part's library
+            raise UserError(f"model {name!r}: expected no code in its folder, found {file}")
+    named = {part: bool(kind[-1]) for part, kind in kinds.items()}
     missing = [part for part in named if named[part] and part not in given and not (folder / part).is_dir()]
     if missing and missing[0] not in _UNUSED:
         raise UserError(f"model {name!r}: expected a whole pipeline, found no {missing[0]}/ in it")
     return {part: None for part in named if not named[part] or part in missing}
+
+
+def warn_of_pickles(name: str, folder: Path) -> None:
+    """Warns of parts whose weights are there in pickled files alone, which diffusers and transformers load in silence."""
+    parts = [part for part in sorted(folder.iterdir()) if part.name not in _UNUSED and any(part.glob(_PICKLES))]
+    if pickled := [f"{part.name}/" for part in parts if not any(part.glob("*.safetensors"))]:
+        wanted = "expected weights as .safetensors"
+        logger.warning("model %r: %s, found pickled ones (.bin) alone in %s", name, wanted, ", ".join(pickled))
 
 
 def only_variant(files: Iterable[str]) -> str | None:

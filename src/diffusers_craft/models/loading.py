@@ -13,7 +13,7 @@ from huggingface_hub import list_repo_files
 from .. import tiny
 from ..core.bars import one_bar
 from ..errors import UserError
-from .checks import check_index, check_parts, library_errors, missing_parts, only_variant
+from .checks import check_index, check_parts, library_errors, missing_parts, only_variant, warn_of_pickles
 from .single_file import SD15, SUFFIX, load_single_file, single_file_class
 
 
@@ -73,6 +73,7 @@ def load_pipeline(
     else:
         if Path(path).is_dir():
             components = {**missing_parts(name, Path(path), components), **components}
+            warn_of_pickles(name, Path(path))
         options = {"revision": revision, "variant": variant, "cache_dir": cache_dir, **dtype_argument(dtype)}
         files = f" with files of --variant {variant}" if variant else ""
         try:

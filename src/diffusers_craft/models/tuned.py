@@ -1,7 +1,6 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """What a training left, ours or another's, loaded onto its base: a pipeline, LoRA weights, a denoiser, a checkpoint."""
 
-import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,6 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file
 
 from .. import tiny
+from ..core.run_record import read_run_json
 from ..core.workdir import RUN_FILE
 from ..errors import UserError
 from .checks import library_errors, only_variant
@@ -116,7 +116,7 @@ def _tuned_kind(name_or_path: str, cache_dir: str | None) -> tuple[str, str]:
     if path.is_file() and path.suffix == SUFFIX:
         return (name_or_path, "pipeline") if has_text_encoder(str(path)) else (str(path.parent), path.name)
     run = _find_file(name_or_path, RUN_FILE, cache_dir)
-    use_lora = json.loads(run.read_text(encoding="utf-8")).get("options", {}).get("use_lora") if run else None
+    use_lora = read_run_json(run)["options"].get("use_lora") if run else None
     kinds = [kind for kind in _LOADABLE if use_lora is None or (kind == "lora") == use_lora]
     found = next((kind for kind in kinds if _find_file(name_or_path, _LOADABLE[kind], cache_dir)), None)
     if found is None and use_lora:

@@ -3,8 +3,6 @@
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from datetime import timedelta
 from importlib.util import find_spec
@@ -14,7 +12,7 @@ import diffusers
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, GradientAccumulationPlugin, ProjectConfiguration
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs, ProjectConfiguration
 
 from ..core.output import probe_folder
 from ..errors import UserError
@@ -23,7 +21,8 @@ from .settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
 
-_PATIENCE = timedelta(days=7)
+# Of processes that wait while the main one encodes, saves or uploads; the default of ten minutes would end them.
+_PATIENCE = timedelta(days=1)
 
 
 def create_accelerator(settings: TrainingSettings) -> Accelerator:
@@ -53,6 +52,7 @@ def create_accelerator(settings: TrainingSettings) -> Accelerator:
         log_with=None if tracker == "none" else tracker,
         project_config=ProjectConfiguration(str(settings.output_dir), logging_dir=logging_dir),
         step_scheduler_with_optimizer=False,  # the schedule counts optimizer steps, whatever the processes
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
     )
     _prepare_sharding(accelerator, settings)
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # it reports every file of a checkpoint
@@ -62,22 +62,6 @@ def create_accelerator(settings: TrainingSettings) -> Accelerator:
         diffusers.utils.logging.set_verbosity_error()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.allow_tf32
     return accelerator
-
-
-@contextmanager
-def main_process_first(accelerator: Accelerator) -> Iterator[None]:
-    """As accelerate's, but the others wait for as long as it takes: encoding may outlast the process group's timeout."""
-    if accelerator.num_processes == 1:
-        yield
-        return
-    waiting = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
-    torch.distributed.barrier(waiting)  # connects the processes, for which the default group's timeout counts
-    if not accelerator.is_main_process:
-        torch.distributed.barrier(waiting)
-    yield
-    if accelerator.is_main_process:
-        torch.distributed.barrier(waiting)
-    torch.distributed.destroy_process_group(waiting)
 
 
 def _prepare_sharding(accelerator: Accelerator, settings: TrainingSettings) -> None:

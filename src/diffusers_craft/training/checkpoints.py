@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,8 @@ def find_checkpoint(resume_from: str, output_dir: str | Path) -> Path | None:
 class Checkpoints:
     """The checkpoints that a run writes, every `period` steps; all processes call its methods.
 
-    Where the user asks for none, there is one to go on from, of `size` bytes, which goes when the run has ended.
+    Where the user asks for none, there is one to go on from, of `size` bytes, which goes when the run has ended; those that
+    an earlier run was asked for stay.
     """
 
     def __init__(self, accelerator: Accelerator, settings: TrainingSettings, size: int) -> None:
@@ -71,7 +72,14 @@ class Checkpoints:
     def space(self, num_steps: int) -> int:
         """Bytes that the checkpoints of so many steps need at once: while one is written, the one before it stays."""
         count = num_steps // self.period
-        return self.size * (count if self.total_limit is None else min(count, self.total_limit + 1))
+        if self.total_limit is not None:  # those that are there take part of it
+            count = min(count, max(self.total_limit + 1 - len(self._own()), 1))
+        return self.size * count
+
+    def _own(self) -> list[Path]:
+        """The checkpoints that rotation may remove, oldest first."""
+        there = list_checkpoints(self.output_dir)
+        return [path for path in there if _is_passing(path)] if self.passing else there
 
     def _remove_leftovers(self) -> None:
         for leftover in self.output_dir.glob(".checkpoint-*.tmp"):  # of a killed run, or one that met a full disk
@@ -84,11 +92,15 @@ class Checkpoints:
         if self.accelerator.is_main_process:
             self._remove_leftovers()
         self.accelerator.wait_for_everyone()
-        with full_disk_named(self.output_dir, self.size, f"checkpoint-{step}"):
-            self.accelerator.save_state(str(temporary))
+        try:
+            with full_disk_named(self.output_dir, self.size, f"checkpoint-{step}"):
+                self.accelerator.save_state(str(temporary))
+        except Exception:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            atomic_write_json(temporary / _STATE_FILE, state | {"step": step})
+            atomic_write_json(temporary / _STATE_FILE, state | {"step": step, "passing": self.passing})
             shutil.rmtree(final, ignore_errors=True)
             temporary.rename(final)
             logger.info("Saved %s", final)
@@ -102,14 +114,22 @@ class Checkpoints:
             return
         self._newest = None
         if self.accelerator.is_main_process:
-            for old in list_checkpoints(self.output_dir)[: -self.total_limit if self.total_limit else 0]:
+            for old in self._own()[: -self.total_limit if self.total_limit else 0]:
                 shutil.rmtree(old)
 
     def end(self) -> None:
         """Removes what only a run that did not end would have needed."""
         if self.passing and self.accelerator.is_main_process:
-            for old in list_checkpoints(self.output_dir):
+            for old in self._own():
                 shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_passing(path: Path) -> bool:
+    """Whether a checkpoint is one that nobody asked for."""
+    try:
+        return read_json(path / _STATE_FILE).get("passing") is True
+    except (OSError, UserError):
+        return False
 
 
 def recipe(settings: TrainingSettings, objective: Objective) -> dict[str, Any]:
@@ -135,7 +155,7 @@ def resume(model: TrainedModel, objective: Objective, identity: Mapping[str, int
     path = find_checkpoint(settings.resume_from_checkpoint, settings.output_dir)
     if path is None:
         return {}
-    state = read_json(path / _STATE_FILE)
+    state = _read_state(path, identity)
     step = state["step"]
     if there and checkpoint_step(there[-1]) > step:  # rotation and `latest` would take it for this run's
         wanted = f"expected no later checkpoint than {path.name} in {settings.output_dir}"
@@ -148,6 +168,23 @@ def resume(model: TrainedModel, objective: Objective, identity: Mapping[str, int
     logger.info("Resuming from %s after step %d", path, step)
     _warn_of_changes("%s of the checkpoint is %s, now %s: not the same run.", state, identity)
     return state
+
+
+def _read_state(path: Path, identity: Iterable[str]) -> dict:
+    try:
+        state = read_json(path / _STATE_FILE)
+        kinds = {"step": int, "recipe": dict, "history": list, "cost": dict} | dict.fromkeys(identity, int)
+        if wrong := [name for name, kind in kinds.items() if not isinstance(state.get(name), kind)]:
+            raise UserError(f"{path / _STATE_FILE}: no {wrong[0]}")
+    except (OSError, UserError) as error:
+        raise _damaged(path, str(error)) from error
+    return state
+
+
+def _damaged(path: Path, reason: str) -> UserError:
+    wanted, fix = "expected a whole checkpoint", "move it away to go on from the one before"
+    reason = " ".join(reason.split())
+    return UserError(f"--resume_from_checkpoint: {wanted}, found {path} ({reason:.200}); {fix}")
 
 
 def _check_recipe(then: Mapping, now: Mapping, path: Path) -> None:
@@ -176,11 +213,7 @@ def _load(model: TrainedModel, path: Path) -> None:
     except UserError:
         raise
     except Exception as error:  # torch, safetensors, diffusers and json each have their own for a damaged file
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        fix = "move it away to go on from the one before"
-        raise UserError(
-            f"--resume_from_checkpoint: expected a whole checkpoint, found {path} ({reason:.200}); {fix}"
-        ) from error
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
     accelerator.step = 0  # accelerate's count of micro-batches; every checkpoint lies between two batches
     if accelerator.distributed_type == DistributedType.DEEPSPEED:  # which keeps rates of its own
         return

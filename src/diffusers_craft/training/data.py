@@ -29,7 +29,6 @@ from ..errors import UserError
 from ..models.family import Components, Family
 from ..objectives.base import Objective
 from ..scoring.scorer import CompositeScorer
-from .accelerator import main_process_first
 from .settings import TrainingSettings
 
 
@@ -80,7 +79,7 @@ def load_rows(
     """
     if objective.unit in ("pair", "label"):
         return load_pairs(settings, objective, accelerator, load_scorer)
-    with main_process_first(accelerator):
+    with accelerator.main_process_first():
         if objective.unit == "prompt":
             return _prompts(settings)
         dataset = _load_images(settings)
@@ -98,7 +97,7 @@ def encode_rows(
 ) -> TrainingData | PairData:
     """Encodes what `load_rows` gave; the main process does, the others find its cache."""
     encoders = (family, components)
-    with main_process_first(accelerator):
+    with accelerator.main_process_first():
         if objective.unit == "prompt":
             return prepare_prompt_data(rows, *encoders, settings)
         if objective.unit == "single":
@@ -126,7 +125,7 @@ def load_pairs(
 ) -> Preferences:
     """The pairs to train on, scored where the objective asks for it; all processes share the scoring."""
     name = settings.data_source
-    with main_process_first(accelerator):
+    with accelerator.main_process_first():
         preferences = load_preferences(name, settings)
     if objective.uses_scores and load_scorer is not None:
         if preferences.scores is not None:

@@ -10,6 +10,7 @@ import math
 import signal
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline, ModelMixin
 from tqdm.auto import tqdm
 
-from ..core.files import remove_unfinished_weights
+from ..core.files import remove_leftovers, remove_unfinished_weights
 from ..core.output import FolderLock, full_disk_named, require_space
 from ..core.records import derive_seed
 from ..core.run_record import write_run_json
@@ -29,7 +30,7 @@ from ..hub.upload import forget_published
 from ..models.family import Components, Family
 from ..models.noise import diffuse
 from ..objectives.base import Batch, Objective
-from .checkpoints import Checkpoints, recipe, resume
+from .checkpoints import Checkpoints, list_checkpoints, recipe, resume
 from .log import MetricLog, StepSums, TrainingHub, draw_validation_images
 from .model import TrainedModel
 from .settings import TrainingSettings
@@ -67,7 +68,7 @@ class TrainingRun:
         settings = settings.for_model(family, components)
         self.settings, self.accelerator, self.family, self.objective = settings, accelerator, family, objective
         self._lock = FolderLock(Path(settings.output_dir)) if accelerator.is_main_process else None
-        others = 0 if settings.use_lora else components.encoder_bytes  # of a whole pipeline
+        self._other_bytes = 0 if settings.use_lora else components.encoder_bytes  # of a whole pipeline
         components.free_encoders()
         self.path = components.path.to(accelerator.device)
         self.batch_size = settings.train_batch_size * settings.gradient_accumulation_steps * accelerator.num_processes
@@ -83,10 +84,12 @@ class TrainingRun:
         self.hub = TrainingHub(settings, self.options, accelerator.is_main_process)
         earlier = resume(self.model, objective, self._identity(), self.max_train_steps)
         self.step = self._first_step = earlier.get("step", 0)
-        weights, checkpoint = self.model.sizes()
-        self.checkpoints, self._result_bytes = Checkpoints(accelerator, settings, checkpoint), weights + others
+        self._weight_bytes, checkpoint = self.model.sizes()
+        self.checkpoints = Checkpoints(accelerator, settings, checkpoint)
         if accelerator.is_main_process:
-            needed = self._result_bytes + self.checkpoints.space(self.max_train_steps - self.step)
+            remove_unfinished_weights(settings.output_dir)
+            remove_leftovers(Path(settings.output_dir))
+            needed = self._weight_bytes + self._other_bytes + self.checkpoints.space(self.max_train_steps - self.step)
             require_space(Path(settings.output_dir), needed, "the result and checkpoints of this run")
         if 0 < self.max_train_steps <= settings.lr_warmup_steps:
             words = "--lr_warmup_steps %d: the rate is never reached in %d optimizer steps"
@@ -101,12 +104,14 @@ class TrainingRun:
             config = {name: value for name, value in self.options.items() if isinstance(value, (int, float, str))}
             accelerator.init_trackers("diffusers-craft", config=config)
         self._announce()
-        self._terminated = False
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._terminate)
         hidden = not accelerator.is_local_main_process
         self.progress = tqdm(total=self.max_train_steps, initial=self.step, desc="Steps", disable=hidden)
         self.meter = SpeedMeter(accelerator.device, accelerator.num_processes, earlier.get("cost"))
+        self._terminated, self._at_end = False, ExitStack()
+        if threading.current_thread() is threading.main_thread():
+            before = signal.signal(signal.SIGTERM, self._terminate)
+            self._at_end.callback(signal.signal, signal.SIGTERM, before or signal.SIG_DFL)
+        self._at_end.callback(self.progress.close)  # an error then has a line of its own
 
     @property
     def denoiser(self) -> torch.nn.Module:
@@ -115,7 +120,11 @@ class TrainingRun:
 
     def steps(self) -> Iterator[int]:
         """The optimizer steps that are left, counted from 0."""
-        yield from range(self.step, self.max_train_steps)
+        try:
+            yield from range(self.step, self.max_train_steps)
+        except GeneratorExit:  # an error ended the loop
+            self._at_end.close()
+            raise
 
     def micro_batches(self, step: int) -> Iterator[Batch]:
         """This process's share of a global batch; gradients are exchanged after the last piece only."""
@@ -162,15 +171,15 @@ class TrainingRun:
         self.meter.step_done()
         if self.step % self.checkpoints.period == 0 and not (self.checkpoints.passing and self._is_last()):
             with self.meter.pause():
-                self._save_checkpoint()
-        if self.log.must_stop:
+                self.hub.push_checkpoint(self._save_checkpoint())
+        if self.log.must_stop or (self._terminated and self.accelerator.num_processes == 1):
             self._stop()
         if self._validation_is_due():
             with self.meter.pause():
                 self.validate()
 
     def _terminate(self, *_: Any) -> None:
-        """What a batch system's SIGTERM does: all processes stop after the same step."""
+        """What a batch system's SIGTERM does: after this step one process stops, after the next one all of several."""
         self._terminated = True
 
     def _stop(self) -> None:
@@ -185,13 +194,26 @@ class TrainingRun:
         """Draws `--validation_prompt`, always from the same noise; weights and random state stay as they are."""
         with self.model.result() as denoiser:
             if denoiser is not None:
-                draw_validation_images(self._pipeline(denoiser), self.accelerator, self.settings, self.step)
+                self._draw(denoiser)
+
+    def _draw(self, denoiser: ModelMixin, pipeline: DiffusionPipeline | None = None) -> None:
+        """Draws the validation images; without the base or space for them the run goes on."""
+        try:
+            pipeline = pipeline or self._pipeline(denoiser)
+            draw_validation_images(pipeline, self.accelerator, self.settings, self.step)
+        except (UserError, OSError) as error:
+            logger.warning("Validation images of step %d were not drawn: %s", self.step, error)
 
     def finish(self) -> None:
         """Saves the result, and `craft_run.json` with options, versions, losses and speed.
 
         What was trained comes first: the base's other parts are loaded again, and may be gone.
         """
+        with self._at_end:
+            self._finish()
+        self.hub.push_result()
+
+    def _finish(self) -> None:
         self.log.flush()
         self.checkpoints.drop_old(self.step + 1)
         self.progress.close()
@@ -202,39 +224,32 @@ class TrainingRun:
             if denoiser is not None:
                 if self.step > self._first_step:
                     forget_published(output_dir)  # other weights than these
-                remove_unfinished_weights(output_dir)
-                with full_disk_named(Path(output_dir), self._result_bytes, "the result"):
+                with full_disk_named(Path(output_dir), self._weight_bytes, "the result"):
                     self.model.weights.save(denoiser, output_dir)
-                    self._save_rest(denoiser)
+                self._save_rest(denoiser)
                 write_run_json(Path(output_dir) / RUN_FILE, self.options, paths=self.hub.paths, **self._results(speed))
                 logger.info("Saved the result in %s", output_dir)
         self.accelerator.wait_for_everyone()
         self.checkpoints.end()
         self.accelerator.end_training()
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if self._lock is not None:
             self._lock.release()
-        self.hub.push_result()
 
     def _save_rest(self, denoiser: ModelMixin) -> None:
         """The base's other parts, and the last validation images."""
-        settings, component = self.settings, self.family.component
-        if settings.use_lora and settings.validation_prompt is None:
-            return
-        try:
-            pipeline = self._pipeline(denoiser)
-        except UserError as error:
-            if settings.use_lora:
-                logger.warning("The last validation images were not drawn: %s", error)
-                return
-            safe = f"the trained {component} is safe in {Path(settings.output_dir) / component}, which evaluate_craft.py takes"
-            raise UserError(
-                f"{error} ({safe}; with the base in place again, --resume_from_checkpoint writes the rest)"
-            ) from error
-        self.model.weights.save_rest(pipeline, settings.output_dir)
-        if settings.validation_prompt is not None:
-            draw_validation_images(pipeline, self.accelerator, settings, self.step)
+        folder, component, pipeline = Path(self.settings.output_dir), self.family.component, None
+        if not self.settings.use_lora:
+            try:
+                pipeline = self._pipeline(denoiser)
+            except UserError as error:
+                safe = f"the trained {component} is safe in {folder / component}, which evaluate_craft.py takes"
+                if list_checkpoints(folder):
+                    safe += "; with the base in place again, --resume_from_checkpoint latest writes the rest"
+                raise UserError(f"{error} ({safe})") from error
+            with full_disk_named(folder, self._other_bytes, "the base's other parts"):
+                self.model.weights.save_rest(pipeline, folder)
+        if self.settings.validation_prompt is not None:
+            self._draw(denoiser, pipeline)
 
     def _is_last(self) -> bool:
         return self.step == self.max_train_steps
@@ -252,12 +267,12 @@ class TrainingRun:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
         return results | {"family": self.family.name, "captions": captions, "device": name}
 
-    def _save_checkpoint(self) -> None:
+    def _save_checkpoint(self) -> Path:
         entry = self.log.flush()  # nothing that is not finite gets saved
         self.checkpoints.drop_old(entry["step"])
         state = self._identity() | {"history": self.log.history, "cost": self.meter.state()}
         state |= {"recipe": recipe(self.settings, self.objective)}
-        self.hub.push_checkpoint(self.checkpoints.save(self.step, state))
+        return self.checkpoints.save(self.step, state)
 
     def _speed(self) -> dict[str, float | None]:
         """Measures, and tells the user."""

@@ -145,24 +145,37 @@ def test_checkpoints_that_were_asked_for_stay(train, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("asked", "limit", "there", "expected"),
+    ("asked", "limit", "there"),
     [
-        (None, None, {}, 2),
-        (None, None, {50: True}, 1),  # the one that a killed run left makes room for the next but one
-        (None, None, {50: False}, 2),
-        (None, None, {50: None}, 2),  # of an earlier version
-        (50, 3, {50: False, 100: True}, 2),
-        (50, 3, dict.fromkeys(range(6), False), 1),
-        (50, None, {50: False}, 6),
+        (None, None, {}),
+        (None, None, {50: True}),  # the one that a killed run left makes room for the next but one
+        (None, None, {50: False}),
+        (None, None, {50: None}),  # of an earlier version
+        (50, 3, {50: False, 100: True}),
+        (50, 1, {}),
+        (400, 1, {50: False}),
+        (50, None, {50: False}),
     ],
 )
-def test_checkpoints_that_are_there_take_no_further_space(asked, limit, there, expected, tmp_path):
-    for step, passing in there.items():
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        state = {"step": step} if passing is None else {"step": step, "passing": passing}
-        (tmp_path / f"checkpoint-{step}" / "training_state.json").write_text(json.dumps(state))
+@pytest.mark.parametrize(("step", "last_step"), [(0, 300), (50, 120), (37, 60), (100, 100)])
+@pytest.mark.parametrize("result", [3, 30])
+def test_the_space_that_is_asked_for_is_that_of_the_fullest_moment(
+    asked, limit, there, step, last_step, result, tmp_path
+):
+    for number, passing in there.items():
+        (tmp_path / f"checkpoint-{number}").mkdir()
+        state = {"step": number} if passing is None else {"step": number, "passing": passing}
+        (tmp_path / f"checkpoint-{number}" / "training_state.json").write_text(json.dumps(state))
     settings = SimpleNamespace(output_dir=tmp_path, checkpointing_steps=asked, checkpoints_total_limit=limit)
-    assert checkpoints.Checkpoints(SimpleNamespace(is_main_process=True), settings, 10).space(300) == 10 * expected
+    own = sum(asked is not None or passing is True for passing in there.values())
+    held, fullest, limit = 10 * own, 0, 1 if asked is None else limit
+    for number in range(step + 1, last_step + 1):
+        if number % (asked or 50) == 0 and not (asked is None and number == last_step):
+            fullest = max(fullest, held + 10)
+            held = held + 10 if limit is None else min(held + 10, 10 * limit)
+    fullest = max(fullest, held + result)
+    found = checkpoints.Checkpoints(SimpleNamespace(is_main_process=True), settings, 10)
+    assert found.space(step, last_step, result) == fullest - 10 * own
 
 
 def test_leftovers_of_a_killed_run_go_before_space_is_asked_for(train, tmp_path, monkeypatch):
@@ -227,7 +240,7 @@ def test_only_what_is_written_can_fill_the_disk(place, error, words, train, monk
 def test_space_is_asked_for_before_the_first_step(train, monkeypatch):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000))
-    words = r"^--output_dir: expected .* MB free for the result and checkpoints of this run, found 0.1 MB in"
+    words = r"^--output_dir: expected .* MB free for the result and as many checkpoints as .* keep, found 0.1 MB in"
     with pytest.raises(UserError, match=words):
         train("sd15", "run", *SHORT)
 

@@ -69,12 +69,18 @@ class Checkpoints:
         if accelerator.is_main_process:
             self._remove_leftovers()
 
-    def space(self, num_steps: int) -> int:
-        """Bytes that the checkpoints of so many steps need at once: while one is written, the one before it stays."""
-        count = num_steps // self.period
-        if self.total_limit is not None:  # those that are there take part of it
-            count = min(count, max(self.total_limit + 1 - len(self._own()), 1))
-        return self.size * count
+    def space(self, step: int, last_step: int, result: int) -> int:
+        """Bytes that the steps after `step` need at once, with the `result` in the end, beside what is there already.
+
+        While a checkpoint is written the one before it stays; the result is written beside those that are kept.
+        """
+        there = len(self._own())
+        count = last_step // self.period - step // self.period
+        if self.passing and last_step % self.period == 0:  # the end itself needs none
+            count = max(0, count - 1)
+        kept = there + count if self.total_limit is None else min(there + count, max(self.total_limit, there))
+        extra = self.size if kept < there + count else 0
+        return self.size * (kept - there) + max(extra, result)
 
     def _own(self) -> list[Path]:
         """The checkpoints that rotation may remove, oldest first."""

@@ -89,8 +89,10 @@ class TrainingRun:
         if accelerator.is_main_process:
             remove_unfinished_weights(settings.output_dir)
             remove_leftovers(Path(settings.output_dir))
-            needed = self._weight_bytes + self._other_bytes + self.checkpoints.space(self.max_train_steps - self.step)
-            require_space(Path(settings.output_dir), needed, "the result and checkpoints of this run")
+            result = self._weight_bytes + self._other_bytes
+            needed = self.checkpoints.space(self.step, self.max_train_steps, result)
+            purpose = "the result and as many checkpoints as --checkpointing_steps and --checkpoints_total_limit keep"
+            require_space(Path(settings.output_dir), needed, purpose)
         if 0 < self.max_train_steps <= settings.lr_warmup_steps:
             words = "--lr_warmup_steps %d: the rate is never reached in %d optimizer steps"
             logger.warning(words, settings.lr_warmup_steps, self.max_train_steps)

@@ -49,6 +49,7 @@ def test_a_part_that_is_refused_is_left_out_and_remembered(serve, unknown):
         (422, {"detail": "no"}, r"HTTP status 422 \(no\)"),
         (429, {"error": {"message": "quota", "code": "insufficient_quota"}}, r"HTTP status 429 \(quota\)"),
         (413, {}, "HTTP status 413$"),
+        (403, {"error": {"message": "no access"}}, r"HTTP status 403 \(no access\)"),
     ],
 )
 def test_what_will_never_pass_ends_the_run_with_the_services_reason(serve, status, body, reason):
@@ -76,7 +77,7 @@ def test_a_text_that_is_flagged_or_too_long_is_one_texts_matter(serve, status):
     assert client.problem == f"HTTP status {status}"
 
 
-def test_dashscopes_limit_per_minute_is_no_lack_of_credit(serve, monkeypatch):
+def test_dashscopes_limit_per_minute_is_no_lack_of_credit(serve):
     body = {"error": {"message": "the TPM limit was triggered", "code": "insufficient_quota"}}
     server = serve(lambda _, number: (429, body, {"Retry-After": "0.1"}) if number == 1 else (200, chat("fine")))
     client = ChatClient("--refiner openai", "m", server.url)
@@ -106,7 +107,7 @@ def test_the_reason_is_found_in_the_bodies_of_other_servers(serve):
         ask(client)
 
 
-def test_a_reply_that_was_cut_is_none(serve):
+def test_a_reply_that_was_cut_is_empty(serve):
     cut = chat("Okay, the user wants a circle, so")
     cut["choices"][0]["finish_reason"] = "length"
     client = ChatClient("--refiner openai", "m", serve(lambda *_: (200, cut)).url)
@@ -142,3 +143,32 @@ def test_a_limit_that_never_ends_is_no_answer(serve, monkeypatch):
 def test_another_kind_of_server_is_named(serve):
     client = ChatClient("--refiner openai", "m", serve(lambda *_: (200, b"<html>")).url)
     assert ask(client) is None and client.problem.endswith("no chat reply")
+
+
+@pytest.mark.parametrize(("status", "code"), [(403, "AllocationQuota.FreeTierOnly"), (400, "Arrearage")])
+def test_credit_that_ends_in_mid_run_ends_it(serve, status, code):
+    body = {"error": {"message": "exhausted", "code": code}}
+    server = serve(lambda _, number: (200, chat("fine")) if number < 3 else (status, body))
+    client = ChatClient("--refiner openai", "m", server.url)
+    assert [ask(client), ask(client, 1)] == ["fine", "fine"]
+    with pytest.raises(UserError, match=rf"found HTTP status {status} \(exhausted\)$"):
+        ask(client, 2)
+
+
+def test_a_key_that_is_withdrawn_in_mid_run_ends_it(serve):
+    server = serve(lambda _, number: (200, chat("fine")) if number == 1 else (403, {}))
+    client = ChatClient("--refiner openai", "m", server.url)
+    assert ask(client) == "fine"
+    with pytest.raises(UserError, match="found HTTP status 403$"):
+        for number in range(10):
+            ask(client, number, f"Prompt: {number}")
+
+
+@pytest.mark.parametrize("seconds", ["0", "-5"])
+def test_a_wait_of_no_time_is_not_believed(serve, monkeypatch, seconds):
+    waits = []
+    monkeypatch.setattr("diffusers_craft.core.chat.RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(time, "sleep", waits.append)
+    server = serve(lambda _, number: (429, {}, {"Retry-After": seconds}) if number < 4 else (200, chat("fine")))
+    assert ask(ChatClient("--refiner openai", "m", server.url)) == "fine"
+    assert sum(wait > 0 for wait in waits) >= 3

@@ -77,16 +77,20 @@ def test_weights_of_the_hub_are_found_or_named(hub, driver, random_sd15, tmp_pat
         for name in names:
             save_file(adapters(random_sd15), tmp_path / repo / f"{name}.safetensors")
         put(hub, f"org/{repo}", tmp_path / repo)
-    load_pipeline(str(random_sd15), device="cpu").unet.save_pretrained(tmp_path / "half" / "unet", variant="fp16")
+    unet = load_pipeline(str(random_sd15), device="cpu").unet
+    unet.conv_in.weight.data += 1
+    unet.save_pretrained(tmp_path / "half" / "unet", variant="fp16")
     put(hub, "org/half", tmp_path / "half")
-    code = "from diffusers_craft import load_tuned_pipeline as load\n"
+    code = "from diffusers_craft import load_pipeline, load_tuned_pipeline as load\n"
+    code += f"base = load_pipeline({str(random_sd15)!r}, device='cpu').unet\n"
     for source, words in {
-        "org/one": "found torch.Size([8, 4",
-        "org/two/step-2.safetensors": "found torch.Size([8, 4",
-        "org/half": "found torch.Size([8, 4",
+        "org/one": "found True",
+        "org/two/step-2.safetensors": "found True",
+        "org/half": "found True",
         "org/two": "expected one file of weights, or org/two/FILE, found step-1.safetensors, step-2.safetensors",
         "org/two/step-3.safetensors": "expected a .safetensors file here, or ORG/NAME/FILE of the Hub",
     }.items():
-        loaded = f"load({source!r}, {str(random_sd15)!r}, device='cpu').unet"
-        outcome = driver.execute(f"{code}print('found', {loaded}.conv_in.weight.shape)")
+        tuned = f"load({source!r}, {str(random_sd15)!r}, device='cpu').unet"
+        changed = "any((a != b).any().item() for a, b in zip(tuned.parameters(), base.parameters()))"
+        outcome = driver.execute(f"{code}tuned = {tuned}\nprint('found', {changed})")
         assert words in outcome.output, (source, outcome)

@@ -94,6 +94,7 @@ def test_train_beside_other_folders_is_no_split(tmp_path):
         ["train/a.parquet", "more/test_b.parquet"],
         ["test.parquet"],
         ["train.parquet", "more.parquet"],
+        ["part-00000-of-00002.parquet", "part-00001-of-00002.parquet"],
     ],
 )
 def test_every_parquet_file_is_read_whatever_it_is_called(names, tmp_path):
@@ -130,6 +131,20 @@ def test_a_picture_beside_tables_is_a_preview(tmp_path, caplog):
     assert "leaves out 1 pictures without captions" in caplog.text
     (tmp_path / "assets" / "preview.txt").write_text("a picture to train on")
     assert load_craft_dataset(tmp_path)["text"][:] == ["a picture to train on"]
+
+
+def test_a_table_of_metadata_beside_tables_is_not_asked_for_pictures(tmp_path):
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table({"prompt": ["x", "y"]}), tmp_path / "data" / "train-00000-of-00001.parquet")
+    (tmp_path / "metadata.csv").write_text("key,value\na,b\n")
+    assert load_craft_dataset(tmp_path)["prompt"][:] == ["x", "y"]
+
+
+def test_home_is_understood_by_all_readers(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.jsonl").write_text('{"prompt": "x"}')
+    assert load_craft_dataset("~/data")["prompt"][:] == ["x"]
 
 
 def test_words_of_a_csv_stay_as_they_are(tmp_path):
@@ -185,9 +200,10 @@ def test_many_pictures_are_few_patterns(tmp_path, monkeypatch):
     assert sorted(pattern.rsplit("/", 1)[-1] for pattern in asked) == ["*.JPG", "*.png", "metadata.jsonl"]
 
 
-def test_a_readme_that_is_no_card_is_notes(tmp_path):
+@pytest.mark.parametrize("head", [": [broken", "1: x", "- x"])
+def test_a_readme_that_is_no_card_is_notes(head, tmp_path):
     pq.write_table(pa.table({"prompt": ["x"]}), tmp_path / "a.parquet")
-    (tmp_path / "README.md").write_text("---\n: [broken\n---\nnotes")
+    (tmp_path / "README.md").write_text(f"---\n{head}\n---\nnotes")
     assert len(load_craft_dataset(tmp_path)) == 1
     with pytest.raises(UserError, match="^--dataset_config_name: expected none for a folder .*, found 'large'$"):
         load_craft_dataset(tmp_path, "large")

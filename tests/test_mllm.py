@@ -126,6 +126,13 @@ def test_a_refused_picture_has_no_score_and_changes_nothing_for_others(serve, ti
     assert server.requests[-1]["response_format"]["type"] == "json_schema"
 
 
+def test_a_model_that_sees_no_pictures_ends_the_run_with_its_reason(serve, tiny_images):
+    server = serve(lambda *_: (400, {"error": {"message": "no image input"}}))
+    reward = MLLMReward(f"m@{server.url}", max_retries=0)
+    with pytest.raises(ValueError, match=r"--rewards mllm: expected .*, found .*HTTP status 400 \(no image input\)"):
+        reward.score(["x"] * 4, [tiny_images[0]] * 4)
+
+
 def test_a_dead_service_and_a_wrong_key_end_the_run_in_one_line(serve, tiny_images):
     dead = serve(lambda request, _: (503, {}))
     with pytest.raises(

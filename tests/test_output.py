@@ -40,7 +40,11 @@ def test_a_folder_that_cannot_be_one_is_named_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("script", "loads", "flags"),
     [
-        ("build_craft_dataset", "load_prompts", "--pretrained_model_name_or_path tiny-sd15 --prompts tiny-train"),
+        (
+            "build_craft_dataset",
+            "load_build_prompts",
+            "--pretrained_model_name_or_path tiny-sd15 --prompts tiny-train",
+        ),
         ("evaluate_craft", "Evaluation", "--base tiny-sd15 --prompts tiny-heldout"),
         ("score_images", "open_source", "--images here"),
     ],

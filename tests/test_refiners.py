@@ -209,7 +209,7 @@ def test_other_ranks_wait_for_what_the_first_one_refines_anew(tmp_path):
     assert is_settled(refined, refiner, candidates)
     refine_once(prompts, refiner, 2, 1, 0, refined, candidates)
     assert refiner.asked == prompts, "an image of the old text is there"
-    candidates.remove(0)
+    candidates.shard_path(0).unlink()
     refiner.works = lambda prompt: True
     refine_once(prompts, refiner, 2, 1, 0, refined, candidates)
     assert is_settled(refined, refiner, candidates) and refiner.asked == [*prompts, "thing 2"]

@@ -45,6 +45,14 @@ RED = "a red circle on black, sharp"
         f"Certainly! Here is a more detailed prompt:\n**{RED}**",
         f"Sure!\n\n{RED}",
         f"Sure, here you go!\n\n{RED}",
+        f"Certainly! Below is the rewritten prompt:\n{RED}",
+        f"Below is the rewritten prompt: {RED}",
+        f"Sure, I can help with that:\n\n{RED}",
+        f"Rewritten prompt for Stable Diffusion:\n{RED}",
+        f"I've rewritten your prompt as follows:\n{RED}",
+        f"Based on your input, here is a refined prompt:\n\n{RED}",
+        f"Enhanced version of your prompt:\n{RED}",
+        f"Sure, I'd be happy to help you with that request!\n\n{RED}",
         f"**Rewritten prompt**\n\n{RED}",
         f"Refined text-to-image prompt: {RED}",
         f"Image prompt: {RED}",
@@ -80,6 +88,7 @@ RED = "a red circle on black, sharp"
         # characters that no file takes
         f"{RED}\ud83d",
         f"\ud83d{RED}\udc00",
+        f'{{"prompt": "{RED}\\ud83d"}}',
     ],
 )
 def test_the_prompt_is_found(reply):
@@ -106,7 +115,13 @@ def test_the_prompt_is_found(reply):
         "Sure sign of spring: crocus in snow",
         "Okay hand sign: close-up",
         '"I can\'t breathe" protest sign',
-        "analysis of a painting",
+        "analysis of a painting, her assistant finalizing it",
+        "I'm not afraid of ghosts, t-shirt design",
+        "I am afraid of the dark, child under a blanket",
+        '"We will not be silenced" protest banner',
+        '"We won\'t go back" sign',
+        "I can't sleep, insomnia, blue light",
+        'A poster that says:\n"hello" in neon'.replace("\n", " "),
         '"',
     ],
 )

@@ -178,6 +178,18 @@ def test_the_space_that_is_asked_for_is_that_of_the_fullest_moment(
     assert found.space(step, last_step, result) == fullest - 10 * own
 
 
+@pytest.mark.parametrize("asked", [None, 40])
+def test_checkpoints_that_nobody_asked_for_go_at_the_end(asked, tmp_path):
+    """Also those of an earlier run by default, and of SIGTERM, where this one was asked for some."""
+    for number, passing in {40: False, 50: True, 60: None}.items():
+        (tmp_path / f"checkpoint-{number}").mkdir()
+        state = {"step": number} if passing is None else {"step": number, "passing": passing}
+        (tmp_path / f"checkpoint-{number}" / "training_state.json").write_text(json.dumps(state))
+    settings = SimpleNamespace(output_dir=tmp_path, checkpointing_steps=asked, checkpoints_total_limit=None)
+    checkpoints.Checkpoints(SimpleNamespace(is_main_process=True), settings, 10).end()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-40", "checkpoint-60"]
+
+
 def test_leftovers_of_a_killed_run_go_before_space_is_asked_for(train, tmp_path, monkeypatch):
     dead = subprocess.Popen(["true"])
     dead.wait()
@@ -350,15 +362,17 @@ def test_the_signal_handler_that_was_there_is_put_back(place, train, monkeypatch
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        *itertools.product(["unet/config.json", "unet/diffusion_pytorch_model.safetensors"], ["emptied", "cut"]),
-        *itertools.product(["optimizer.bin"], ["emptied", "cut"]),
+        *itertools.product(["unet/config.json", "unet/diffusion_pytorch_model.safetensors"], ["emptied", "flipped"]),
+        *itertools.product(["optimizer.bin"], ["cut", "flipped"]),
         *itertools.product(["training_state.json"], ["emptied", "cut", "[]", "{}", '{"step": "3"}']),
     ],
 )
 def test_a_damaged_checkpoint_is_named(train, kind, name):
     checkpoint = train("sd15", "run", *SHORT, "--checkpointing_steps=1") / "checkpoint-3"
     data = (checkpoint / name).read_bytes()
-    (checkpoint / name).write_bytes({"cut": data[: len(data) // 2], "emptied": b""}.get(kind, kind.encode()))
+    flipped = data[:-1] + bytes([data[-1] ^ 1])
+    damaged = {"cut": data[: len(data) // 2], "emptied": b"", "flipped": flipped}
+    (checkpoint / name).write_bytes(damaged.get(kind, kind.encode()))
     words = "^--resume_from_checkpoint: expected a whole checkpoint, found .*checkpoint-3 .*; move it away"
     with pytest.raises(UserError, match=words) as error:
         train("sd15", "run", "--max_train_steps=4", *SHORT[1:], "--resume_from_checkpoint=latest")

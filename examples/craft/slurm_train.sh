@@ -18,7 +18,7 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=540  # of torch's launcher (newer ones rea
 export HEAD_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
 # $SLURM_NODEID differs from machine to machine, so that it is left for srun's shells to fill in.
-srun bash -c 'exec accelerate launch \
+srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch \
   --config_file "$1/accelerate_configs/multi_node.yaml" \
   --num_machines "$SLURM_NNODES" --num_processes "$((SLURM_NNODES * $2))" \
   --machine_rank "$SLURM_NODEID" --main_process_ip "$HEAD_NODE" \

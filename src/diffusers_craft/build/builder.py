@@ -311,5 +311,5 @@ def _aligned(given: Sequence[str], categories: Sequence[str | None], prompts: Se
         raise UserError(f"categories: expected one for each of {len(given)} prompts, found {len(categories)}")
     first: dict[str, str | None] = {}
     for prompt, category in zip(given, categories):
-        first.setdefault(prompt.strip(), category)
+        first.setdefault(prompt.strip(), None if category is None else str(category))
     return [first[prompt] for prompt in prompts]

@@ -71,8 +71,8 @@ def _printed_rewards(pool: ScoredPool) -> dict[str, np.ndarray]:
 
 
 def reward_panels(pool: ScoredPool) -> list[page.Panel]:
-    """Histograms of each raw reward, of the composite reward and the advantages."""
-    columns = {f"{name} (raw score)": values for name, values in _printed_rewards(pool).items()}
+    """Histograms of each reward as printed, of the composite reward and the advantages."""
+    columns = {f"{name} (not normalised)": values for name, values in _printed_rewards(pool).items()}
     columns["composite reward (normalised, weighted)"] = pool.composite
     series = {label: reward_sets(values, pool.variants, pool.selected) for label, values in columns.items()}
     advantages = reward_sets(pool.advantages, pool.variants, pool.selected)

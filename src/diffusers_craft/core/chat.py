@@ -21,9 +21,8 @@ MAX_WAIT = 60.0  # seconds between two tries at a service that limits requests, 
 MAX_LIMITED = 900.0  # seconds of limited requests without one answer after which the service counts as silent
 # Parts of a request that some services refuse (Mistral and Gemini `seed`, Gemma the system's role), by what is left out.
 _SIMPLER = ((), ("seed",), ("system",), ("seed", "system"), ("seed", "system", "temperature"))
-_REFUSALS = (
-    10  # distinct texts refused in every form, before the first answer, that end the run; more than are in flight
-)
+# Distinct texts, refused in every form before the first answer, that end the run: more than are asked for at once.
+_REFUSALS = 10
 
 
 def back_off(attempt: int) -> None:
@@ -67,8 +66,13 @@ class ChatClient:
         self.endpoint = _without_secrets(base_url) if base_url else "https://api.openai.com/v1"
         self.problem: str | None = None  # why there was no answer, the last time
 
+    @property
+    def answered(self) -> bool:
+        """Whether the service has answered anything."""
+        return self._answered
+
     def ask(self, instruction: str, content: Any, seed: int, temperature: float) -> str | None:
-        """One reply's text; `""` if the service refuses this content, `None` if it gives no answer.
+        """One reply's text; `""` if the service refuses this content or cuts its reply, `None` if it gives no answer.
 
         `instruction` is the system's message, `content` the user's (a text or a list of parts); `seed` counts modulo 2**31.
         What no other request will change is a `UserError`: a key, model or credit that is refused, an address that serves
@@ -83,19 +87,20 @@ class ChatClient:
                 text = self._send(form, instruction, content, options)
             except openai.APIStatusError as error:
                 refusal = error
-                if self._answered:
+                if self._answered and form in self._forms:
                     break  # the form is one that it takes, so it is this very content
                 continue
             if text is not None:
                 with self._lock:
                     self._answered = True
+                    self._refused.clear()
                     if form in self._forms:  # another thread may have gone further
                         self._forms = self._forms[self._forms.index(form) :]
             return text
         with self._lock:
             self._refused.add(hash(str(content)))
             self.problem = self._reason(refusal)
-            if not self._answered and len(self._refused) >= _REFUSALS:
+            if len(self._refused) >= _REFUSALS and (not self._answered or refusal.status_code == 403):
                 raise self._error(refusal)
         return ""
 
@@ -119,10 +124,12 @@ class ChatClient:
                 self.problem = self._reason(error)
                 if not self._wait_for_limit(error, attempt):
                     return None
-            except (openai.BadRequestError, openai.UnprocessableEntityError):
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                if self._has_no_credit(error):
+                    raise self._error(error) from None
                 raise
             except openai.APIStatusError as error:
-                if self._answered and error.status_code in (403, 413):
+                if self._answered and error.status_code in (403, 413) and not self._has_no_credit(error):
                     raise  # a service that answered others: this very content is flagged, or too long
                 if error.status_code < 500 and error.status_code not in (408, 409, 425):
                     raise self._error(error) from None
@@ -140,7 +147,7 @@ class ChatClient:
             seconds = math.nan
         if MAX_LIMITED < seconds < math.inf:  # a limit per day
             raise self._error(error, f", to be waited out for {seconds:.0f} s; the same command goes on then")
-        if not math.isfinite(seconds):
+        if not math.isfinite(seconds) or seconds <= 0:
             seconds = min(RETRY_SECONDS * 2 ** min(attempt, 10), MAX_WAIT)
         now = time.monotonic()
         with self._lock:
@@ -157,9 +164,12 @@ class ChatClient:
         return text if isinstance(text, str) else None
 
     def _has_no_credit(self, error: Any) -> bool:
-        """Whether a limit is one that no waiting ends; DashScope gives its limit per minute the same name."""
-        names = (getattr(error, "code", None), getattr(error, "type", None))
-        return "insufficient_quota" in names and not {"dashscope", "aliyuncs"} & set(self.endpoint.split("."))
+        """Whether no waiting and no other text helps: the account is empty."""
+        names = {str(getattr(error, "code", None)), str(getattr(error, "type", None))}
+        ended = {"Arrearage", "AllocationQuota.FreeTierOnly"}  # DashScope's
+        if "aliyuncs" not in self.endpoint:  # where the limit per minute has this name
+            ended.add("insufficient_quota")
+        return bool(names & ended)
 
     def _error(self, error: Any, more: str = "") -> UserError:
         expected = f"expected {self.endpoint} to serve {self.model!r} with the key of {self._key_name}"
@@ -167,7 +177,7 @@ class ChatClient:
 
     def _reason(self, error: Any) -> str:
         """The service's own reason in one line, without the key, of which refused ones may quote parts."""
-        body = "" if error.status_code in (401, 403) else error.body
+        body = "" if error.status_code == 401 else error.body
         if isinstance(body, dict):
             body = body.get("message") or body.get("detail") or body.get("error")
         message = "" if body is None or str(body).lstrip().startswith("<") else body  # a page of HTML says nothing

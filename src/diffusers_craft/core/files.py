@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +84,17 @@ def fingerprint(value: Any) -> str:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes temporary files whose writer is dead; those of living ranks stay."""
+    """Removes temporary files whose writer is dead; those of living ranks, and of other programs, stay."""
     for temporary in folder.glob("*.tmp"):
-        *_, pid, _ = temporary.name.split(".")
+        match = re.fullmatch(r".+\.(?P<host>.+)\.(?P<pid>\d+)\.tmp", temporary.name)
         try:
-            here = temporary.name.endswith(f".{socket.gethostname()}.{pid}.tmp")
-            stale = not _is_running(int(pid)) if here else time.time() - temporary.stat().st_mtime > STALE_SECONDS
-        except (FileNotFoundError, ValueError):
-            continue  # another rank was faster, or the name is not ours
+            if match is None or not temporary.is_file():
+                continue
+            here = temporary.name.endswith(f".{socket.gethostname()}.{match['pid']}.tmp")
+            age = time.time() - temporary.stat().st_mtime
+            stale = not _is_running(int(match["pid"])) if here else age > STALE_SECONDS
+        except FileNotFoundError:
+            continue  # another rank was faster
         if stale:
             temporary.unlink(missing_ok=True)
 
@@ -99,7 +103,8 @@ def remove_unfinished_weights(folder: str | os.PathLike) -> None:
     """Removes what safetensors wrote of a file when it was killed, from a model's folder and those of its parts."""
     for pattern in (".tmp??????", "*/.tmp??????"):  # six random letters
         for unfinished in Path(folder).glob(pattern):
-            unfinished.unlink(missing_ok=True)
+            if unfinished.is_file():
+                unfinished.unlink(missing_ok=True)
 
 
 def _is_running(pid: int) -> bool:
@@ -110,6 +115,19 @@ def _is_running(pid: int) -> bool:
     return True
 
 
+def checksums(folder: Path) -> dict[str, str]:
+    """CRC-32 of every file below a folder, by its name there: not against forgers, but a gigabyte a second."""
+    found = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        value = 0
+        with open(path, "rb") as file:
+            while block := file.read(2**24):
+                value = zlib.crc32(block, value)
+        found[path.relative_to(folder).as_posix()] = f"{value:08x}"
+    return found
+
+
 def is_hidden(path: Path, folder: Path) -> bool:
     """Whether a file below a folder is not the user's own: macOS' `._x.png`, `.ipynb_checkpoints/`, `__MACOSX/`."""
-    return any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
+    parts = path.relative_to(folder).parts
+    return any(part.startswith(".") for part in parts) or any(part.startswith("__") for part in parts[:-1])

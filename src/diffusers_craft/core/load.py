@@ -113,7 +113,9 @@ def hub_reason(error: BaseException | None) -> str | None:
             return "a gated repository: accept its terms on its page, and log in with `hf auth login` or HF_TOKEN"
         status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(error, HfHubHTTPError) and status is not None and (status == 429 or status >= 500):
-            limited = "too many requests, try again in some minutes" if status == 429 else "the Hub fails, try again"
+            limited = (
+                "too many requests; try again in some minutes" if status == 429 else "the Hub fails; try again later"
+            )
             return f"HTTP {status} of the Hub ({limited})"
         error = error.__cause__ or error.__context__
     return None

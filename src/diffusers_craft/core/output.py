@@ -38,7 +38,8 @@ def probe_folder(folder: str | Path, flag: str = "--output_dir", make: bool = Tr
         probe.write_bytes(b"")
         probe.unlink()
     except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{flag}: expected a folder, found the file {folder}") from None
+        file = next(path for path in (folder, *folder.absolute().parents) if path.is_file())
+        raise UserError(f"{flag}: expected a folder, found the file {file}") from None
     except OSError as error:
         raise UserError(f"{flag}: expected a folder that can be written, found {folder} ({error.strerror})") from error
     return folder
@@ -46,10 +47,14 @@ def probe_folder(folder: str | Path, flag: str = "--output_dir", make: bool = Tr
 
 def require_space(folder: Path, needed: int, purpose: str, flag: str = "--output_dir") -> None:
     """Refuses a folder on a disk with less than `needed` bytes free."""
-    usage = shutil.disk_usage(folder)
-    if usage.total and usage.free < needed:  # some network file systems do not know their size, and say 0
-        found = f"{gigabytes(usage.free)} in {folder}"
+    if _lacks(folder, needed):
+        found = f"{gigabytes(shutil.disk_usage(folder).free)} in {folder}"
         raise UserError(f"{flag}: expected {gigabytes(needed)} free for {purpose}, found {found}")
+
+
+def _lacks(folder: Path, needed: int) -> bool:
+    usage = shutil.disk_usage(folder)
+    return usage.total > 0 and usage.free < needed  # some network file systems do not know their size, and say 0
 
 
 def gigabytes(size: int) -> str:
@@ -72,7 +77,7 @@ def full_disk_named(folder: Path, needed: int, purpose: str) -> Iterator[None]:
         said, code = str(error), getattr(error, "errno", None)
         full = code in _FULL or any(f"os error {number})" in said for number in _FULL)
         other = code is not None or isinstance(error, MemoryError) or _OTHER.search(said)
-        if not full and (other or not folder.is_dir() or shutil.disk_usage(folder).free >= needed):
+        if not full and (other or not folder.is_dir() or not _lacks(folder, needed)):
             raise
         free = gigabytes(shutil.disk_usage(folder).free)
         found = f"{free} in {folder}"

@@ -198,10 +198,6 @@ class Stage:
         remove_leftovers(self.path)
         atomic_write_json(self.path / COMPLETE_FILE, self._sizes)
 
-    def remove(self, shard: int) -> None:
-        """Takes a shard away, to have it made again."""
-        self.shard_path(shard).unlink(missing_ok=True)
-
     def read_shard(self, shard: int, columns: list[str] | None = None) -> pa.Table:
         """The rows of one shard, all columns or the named ones; a `UserError` names a file that is damaged."""
         names = columns if columns or self.schema is None else self.schema.names

@@ -120,7 +120,7 @@ def check_places(work_folder: str | Path) -> None:
 
 def is_build(folder: str | Path) -> bool:
     """Whether this is what build_craft_dataset.py wrote."""
-    return (Path(folder) / "candidates").is_dir()
+    return (Path(folder).expanduser() / "candidates").is_dir()
 
 
 def _has_configurations(folder: Path) -> bool:
@@ -128,7 +128,7 @@ def _has_configurations(folder: Path) -> bool:
     card = folder / "README.md"
     try:
         return card.is_file() and bool(DatasetCard.load(card).data.get("configs"))
-    except (ValueError, YAMLError):  # somebody's notes
+    except (ValueError, TypeError, YAMLError):  # somebody's notes
         return False
 
 
@@ -144,16 +144,17 @@ def load_or_refuse(
     """What the user named `found`: all of a folder or file here, else a Hub dataset; failures are one line."""
     path = Path(source).expanduser()
     try:
-        has_splits = not path.exists() or _has_configurations(path)
-        if not has_splits and (local := open_local(path, split, cache_dir, flag)) is not None:
+        is_for_datasets = not path.exists() or _has_configurations(path)
+        if not is_for_datasets and (local := open_local(path, split, cache_dir, flag)) is not None:
             if config_name is None:
                 return local
             wanted = "expected none for a folder or file without a card that lists configurations"
             raise UserError(f"--dataset_config_name: {wanted}, found {config_name!r}")
-        return load_dataset(str(source), config_name, split=split, cache_dir=cache_dir)
+        place = str(path if path.exists() else source)
+        return load_dataset(place, config_name, split=split, cache_dir=cache_dir)
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, UnicodeError, DatasetsError) as error:
+    except (OSError, ValueError, KeyError, TypeError, DatasetsError) as error:
         # Missing, empty, unreachable; unknown configuration or split; files that do not fit each other, which
         # `datasets` says in the cause only.
         reason = hub_reason(error) or " ".join(str(error.__cause__ or error).split())

@@ -49,7 +49,7 @@ def open_local(source: Path, split: str, cache_dir: str | None, flag: str) -> Da
     images = [path for path in files if path.suffix.lower() in _IMAGES]
     tables = [path for path in files if path.suffix == ".parquet" and path.name not in _METADATA]
     metadata = [path for path in files if path.name in _METADATA]
-    if tables and not metadata and not any(_text_file(path) for path in images):
+    if tables and not (images and (metadata or any(map(_text_file, images)))):
         if images:
             logger.warning(f"{source}: reads the Parquet files and leaves out {len(images)} pictures without captions")
         return _parquet(_files_of_split(tables, split, folder), cache_dir)
@@ -87,7 +87,8 @@ def _files_of_split(tables: Sequence[Path], split: str, folder: Path) -> list[Pa
     if None in splits:
         return list(tables)
     if split not in splits:
-        if any(_SPLIT_FILE.fullmatch(path.name) for path in tables):
+        told = {match["split"] for path in tables if (match := _SPLIT_FILE.fullmatch(path.name))}
+        if len(told) > 1 or told & set(_OTHER_SPLITS):  # `part-00000-of-00004` is no split
             raise ValueError(f"no files of the split {split}, only of {', '.join(sorted(set(splits)))}")
         return list(tables)
     chosen = [path for path, name in zip(tables, splits) if name == split]

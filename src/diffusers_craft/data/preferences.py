@@ -72,7 +72,7 @@ def load_preferences(name_or_folder: str | Path, settings: DataSettings) -> Pref
     image 1 did, 0.5 for a tie. Every pair with a winner must have its images and a caption.
     """
     if is_build(name_or_folder):
-        return _pairs_of_build(Path(name_or_folder), settings)
+        return _pairs_of_build(Path(name_or_folder).expanduser(), settings)
     if settings.pairing != PAIRINGS[0]:
         raise UserError(
             f"--pairing: expected a build's folder with {settings.pairing}, found a dataset, whose pairs are made"
@@ -119,7 +119,7 @@ def labels_of_pairs(pairs: np.ndarray, num_images: int) -> tuple[np.ndarray, np.
 
 def prompts_of_build(folder: str | Path) -> list[str]:
     """All prompts, each once, in order."""
-    return list(dict.fromkeys(_column(Path(folder) / "candidates", "prompt").tolist()))
+    return list(dict.fromkeys(_column(Path(folder).expanduser() / "candidates", "prompt").tolist()))
 
 
 def _pairs_of_build(folder: Path, settings: DataSettings) -> Preferences:

@@ -31,6 +31,7 @@ _LIBRARIES = ("diffusers", "transformers")  # what parts of a pipeline may be ma
 _UNUSED = ("safety_checker", "feature_extractor")
 _WEIGHTS = "diffusion_pytorch_model"  # as diffusers names the files of a model, perhaps with a number or a variant
 _PICKLES = "*pytorch_model*.bin"  # diffusers' and transformers'
+_TOLD: set[str] = set()
 _NO_LENGTH = 1_000_000  # transformers gives a tokenizer without `model_max_length` a number beyond this
 _FILLED = 0.9  # of an encoder's vocabulary; T5's and Llama's have rows that no token uses
 
@@ -46,7 +47,7 @@ def library_errors(place: str, wanted: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, *broken) as error:
         if hub := hub_reason(error):
             raise UserError(f"{place}: {wanted}, found {hub}") from error
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()) or type(error).__name__
         reason = reason if len(reason) <= 200 else reason[:200].rsplit(" ", 1)[0] + " …"
         raise UserError(f"{place}: {wanted} (diffusers {diffusers.__version__} says: {reason})") from error
 
@@ -93,8 +94,10 @@ def warn_of_pickles(name: str, folder: Path) -> None:
     """Warns of parts whose weights are there in pickled files alone, which diffusers and transformers load in silence."""
     parts = [part for part in sorted(folder.iterdir()) if part.name not in _UNUSED and any(part.glob(_PICKLES))]
     if pickled := [f"{part.name}/" for part in parts if not any(part.glob("*.safetensors"))]:
-        wanted = "expected weights as .safetensors"
-        logger.warning("model %r: %s, found pickled ones (.bin) alone in %s", name, wanted, ", ".join(pickled))
+        words = f"model {name!r}: expected weights as .safetensors, found pickled ones (.bin) alone in {', '.join(pickled)}"
+        if words not in _TOLD:  # a run loads its base more than once
+            logger.warning(words)
+        _TOLD.add(words)
 
 
 def only_variant(files: Iterable[str]) -> str | None:

@@ -75,12 +75,14 @@ def load_pipeline(
             components = {**missing_parts(name, Path(path), components), **components}
             warn_of_pickles(name, Path(path))
         options = {"revision": revision, "variant": variant, "cache_dir": cache_dir, **dtype_argument(dtype)}
-        files = f" with files of --variant {variant}" if variant else ""
+        of_variant = f" with files of --variant {variant}" if variant else ""
         try:
-            with library_errors(f"model {name!r}", f"expected a whole pipeline{files}"), one_bar():
+            with library_errors(f"model {name!r}", f"expected a whole pipeline{of_variant}"), one_bar():
                 pipeline = DiffusionPipeline.from_pretrained(path, **options, **components)
         except UserError as error:
-            if variant is None and (found := only_variant(_denoiser_files(path, revision))):
+            starts = tuple(f"{part}/" for part in DENOISERS)
+            files = [file for file in files_of(path, revision) if file.startswith(starts)]
+            if variant is None and (found := only_variant(files)):
                 wanted = f"expected --variant {found} for weights that are there in that variant alone"
                 raise UserError(f"model {name!r}: {wanted}, found no --variant") from error
             raise
@@ -96,15 +98,14 @@ def check_single_file_config(name: str, config: str | None) -> None:
         )
 
 
-def _denoiser_files(path: str, revision: str | None) -> list[str]:
-    """The names of the denoiser's files in a folder or a repository; none where it cannot be reached."""
+def files_of(path: str, revision: str | None = None) -> list[str]:
+    """The names of all files in a folder or a repository of the Hub; none where it cannot be reached."""
     if Path(path).is_dir():
-        return [file.name for part in DENOISERS for file in (Path(path) / part).glob("*")]
+        return [file.relative_to(path).as_posix() for file in Path(path).rglob("*") if file.is_file()]
     try:
-        files = list_repo_files(path, revision=revision)
-    except Exception:  # whatever keeps it away: loading has failed, and said why
+        return list_repo_files(path, revision=revision)
+    except Exception:  # no such repository, no network, whatever it is called: loading says so
         return []
-    return [file for file in files if file.startswith(tuple(f"{part}/" for part in DENOISERS))]
 
 
 def load_vae(name_or_path: str, cache_dir: str | None = None) -> AutoencoderKL:

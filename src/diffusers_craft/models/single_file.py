@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from .. import tiny
 from ..core.bars import one_bar
+from ..core.load import hub_reason
 from ..errors import UserError
 from .checks import check_channels, library_errors
 
@@ -50,9 +51,6 @@ def load_single_file(
     names = tensor_shapes(path)
     if _FIRST_LAYER in names:
         check_channels(path, names[_FIRST_LAYER][1], _LATENT_CHANNELS)
-    if mark := next((name for name in names if name.startswith("edm_")), None):
-        wanted = "expected a model that predicts noise or velocity"
-        raise UserError(f"model {path!r}: {wanted}, found {mark!r}, the mark of an EDM model such as CosXL")
     if "vae" not in components and not any(name.startswith(_VAE) for name in names):
         wanted = "expected a VAE for a file that holds none, found none"
         raise UserError(f"--pretrained_vae_model_name_or_path: {wanted} (model {path!r})")
@@ -66,8 +64,13 @@ def load_single_file(
         if not isinstance(error.__cause__, OSError):
             raise
         wanted = "expected a pipeline folder or a reachable Hub id with the configuration of this file"
-        found = f"{config or 'none'} ({' '.join(str(error.__cause__).split())[:200]})"
+        reason = hub_reason(error.__cause__) or " ".join(str(error.__cause__).split())[:200]
+        found = f"{config or 'none'} ({reason})"
         raise UserError(f"--single_file_config: {wanted}, found {found}") from error.__cause__
+    edm = next((name for name in names if name.startswith("edm_")), None)
+    if edm is not None and "EDM" not in type(pipeline.scheduler).__name__:
+        wanted = "expected a model that predicts noise or velocity, or the scheduler of an EDM model"
+        raise UserError(f"model {path!r}: {wanted}, found {edm!r}, the mark of one such as CosXL")
     pipeline.scheduler = _marked_scheduler(pipeline.scheduler, names)
     return pipeline
 

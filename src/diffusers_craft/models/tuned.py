@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
-from huggingface_hub import hf_hub_download, list_repo_files
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file
 
@@ -16,7 +16,7 @@ from ..core.run_record import read_run_json
 from ..core.workdir import RUN_FILE
 from ..errors import UserError
 from .checks import library_errors, only_variant
-from .loading import DENOISERS, LORA_FILE, TUNED_FILES, denoiser_name, dtype_argument, load_pipeline
+from .loading import DENOISERS, LORA_FILE, TUNED_FILES, denoiser_name, dtype_argument, files_of, load_pipeline
 from .single_file import SUFFIX, has_text_encoder, tensor_shapes
 
 
@@ -132,13 +132,7 @@ def _tuned_kind(name_or_path: str, cache_dir: str | None) -> tuple[str, str]:
 
 def _weight_files(name_or_path: str, subfolder: str = "") -> list[str]:
     """The names of the `.safetensors` files at the top, or in a subfolder, of a folder or repository."""
-    path = Path(tiny.model_path(name_or_path))
-    if path.exists():
-        return [file.name for file in (path / subfolder).glob(f"*{SUFFIX}")]
-    try:
-        files = map(PurePosixPath, list_repo_files(name_or_path))
-    except Exception:  # no such repository, no network, whatever it is called: loading will say so
-        return []
+    files = map(PurePosixPath, files_of(tiny.model_path(name_or_path)))
     return [file.name for file in files if file.suffix == SUFFIX and file.parent == PurePosixPath(subfolder)]
 
 

@@ -150,7 +150,7 @@ class OpenAIRefiner:
                 return text
             repeated = text or repeated
         if repeated is None:
-            self.problem = f"no prompt in the reply {reply:.80}" if reply else self._chat.problem
+            self.problem = f"no prompt in the reply {' '.join(reply.split()):.80}" if reply else self._chat.problem
         self._is_down = repeated is None
         return repeated or prompt
 
@@ -201,7 +201,8 @@ class TransformersRefiner:
 
     def _prompt_of(self, reply: str) -> str:
         text = without_thoughts(reply)
-        for token in self._tokenizer.all_special_tokens:
+        added = {str(token) for token in self._tokenizer.added_tokens_decoder.values() if token.special}
+        for token in added.union(self._tokenizer.all_special_tokens):
             text = text.replace(token, " ")
         return clean_reply(text)
 

@@ -132,12 +132,8 @@ def refine_once(
 
 def is_settled(refined: Stage, refiner: PromptRefiner, candidates: Stage) -> bool:
     """Whether the first rank, which makes the first images too, will not refine any more."""
-    if len(candidates.missing()) < candidates.num_shards:
-        return True
-    try:
-        return refined.is_complete and not num_failures(refined, refiner)
-    except (UserError, FileNotFoundError):  # a shard that is being made again
-        return False
+    begun = len(candidates.missing()) < candidates.num_shards
+    return begun or (refined.is_complete and not num_failures(refined, refiner))
 
 
 def num_failures(refined: Stage, refiner: PromptRefiner) -> int | None:

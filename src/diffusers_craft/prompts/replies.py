@@ -13,12 +13,16 @@ _KIND = r"(?:refined|rewritten|enhanced|improved|revised|final|new|detailed|opti
 _AGREES = r"(?:sure|certainly|of course|absolutely|okay|ok)"
 _LABEL = re.compile(
     rf"^\W*(?:{_AGREES}\b[\s!,.]*)?"
-    r"(?:here(?:'s| is| are)?\b[^:\n]*\b(?:prompt|description|version|rewrite|caption|go|it is)s?\b[^:\n]*:|"
+    r"(?:(?:here(?:'s| is| are)?|below|the following|this is)\b[^:\n]*\b(?:prompt|description|version|rewrite|caption|go|it is)s?\b[^:\n]*:|"
     rf"(?:(?:the|your|my)\s+)?(?:{_KIND}\s+)*"
     r"(?:prompt|description|caption|version|rewrite|output|answer|option)s?(?:\s+\d)?(?:\s*\([^)\n]*\))?\W*:)[\s*_]*",
     re.IGNORECASE,
 )
-_ONLY_AGREES = re.compile(rf"\W*{_AGREES}\b[^:\n]{{0,40}}[.!]\W*", re.IGNORECASE)
+_ONLY_AGREES = re.compile(rf"\W*{_AGREES}\b[^:\n]{{0,100}}[.!]\W*", re.IGNORECASE)
+_ANNOUNCES = re.compile(
+    rf"\W*(?:{_AGREES}\b|(?:.*\W)?(?:prompt|description|version|rewrite|rewritten|caption|follows|go)s?\b).*:\W*",
+    re.IGNORECASE,
+)
 _HEADING = re.compile(r"^#+\s+")
 _ITEM = re.compile(r"^(?:[-*•]|\(?\d{1,2}[.)])\s+")
 _NEXT_ITEM = re.compile(r"\s\(?2[.)]\s")
@@ -28,11 +32,15 @@ _REMARK = re.compile(
     re.IGNORECASE,
 )
 _INLINE_REMARK = re.compile(r"\s*[(\[]\s*(?:note|word count|\d+ words)\b[^)\]]*[)\]]\s*$", re.IGNORECASE)
+_HELPS = (
+    r"(?:feel comfortable|(?:\w+ly )?(?:help|assist|create|generate|write|rewrite|refine|provide|produce|make|comply|"
+    r"fulfil+|support|continue|engage|process|describe|depict|offer|do (?:that|this)))"
+)
 _REFUSAL = re.compile(
-    r"^(?:(?:i'?m|i am) (?:\w+ )?(?:sorry|afraid),? (?:but )?|sorry[,.]? (?:but )?(?:i|that|this)\b|i apologi[sz]e|"
-    r"unfortunately,? i\b|as an ai\b|i(?:'m| am) (?:unable|not able|not comfortable)\b|i'd rather not|this request |"
-    r"(?:i|we) (?:can(?:no|')t|can not|won't|will not|must (?:\w+ )?decline|"
-    r"do(?: not|n't) (?:feel comfortable|create|generate|write|provide|do))\b(?! believe| breathe))",
+    r"^(?:(?:i'?m|i am) (?:(?:very|so|really|truly|terribly) )?(?:sorry\b|afraid,? (?:but |that )?(?:i|this|that|we)\b)|"
+    r"sorry[,.]? (?:but )?(?:i|that|this)\b|i apologi[sz]e|unfortunately,? i\b|as an ai\b|"
+    r"i(?:'m| am) (?:unable|not able|not comfortable)\b|i'd rather not|this request |(?:i|we) must (?:\w+ )?decline|"
+    rf"(?:i|we) (?:can(?:no|')t|can not|won't|will not|do(?: not|n't)) {_HELPS}\b)",
     re.IGNORECASE,
 )
 _QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’", "«": "»", "„": "“", "「": "」", "『": "』"}
@@ -54,7 +62,7 @@ def clean_reply(text: str) -> str:
             lines = lines[:index]
             break
     text = " ".join(lines)
-    if _REFUSAL.match(text.replace("’", "'").lstrip("\"'*")):
+    if _REFUSAL.match(_unquoted(text.replace("’", "'").strip("*"))):
         return ""
     if (item := _ITEM.match(text)) and item[0].strip("() .").isdigit():
         text = _NEXT_ITEM.split(text)[0]
@@ -65,7 +73,8 @@ def clean_reply(text: str) -> str:
 
 def _is_label(line: str) -> bool:
     """Whether a line says only that the prompt follows."""
-    return _LABEL.sub("", line.rstrip("*_.! ") + ":") == "" or bool(_ONLY_AGREES.fullmatch(line))
+    is_bare = _LABEL.sub("", line.rstrip("*_.! ") + ":") == ""
+    return is_bare or bool(_ONLY_AGREES.fullmatch(line) or _ANNOUNCES.fullmatch(line))
 
 
 def _from_json(text: str) -> str:
@@ -78,7 +87,9 @@ def _from_json(text: str) -> str:
         found = next((found[key] for key in _KEYS if key in found), list(found.values()))
     while isinstance(found, list):
         found = found[0] if found else ""
-    return found if isinstance(found, str) and text[:1] in "{[" else text
+    if not isinstance(found, str) or text[:1] not in "{[":
+        return text
+    return found.encode("utf-8", "ignore").decode()  # half of an emoji may be written out in JSON
 
 
 def _unquoted(text: str) -> str:

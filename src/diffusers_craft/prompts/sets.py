@@ -267,7 +267,7 @@ def _read_tsv(path: Path) -> list[dict[str, str]]:
     except UserError:
         text = io.StringIO(read_text(path, "--prompts"))
         rows = list(csv.DictReader(text, delimiter="\t", quoting=csv.QUOTE_NONE, restkey="more"))
-        if any("more" in row for row in rows):
+        if any(cell.strip() for row in rows for cell in row.get("more", ())):
             raise
         return rows
 

@@ -40,6 +40,7 @@ SCHEMA = {"type": "object", "properties": _GRADES, "required": list(ASPECTS), "a
 # A service that refuses JSON schemas is asked for plain JSON, then for nothing.
 _STRICT = {"type": "json_schema", "json_schema": {"name": "grades", "strict": True, "schema": SCHEMA}}
 FORMATS = (_STRICT, {"type": "json_object"}, {})
+_REFUSALS = 4  # pictures of the first batch, all refused, that end the run: the model sees none
 MAX_SIDE = 1024  # pixels sent
 NUM_WORKERS = 8  # images in flight
 
@@ -90,7 +91,12 @@ class MLLMReward:
         with ThreadPoolExecutor(NUM_WORKERS) as pool:
             grades = list(pool.map(self.grade, prompts, images))
         if missing := grades.count(None):
-            logger.warning("mllm: no usable answer for %d of %d images, which get no score", missing, len(grades))
+            why = self._chat.problem or "replies without the five numbers"
+            if missing == len(grades) >= _REFUSALS and not self._chat.answered:
+                raise UserError(f"--rewards mllm: expected grades of {self._chat.endpoint}, found none ({why})")
+            logger.warning(
+                "mllm: no usable answer for %d of %d images, which get no score (%s)", missing, len(grades), why
+            )
         means = [np.nan if grade is None else float(np.mean(list(grade.values()))) for grade in grades]
         return np.array(means, dtype=np.float32)
 

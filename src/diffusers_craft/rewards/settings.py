@@ -271,7 +271,7 @@ def load_rewards(
 ) -> dict[str, Any]:
     """The reward models by name. Finds all checkpoints now; those of this package read their weights on first use.
 
-    `base` is the model whose images are scored: an embedded one brings embedded rewards. `models` are rewards that exist already.
+    `base` is the model whose images are scored: an embedded one brings embedded rewards. `models` are rewards made already.
     """
     rewards, checkpoints = dict(models or {}), dict(settings.checkpoints)
     for name in [name for name, path in checkpoints.items() if path == EMBEDDED]:

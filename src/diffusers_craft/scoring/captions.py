@@ -60,15 +60,21 @@ def folder_captions(folder: Path, column: str | None) -> tuple[dict[str, str], s
 def _metadata_files(folder: Path) -> list[Path]:
     """A folder's own table of captions, and those of the folders below; other tables may have the name there."""
     found = [path for name in METADATA_FILES for path in sorted(folder.rglob(name)) if not is_hidden(path, folder)]
-    return [
-        path for path in found if path.parent == folder or "file_name" in next(iter(_READERS[path.suffix](path)), {})
-    ]
+    return [path for path in found if path.parent == folder or _names_files(path)]
+
+
+def _names_files(path: Path) -> bool:
+    """Whether a table has the column of an image folder; other programs' tables may be of any form."""
+    if path.suffix == ".parquet":
+        return "file_name" in read_schema(path).names
+    with open(path, "rb") as file:
+        return b"file_name" in file.readline()
 
 
 def read_captions(path: Path, column: str | None = None) -> dict[str, str]:
     """`file_name` to caption from a `.csv`, `.jsonl` or `.parquet` file; refuses others, and rows that lack a column."""
     if path.suffix not in _READERS or not path.is_file():
-        raise UserError(f"--captions: expected a .csv or .jsonl file, found {str(path)!r}")
+        raise UserError(f"--captions: expected a .csv, .jsonl or .parquet file, found {str(path)!r}")
     records = _READERS[path.suffix](path)
     if not records or "file_name" not in records[0]:
         raise UserError(f"--captions: expected a column file_name in {path}, found none")

@@ -21,7 +21,7 @@ from .settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
 
-# Of processes that wait while the main one encodes, saves or uploads; the default of ten minutes would end them.
+# Of processes that wait while the main one encodes, saves or uploads: NCCL's default, ten minutes, would end them.
 _PATIENCE = timedelta(days=1)
 
 

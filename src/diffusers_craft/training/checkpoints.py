@@ -13,7 +13,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from ..core.files import atomic_write_json, read_json
+from ..core.files import atomic_write_json, checksums, read_json
 from ..core.output import full_disk_named
 from ..errors import UserError
 from ..objectives.base import Objective
@@ -56,8 +56,8 @@ def find_checkpoint(resume_from: str, output_dir: str | Path) -> Path | None:
 class Checkpoints:
     """The checkpoints that a run writes, every `period` steps; all processes call its methods.
 
-    Where the user asks for none, there is one to go on from, of `size` bytes, which goes when the run has ended; those that
-    an earlier run was asked for stay.
+    Where the user asks for none, the latest one is kept to go on from, until the run has ended; those that an earlier
+    run was asked for stay. `size` is a checkpoint's in bytes.
     """
 
     def __init__(self, accelerator: Accelerator, settings: TrainingSettings, size: int) -> None:
@@ -65,7 +65,7 @@ class Checkpoints:
         self.passing = settings.checkpointing_steps is None
         self.period = _DEFAULT_STEPS if self.passing else settings.checkpointing_steps
         self.total_limit = 1 if self.passing else settings.checkpoints_total_limit
-        self._newest: int | None = None  # until the loss after it is known
+        self.newest: int | None = None  # until the loss after it is known
         if accelerator.is_main_process:
             self._remove_leftovers()
 
@@ -101,32 +101,35 @@ class Checkpoints:
         try:
             with full_disk_named(self.output_dir, self.size, f"checkpoint-{step}"):
                 self.accelerator.save_state(str(temporary))
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                passing = self.passing or step % self.period != 0  # as of SIGTERM
+                state = state | {"step": step, "passing": passing, "checksums": checksums(temporary)}
+                atomic_write_json(temporary / _STATE_FILE, state)
+                shutil.rmtree(final, ignore_errors=True)
+                temporary.rename(final)
+                logger.info("Saved %s", final)
         except Exception:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if self.accelerator.is_main_process:
+                shutil.rmtree(temporary, ignore_errors=True)
             raise
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            atomic_write_json(temporary / _STATE_FILE, state | {"step": step, "passing": self.passing})
-            shutil.rmtree(final, ignore_errors=True)
-            temporary.rename(final)
-            logger.info("Saved %s", final)
-        self.accelerator.wait_for_everyone()
-        self._newest = step
+        self.newest = step
         return final
 
     def drop_old(self, finite_step: int) -> None:
         """Rotation, once the loss after the newest checkpoint is known to be finite: until then the one before it stays."""
-        if self._newest is None or finite_step <= self._newest:
+        if self.newest is None or finite_step <= self.newest:
             return
-        self._newest = None
+        self.newest = None
         if self.accelerator.is_main_process:
             for old in self._own()[: -self.total_limit if self.total_limit else 0]:
                 shutil.rmtree(old)
 
     def end(self) -> None:
         """Removes what only a run that did not end would have needed."""
-        if self.passing and self.accelerator.is_main_process:
-            for old in self._own():
+        if self.accelerator.is_main_process:
+            for old in filter(_is_passing, list_checkpoints(self.output_dir)):
                 shutil.rmtree(old, ignore_errors=True)
 
 
@@ -170,6 +173,8 @@ def resume(model: TrainedModel, objective: Objective, identity: Mapping[str, int
     if step > max_train_steps:
         raise UserError(f"--max_train_steps: expected at least {step}, the steps of {path}, found {max_train_steps}")
     _check_recipe(state["recipe"], recipe(settings, objective), path)
+    if model.accelerator.is_main_process:
+        _check_files(path, state.get("checksums", {}))
     _load(model, path)
     logger.info("Resuming from %s after step %d", path, step)
     _warn_of_changes("%s of the checkpoint is %s, now %s: not the same run.", state, identity)
@@ -185,6 +190,13 @@ def _read_state(path: Path, identity: Iterable[str]) -> dict:
     except (OSError, UserError) as error:
         raise _damaged(path, str(error)) from error
     return state
+
+
+def _check_files(path: Path, expected: Mapping[str, str]) -> None:
+    """Refuses a checkpoint of which a file is not as it was written; those of earlier versions do not say."""
+    found = checksums(path) if expected else {}
+    if wrong := next((name for name in expected if found.get(name) != expected[name]), None):
+        raise _damaged(path, f"{wrong} is {'not as it was written' if wrong in found else 'missing'}")
 
 
 def _damaged(path: Path, reason: str) -> UserError:

@@ -8,7 +8,6 @@ import dataclasses
 import logging
 import math
 import signal
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -35,6 +34,7 @@ from .log import MetricLog, StepSums, TrainingHub, draw_validation_images
 from .model import TrainedModel
 from .settings import TrainingSettings
 from .speed import SpeedMeter, announce_speed, forward_flops, speed_report
+from .termination import Termination
 
 
 logger = logging.getLogger(__name__)
@@ -109,10 +109,9 @@ class TrainingRun:
         hidden = not accelerator.is_local_main_process
         self.progress = tqdm(total=self.max_train_steps, initial=self.step, desc="Steps", disable=hidden)
         self.meter = SpeedMeter(accelerator.device, accelerator.num_processes, earlier.get("cost"))
-        self._terminated, self._at_end = False, ExitStack()
-        if threading.current_thread() is threading.main_thread():
-            before = signal.signal(signal.SIGTERM, self._terminate)
-            self._at_end.callback(signal.signal, signal.SIGTERM, before or signal.SIG_DFL)
+        self._termination, self._at_end = Termination(), ExitStack()
+        self._termination.listen()
+        self._at_end.callback(self._termination.release)
         self._at_end.callback(self.progress.close)  # an error then has a line of its own
 
     @property
@@ -124,7 +123,7 @@ class TrainingRun:
         """The optimizer steps that are left, counted from 0."""
         try:
             yield from range(self.step, self.max_train_steps)
-        except GeneratorExit:  # an error ended the loop
+        except GeneratorExit:  # an error or a break ended the loop
             self._at_end.close()
             raise
 
@@ -165,7 +164,9 @@ class TrainingRun:
         """Clips, steps, averages, logs; checkpoints and draws validation images where they are due."""
         grad_norm, learning_rate = self.model.update()
         self.step += 1
-        entry = self.log.push(self.step, learning_rate, self._sums.means(self._terminated) | {"grad_norm": grad_norm})
+        entry = self.log.push(
+            self.step, learning_rate, self._sums.means(self._termination.came) | {"grad_norm": grad_norm}
+        )
         self.progress.update()
         if entry:
             self.progress.set_postfix(step_loss=entry["train_loss"], lr=learning_rate, refresh=False)
@@ -174,20 +175,19 @@ class TrainingRun:
         if self.step % self.checkpoints.period == 0 and not (self.checkpoints.passing and self._is_last()):
             with self.meter.pause():
                 self.hub.push_checkpoint(self._save_checkpoint())
-        if self.log.must_stop or (self._terminated and self.accelerator.num_processes == 1):
+        if self.log.must_stop or (self._termination.came and self.accelerator.num_processes == 1):
             self._stop()
         if self._validation_is_due():
             with self.meter.pause():
                 self.validate()
 
-    def _terminate(self, *_: Any) -> None:
-        """What a batch system's SIGTERM does: after this step one process stops, after the next one all of several."""
-        self._terminated = True
-
     def _stop(self) -> None:
-        """Leaves a checkpoint of this step, and the exit code of a process that SIGTERM ended."""
+        """Leaves a checkpoint of this step, and the exit code of a process that SIGTERM ended.
+
+        A single process stops after the step in which it came, several together after the next one.
+        """
         self.log.flush()
-        if not (Path(self.settings.output_dir) / f"checkpoint-{self.step}").is_dir():
+        if self.checkpoints.newest != self.step:
             self._save_checkpoint()
         logger.warning("SIGTERM: stopped after step %d; --resume_from_checkpoint latest goes on from there", self.step)
         raise SystemExit(128 + signal.SIGTERM)

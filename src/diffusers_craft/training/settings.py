@@ -180,6 +180,9 @@ class TrainingSettings(DataSettings):
         self._check_hub()
         object.__setattr__(self, "output_dir", os.path.expanduser(self.output_dir))
         self._check_output_dir()
+        if self.checkpoints_total_limit is not None and self.checkpointing_steps is None:
+            found = "none (by default only the latest checkpoint is kept, until the run has ended)"
+            raise UserError(f"--checkpoints_total_limit: expected --checkpointing_steps with it, found {found}")
         if self.lr_warmup_steps and self.lr_scheduler == "constant":
             wanted = "expected a schedule that warms up, such as --lr_scheduler constant_with_warmup"
             raise UserError(f"--lr_warmup_steps: {wanted}, found constant, which ignores it")
@@ -209,7 +212,7 @@ class TrainingSettings(DataSettings):
             raise UserError("--push_unet_only: expected full fine-tuning, found --use_lora")
 
     def _check_output_dir(self) -> None:
-        """One folder, one kind of result: in a folder with both, the older could be taken for this run's."""
+        """One kind of result, since the older could be taken for this run's, and no file where a folder will be."""
         other, own = ("pipeline", "--use_lora") if self.use_lora else ("lora", "full fine-tuning")
         if (Path(self.output_dir) / TUNED_FILES[other]).is_file():
             wanted = f"expected a folder without {'a pipeline' if self.use_lora else 'LoRA weights'} for {own}"
@@ -217,9 +220,6 @@ class TrainingSettings(DataSettings):
         for name in (*DENOISERS, self.logging_dir):  # diffusers would only log that it saves nothing
             if (path := Path(self.output_dir) / name).is_file():
                 raise UserError(f"--output_dir: expected a folder or nothing at {path}, found a file; move it away")
-        if self.checkpoints_total_limit is not None and self.checkpointing_steps is None:
-            found = "none (by default only the latest checkpoint is kept, until the run has ended)"
-            raise UserError(f"--checkpoints_total_limit: expected --checkpointing_steps with it, found {found}")
 
 
 def add_objective_options(parser: argparse.ArgumentParser, kinds: Sequence[type[Objective]]) -> None:

@@ -88,7 +88,7 @@ def _files_of_split(tables: Sequence[Path], split: str, folder: Path) -> list[Pa
         return list(tables)
     if split not in splits:
         told = {match["split"] for path in tables if (match := _SPLIT_FILE.fullmatch(path.name))}
-        if len(told) > 1 or told & set(_OTHER_SPLITS):  # `part-00000-of-00004` is no split
+        if len(told) > 1 or told & {"train", *_OTHER_SPLITS}:  # `part-00000-of-00004` is no split
             raise ValueError(f"no files of the split {split}, only of {', '.join(sorted(set(splits)))}")
         return list(tables)
     chosen = [path for path, name in zip(tables, splits) if name == split]

@@ -348,7 +348,10 @@ def test_two_ranks_make_the_same_bytes(script, captioned, tmp_path, monkeypatch)
             ["--images", "images"],
             "--images: expected a caption for 1.jpg in its text file, found none; give --captions FILE",
         ),
-        (["--images", "images", "--captions", "no.csv"], "--captions: expected a .csv, .jsonl or .parquet file, found 'no.csv'"),
+        (
+            ["--images", "images", "--captions", "no.csv"],
+            "--captions: expected a .csv, .jsonl or .parquet file, found 'no.csv'",
+        ),
         (
             ["--images", "images", "--captions", "bad.csv"],
             "--captions: expected a column file_name in bad.csv, found none",

@@ -110,7 +110,7 @@ def parse_flags(configuration: Configuration, output_dir: str, *more: str) -> Tr
     """The training script's settings for a configuration."""
     parser = argparse.ArgumentParser()
     add_fields(parser, TrainingSettings)
-    fixed = [f"--backbone={configuration.family}"]
+    fixed = [f"--backbone={configuration.family}", f"--resolution={BACKBONES[configuration.family].resolution}"]
     fixed += ["--pretrained_model_name_or_path=random", "--dataset_name=random", f"--output_dir={output_dir}"]
     fixed += ["--gradient_accumulation_steps=2", "--report_to=none"]
     return from_args(TrainingSettings, parser.parse_args([*fixed, *configuration.flags.split(), *more]))

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class ChatServer:
-    """Answers chat requests with `reply(request, number)`: (status, body); keeps the requests and their keys."""
+    """Answers chat requests with `reply(request, number)`: (status, body) or (status, body, headers); keeps all requests."""
 
     def __init__(self, reply, port: int = 0):
         self.requests, self.keys = [], []
@@ -20,10 +20,12 @@ class ChatServer:
                     self.requests.append(request)
                     self.keys.append(handler.headers["Authorization"])
                     number = len(self.requests)
-                status, body = reply(request, number)
+                status, body, *headers = reply(request, number)
                 data = body if isinstance(body, bytes) else json.dumps(body).encode()
                 handler.send_response(status)
                 handler.send_header("Content-Type", "application/json")
+                for name, value in (headers[0] if headers else {}).items():
+                    handler.send_header(name, value)
                 handler.send_header("Content-Length", str(len(data)))
                 handler.end_headers()
                 handler.wfile.write(data)

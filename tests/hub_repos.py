@@ -94,8 +94,10 @@ def card_errors(card: str, kind: str) -> list[str]:
     errors += [f"datasets: {d!r}" for d in data.get("datasets", []) if not HUB_ID.fullmatch(d)]
     errors += [f"tags: {tag!r}" for tag in data.get("tags", []) if not isinstance(tag, str)]
     errors += [f"task: {task!r}" for task in data.get("task_categories", []) if task not in TASKS]
-    if data.get("license", "other") not in LICENSES:
-        errors.append(f"license: {data['license']!r}")
+    licenses = data.get("license", "other")
+    for license in licenses if isinstance(licenses, list) else [licenses]:
+        errors += [] if license in LICENSES else [f"license: {license!r}"]
+    errors += ["license_name: without license: other"] if "license_name" in data and licenses != "other" else []
     for model in data.get("model-index", []):
         for result in model["results"]:
             errors += [f"metric: {m}" for m in result["metrics"] if not m.get("type") or m.get("value") is None]

@@ -186,9 +186,11 @@ class HubServer:
         self.repos[key].commit("main", {".gitattributes": File(b"*.parquet filter=lfs\n", False)}, "initial commit")
         return {"url": url, "id": repo_id}
 
-    def validate_yaml(self, request: Request) -> dict:
+    def validate_yaml(self, request: Request) -> tuple[dict[str, str], bytes]:
         asked = request.json()
-        return {"warnings": [], "errors": [{"message": e} for e in card_errors(asked["content"], asked["repoType"])]}
+        errors = [{"message": error} for error in card_errors(asked["content"], asked["repoType"])]
+        headers = {"Content-Type": "application/json", "status": "400" if errors else "200"}
+        return headers, json.dumps({"warnings": [], "errors": errors}).encode()
 
     def info(self, request: Request, type: str, id: str, revision: str = "main") -> dict:
         repo = self._repo(request, type, id)

@@ -3,12 +3,14 @@
 
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Image
 
+from diffusers_craft import UserError
 from diffusers_craft.data.encoding import read_captions
 from diffusers_craft.data.preferences import best_pairs, labels_of_pairs, prompts_of_build, random_rows
 from diffusers_craft.data.rows import PairData
@@ -37,6 +39,43 @@ def test_pairs_of_a_build(preference_build):
     top = load_preferences(preference_build, DataSettings(num_pairs=1))
     assert len(top.pairs) == 1 and len(top.images) == 2
     assert top.images[int(top.pairs[0, 0])]["image"].size == (64, 64)
+
+
+def test_a_damaged_build_is_refused(preference_build, tmp_path):
+    """Rows count by their numbers, and none is left out in silence."""
+    shards = [f"candidates/part-0000{shard}.parquet" for shard in range(3)]
+    for name, words in (
+        (shards[1], "candidates: 1 of 3 shards are missing"),
+        ("scores/brightness/part-00000.parquet", "scores/brightness: 1 of 3 shards are missing"),
+        ("scores/brightness/options.json", "--dataset_name: expected a finished build, found no rows in .*brightness"),
+    ):
+        folder = shutil.copytree(preference_build, tmp_path / name.replace("/", "-"))
+        (folder / name).unlink()
+        with pytest.raises(UserError, match=words):
+            load_preferences(folder, OPTIONS)
+    folder = shutil.copytree(preference_build, tmp_path / "swapped")
+    shutil.copy(preference_build / shards[0], folder / shards[1])
+    with pytest.raises(UserError, match=r"part-00001.parquet: expected the rows 5 to 9 in order, found 5 rows from 0"):
+        load_preferences(folder, OPTIONS)
+    folder = shutil.copytree(preference_build, tmp_path / "flipped")
+    data = bytearray((folder / shards[2]).read_bytes())
+    data[len(data) // 2] ^= 1  # of a picture
+    (folder / shards[2]).write_bytes(data)
+    with pytest.raises(UserError, match="part-00002.parquet: expected a Parquet file, found .*; remove it, and"):
+        load_preferences(folder, OPTIONS)
+    (folder / "craft_build.json").write_text("{")
+    with pytest.raises(UserError, match="craft_build.json: expected JSON, found"):
+        load_preferences(folder, OPTIONS)
+    for text in ("{}", '{"composite_weights": []}'):
+        (folder / "craft_build.json").write_text(text)
+        with pytest.raises(UserError, match="^--dataset_name: expected the weights and constants of a build"):
+            load_preferences(folder, OPTIONS)
+
+
+def test_a_build_is_read_wherever_it_lies(preference_build, tmp_path):
+    folder = shutil.copytree(preference_build, tmp_path / "runs [v2]*" / "build?")
+    found, expected = (load_preferences(place, OPTIONS) for place in (folder, preference_build))
+    assert found.images["prompt"] == expected.images["prompt"] and (found.pairs == expected.pairs).all()
 
 
 def test_the_baseline_loses_to_the_best_refined_image(preference_build):
@@ -163,8 +202,9 @@ def test_a_tie_may_lack_an_image(tmp_path, make_images):
 def test_a_dataset_without_pairs_is_refused(dataset_folder, tmp_path):
     with pytest.raises(ValueError, match="--dataset_name: expected the columns jpg_0, jpg_1, caption, label_0 or"):
         load_preferences(dataset_folder / "dataset", OPTIONS)
-    with pytest.raises(ValueError, match="--dataset_name: expected a build's folder or a dataset of pairs, found"):
-        load_preferences(tmp_path / "nothing", OPTIONS)
+    for name, options in (("dataset_name", OPTIONS), ("train_data_dir", DataSettings(train_data_dir="x"))):
+        with pytest.raises(ValueError, match=f"--{name}: expected a build's folder or a dataset of pairs, found"):
+            load_preferences(tmp_path / "nothing", options)
     with pytest.raises(ValueError, match="--pairing: expected a build's folder with best_baseline, found a dataset"):
         load_preferences(dataset_folder / "dataset", DataSettings(pairing="best_baseline"))
 

@@ -11,7 +11,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from build_driver import load_script, register_brightness_rewards
+from diffusers import AutoencoderKL, DiffusionPipeline
+from original_layout import save_single_file
+from safetensors.torch import load_file, save_file
 
 import diffusers_craft.build.builder as builder_module
 from diffusers_craft import load_craft_dataset, register_reward
@@ -60,6 +64,20 @@ def arguments(model: Path, prompts: Path | str, folder: Path, *more: str) -> lis
     options = ["--pretrained_model_name_or_path", str(model), "--prompts", str(prompts), "--output_dir", str(folder)]
     options += ["--num_inference_steps", "1", "--guidance_scale", "2", "--generation_batch_size", "24"]
     return [*options, "--num_samples", "10", "--seed", "5", *more]
+
+
+def test_categories_of_the_prompts_reach_the_build(random_sd15, tmp_path, script, monkeypatch) -> None:
+    path, given = tmp_path / "prompts.csv", {}
+    path.write_text("prompt,category\n" + "".join(f"thing {i},{'ab'[i % 2]}\n" for i in range(20)))
+
+    def build(_, prompts, **options):
+        given.update(dict(zip(prompts, options["categories"], strict=True)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script.CRAFTDatasetBuilder, "build", build)
+    with pytest.raises(KeyboardInterrupt):
+        script.main(script.parse_args(arguments(random_sd15, path, tmp_path / "work", "--num_prompts", "12")))
+    assert len(given) == 12 and all(kind == "ab"[int(prompt[6:]) % 2] for prompt, kind in given.items())
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +165,9 @@ def test_a_restart_keeps_finished_shards(
 def test_filtering_again_neither_generates_nor_scores(
     random_sd15: Path, prompt_file: Path, undisturbed: Path, script: ModuleType, monkeypatch, capsys
 ) -> None:
-    for name in ("refine_prompts", "generate_candidates", "score_images"):
+    for name in ("generate_candidates", "score_images"):
         monkeypatch.setattr(builder_module, name, None)
+    monkeypatch.setattr("diffusers_craft.prompts.refining.refine_prompts", None)
     before = {
         name: data for name, data in files(undisturbed).items() if name.startswith(("refined", "cand", "scores"))
     }
@@ -234,15 +253,46 @@ def test_a_folder_built_with_other_options_is_refused(
 
 
 @pytest.mark.usefixtures("no_report")
-def test_an_unreachable_refiner_keeps_the_prompts(
-    random_sd15: Path, prompt_file: Path, tmp_path: Path, script: ModuleType, monkeypatch
+def test_an_unreachable_refiner_ends_the_build_before_an_image_is_drawn(
+    random_sd15: Path, prompt_file: Path, tmp_path: Path, script: ModuleType, monkeypatch, capsys
 ) -> None:
     monkeypatch.setattr("diffusers_craft.core.chat.RETRY_SECONDS", 0.0)
     more = ["--refiner", "openai", "--refiner_model", "m", "--refiner_base_url", "http://127.0.0.1:9/v1"]
     more += ["--num_prompts", "3", "--filter_rule", "none", "--num_samples", "2"]
-    script.main(script.parse_args(arguments(random_sd15, prompt_file, tmp_path / "work", *more)))
-    builder = json.loads((tmp_path / "work" / "craft_build.json").read_text())
-    assert builder["options"]["refiner"] == "openai" and builder["funnel"]["selected"] == 2
+    message = error_of(script, arguments(random_sd15, prompt_file, tmp_path / "work", *more), capsys)
+    assert message.startswith("--refiner openai: expected refinements of the prompts, found none of 12")
+    assert not list((tmp_path / "work").rglob("candidates/*.parquet"))
+
+
+@pytest.mark.usefixtures("no_report")
+def test_another_vae_draws_other_pictures(random_sd15, prompt_file, tmp_path, script, capsys) -> None:
+    vae = AutoencoderKL.from_pretrained(random_sd15 / "vae")
+    with torch.no_grad():
+        vae.decoder.conv_out.bias += 0.5
+    vae.save_pretrained(tmp_path / "vae")
+    more = ["--num_prompts", "2", "--filter_rule", "none", "--num_samples", "2"]
+    pictures = []
+    for name, flags in (("own", []), ("other", [f"--pretrained_vae_model_name_or_path={tmp_path / 'vae'}"])):
+        script.main(script.parse_args([*arguments(random_sd15, prompt_file, tmp_path / name), *more, *flags]))
+        pictures.append({row["seed"]: row["image"].tobytes() for row in load_craft_dataset(tmp_path / name)})
+    shared = pictures[0].keys() & pictures[1].keys()
+    assert shared and all(pictures[0][seed] != pictures[1][seed] for seed in shared)
+    flags = ["--pretrained_vae_model_name_or_path", str(tmp_path / "nothing")]
+    message = error_of(script, arguments(random_sd15, prompt_file, tmp_path / "work", *flags), capsys)
+    assert message.startswith("--pretrained_vae_model_name_or_path: expected a Hub id or folder of a VAE")
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_a_single_file_without_a_vae_builds_with_one(kind, request, prompt_file, tmp_path, script, capsys) -> None:
+    folder, file = request.getfixturevalue(f"random_{kind}"), tmp_path / f"{kind}.safetensors"
+    save_single_file(DiffusionPipeline.from_pretrained(folder), file)
+    save_file({key: value for key, value in load_file(file).items() if not key.startswith("first_stage_model.")}, file)
+    args = [*arguments(file, prompt_file, tmp_path / "work"), "--single_file_config", str(folder)]
+    args += ["--num_prompts", "2", "--filter_rule", "none", "--num_samples", "1"]
+    assert error_of(script, args, capsys).startswith("--pretrained_vae_model_name_or_path: expected a VAE")
+    script.main(script.parse_args([*args, "--pretrained_vae_model_name_or_path", str(folder / "vae")]))
+    assert len(load_craft_dataset(tmp_path / "work")) == 1
 
 
 @pytest.mark.usefixtures("no_report")
@@ -254,6 +304,6 @@ def test_the_repository_is_opened_before_the_work(random_sd15, prompt_file, tmp_
     more = ["--num_prompts", "2", "--filter_rule", "none", "--num_samples", "1", "--push_to_hub"]
     more += ["--hub_dataset_id", "org/set", "--hub_private_repo", "--hub_revision", "v2", "--hub_license", "mit"]
     script.main(script.parse_args(arguments(random_sd15, prompt_file, work, *more)))
-    assert calls[0] == (script.HubRepo("org/set", "dataset", private=True, revision="v2"), False)
+    assert calls[0] == (script.HubRepo("org/set", "dataset", private=True, revision="v2", license="mit"), False)
     assert calls[1:] == [(str(work), "org/set", True, None, "v2", "mit")]
     assert not any(b"hf_secret" in data for data in files(work).values())

@@ -1,12 +1,18 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """The builder: original prompts are scored, finished stages are never repeated, bad options are refused at once."""
 
+import io
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 from build_driver import REWARDS, BrightnessReward
 
 import diffusers_craft.build.builder as builder_module
@@ -65,6 +71,29 @@ def stored_pool(folder: Path) -> tuple[dict[str, np.ndarray], np.ndarray, np.nda
     return rewards, table["group"].to_numpy(), table["variant"].to_numpy()
 
 
+def test_categories_reach_the_report_of_the_prompts_that_are_kept_and_nothing_else(
+    pipeline, built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = []
+    monkeypatch.setattr(builder_module, "write_build_report", lambda *args: shown.append(args[-2:]))
+    folder = shutil.copytree(built[2], tmp_path / "again")
+    given = [" ", PROMPTS[0], f" {PROMPTS[0]} ", *PROMPTS[1:]]
+    dataset = make_builder(pipeline, folder).build(given, categories=["x", "first", "second", *"abcdefghijk"])
+    assert shown == [(PROMPTS, ["first", *"abcdefghijk"])]
+    assert dataset.to_dict() == built[1].to_dict()
+    assert (folder / "craft_build.json").read_text().count("first") == 0
+    with pytest.raises(ValueError, match="^categories: expected one for each of 14 prompts, found 1$"):
+        make_builder(pipeline, folder).build(given, categories=["a"])
+
+
+def test_prompts_that_the_encoder_cuts_are_said_once(pipeline, tmp_path: Path, caplog) -> None:
+    make_builder(pipeline, tmp_path, num_samples=1).build(["a dog", "a very long prompt number 1"])
+    said = [text for text in caplog.messages if "text encoder reads" in text]
+    assert len(said) == 1 and said[0].endswith(
+        "prompts are longer than the 16 tokens that the text encoder reads: the rest is ignored"
+    ), said
+
+
 def test_dataset_agrees_with_the_stored_scores(built) -> None:
     _, dataset, folder = built
     rewards, groups, variants = stored_pool(folder)
@@ -109,8 +138,9 @@ def forbid_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **options: object) -> None:
         raise AssertionError("a finished stage was repeated")
 
-    for name in ("refine_prompts", "generate_candidates", "score_images"):
+    for name in ("generate_candidates", "score_images"):
         monkeypatch.setattr(builder_module, name, refuse)
+    monkeypatch.setattr("diffusers_craft.prompts.refining.refine_prompts", refuse)
 
 
 @pytest.mark.parametrize(
@@ -183,6 +213,67 @@ def test_a_folder_with_other_options_is_refused(
         f"work folder {folder}: stage '{stage}' was built with other options: {difference};"
         " use another --output_dir or remove it"
     )
+
+
+def _reversed(data: bytes) -> bytes:
+    table, sink = pq.read_table(io.BytesIO(data)).replace_schema_metadata(), io.BytesIO()
+    pq.write_table(table.take(list(reversed(range(len(table))))), sink)
+    return sink.getvalue()
+
+
+def _with_score(value: float) -> Callable[[bytes], bytes]:
+    """Row 7 gets another score, in a file of another tool."""
+
+    def change(data: bytes) -> bytes:
+        table, sink = pq.read_table(io.BytesIO(data)).replace_schema_metadata(), io.BytesIO()
+        scores = table["score"].to_numpy().copy()
+        scores[7] = value
+        pq.write_table(table.set_column(1, table.schema.field("score"), pa.array(scores)), sink)
+        return sink.getvalue()
+
+    return change
+
+
+def _flipped(data: bytes) -> bytes:
+    place = len(data) * 3 // 10
+    return data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
+
+
+DAMAGES = [
+    *(("refined", damage, "a Parquet file") for damage in (lambda data: b"", lambda data: data[:99], _flipped)),
+    *(("candidates", damage, "a Parquet file") for damage in (lambda data: data[:-9], _flipped)),
+    ("scores/pickscore", _flipped, "a Parquet file"),
+    ("scores/aesthetic", _reversed, "the rows 0 to 59 in order, found 60 rows from 59 to 0"),
+    ("scores/aesthetic", _with_score(np.inf), "finite scores, found inf in row 7"),
+    ("scores/hps_v2.1", _with_score(np.nan), "finite scores, found nan in row 7"),
+]
+
+
+@pytest.mark.parametrize(("stage", "damage", "expected"), DAMAGES)
+def test_damage_of_a_finished_build_is_named_and_mended(pipeline, built, tmp_path, stage, damage, expected) -> None:
+    folder = shutil.copytree(built[2], tmp_path / "out")
+    make_builder(pipeline, folder).build(PROMPTS)
+    dataset = {file.name: file.read_bytes() for file in (folder / "dataset").iterdir()}
+    path = folder / stage / "part-00000.parquet"
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    with pytest.raises(ValueError) as error:
+        make_builder(pipeline, folder).build(PROMPTS)
+    assert str(error.value).startswith(f"{path}: expected {expected}") and "\n" not in str(error.value)
+    assert str(error.value).endswith("; remove it, and the command that wrote it makes it anew")
+    path.unlink()
+    make_builder(pipeline, folder).build(PROMPTS)
+    assert path.read_bytes() == whole
+    assert {file.name: file.read_bytes() for file in (folder / "dataset").iterdir()} == dataset
+
+
+def test_a_link_for_the_dataset_is_refused_before_anything_is_made(pipeline, tmp_path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "dataset").symlink_to(tmp_path / "other")
+    with pytest.raises(ValueError, match="--output_dir: expected a folder or nothing at .*dataset, found a symbolic"):
+        make_builder(pipeline, tmp_path / "out").build(PROMPTS)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["dataset"]
 
 
 def test_other_prompts_are_refused(pipeline, built) -> None:
@@ -271,6 +362,11 @@ def test_a_refiner_of_one_s_own(pipeline, tmp_path: Path) -> None:
             "--filter_rule: expected one of h, p, a, ha, pa, hpa, none or scored rewards (pickscore), found rule 'pa',"
             " which needs 'aesthetic'",
         ),
+        (
+            {"rewards": {**WEIGHTS, "mps": 1000.0}, "reward_models": {}},
+            "--rewards: expected weights of the rewards that --filter_rule compares (hps_v2.1, pickscore, aesthetic), found"
+            " mps=1000; name mps in --filter_rule too, or give mps=0 to score it only",
+        ),
         ({"rewards": {"pickscore": -1.0}}, "--rewards: expected weights of at least 0, found pickscore=-1"),
         ({"reward_normalization": "max"}, "--reward_normalization: expected one of zscore, minmax, rank, found 'max'"),
         ({"selection": "best"}, "--selection: expected one of top, random, low, all, found 'best'"),
@@ -301,9 +397,92 @@ def test_options_that_cannot_work_are_refused_before_anything_is_made(
 
 
 @pytest.mark.parametrize(
+    ("prompts", "found"),
+    [
+        ("a red circle", "a list of texts, found 'a red circle'"),
+        (None, "a list of texts, found None"),
+        (3, "a list of texts, found 3"),
+        (["a cat", None], "text, found None"),
+        (["a cat", 1], "text, found 1"),
+        ([{"prompt": "a cat"}], "text, found {'prompt': 'a cat'}"),
+        ([b"a cat"], "text, found b'a cat'"),
+        (["a cat \ud83d"], "text that can be written as UTF-8, found 'a cat \\ud83d'"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_refused_before_anything_is_made(pipeline, tmp_path, prompts, found) -> None:
+    with pytest.raises(ValueError) as error:
+        make_builder(pipeline, tmp_path).build(prompts)
+    assert str(error.value) == f"prompts: expected {found}" and list(tmp_path.iterdir()) == []
+
+
+def test_prompts_count_once_without_space_around_them(pipeline, tmp_path) -> None:
+    given = ["a red circle"] * 2 + [" a red circle ", "", "  ", "two stars\n"]
+    builder = make_builder(pipeline, tmp_path, filter_rule="none", num_samples=2)
+    assert sorted(builder.build(given)["prompt"]) == ["a red circle", "two stars"]
+    assert builder.funnel["prompts"] == 2
+    with pytest.raises(ValueError, match="--num_samples: expected at most 1 "):
+        make_builder(pipeline, tmp_path / "b", num_samples=2).build(given[:5])
+
+
+class LimitedRefiner:
+    """Refines the first `limit` prompts it is asked for."""
+
+    name, options = "limited", {"model": "m"}
+
+    def __init__(self, limit: int):
+        self.left, self.asked = limit, []
+
+    def refine(self, prompt: str, n: int, seed: int) -> list[str]:
+        self.asked.append(prompt)
+        self.left -= 1
+        return [f"{prompt} in oil {i}" if self.left >= 0 else prompt for i in range(n)]
+
+
+def test_what_was_not_refined_is_asked_for_until_images_are_drawn(pipeline, tmp_path, monkeypatch) -> None:
+    options = {"filter_rule": "none", "num_samples": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(builder_module, "generate_candidates", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            make_builder(pipeline, tmp_path, refiner=LimitedRefiner(2), **options).build(PROMPTS[:4])
+    second = LimitedRefiner(1)
+    builder = make_builder(pipeline, tmp_path, refiner=second, **options)
+    builder.build(PROMPTS[:4])
+    assert second.asked == PROMPTS[2:4], "what was refined is kept"
+    assert (builder.funnel["refined"], builder.funnel["refinements"]) == (12, 16)
+    record = json.loads((tmp_path / "craft_build.json").read_text())
+    assert record["funnel"]["refined"] == 12 and "12 of 16" in format_funnel(record["funnel"])
+
+    third = LimitedRefiner(9)
+    make_builder(pipeline, tmp_path, refiner=third, **options).build(PROMPTS[:4])
+    assert third.asked == [], "images of the old texts are there"
+    with pytest.raises(ValueError, match="--refiner limited: expected refinements of the prompts, found none of 16"):
+        make_builder(pipeline, tmp_path / "b", refiner=LimitedRefiner(0), **options).build(PROMPTS[:4])
+    assert not list((tmp_path / "b" / "candidates").glob("*.parquet"))
+
+
+def test_no_refiner_has_no_failures(pipeline, tmp_path) -> None:
+    builder = make_builder(pipeline, tmp_path, refiner=None, filter_rule="none", num_samples=1)
+    builder.build(PROMPTS[:2])
+    assert "refined" not in builder.funnel
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_a_reward_may_return_any_tensor(pipeline, tmp_path, kind) -> None:
+    class Own(BrightnessReward):
+        def score(self, prompts, images):
+            return torch.tensor(super().score(prompts, images)).to(kind).requires_grad_()
+
+    builder = make_builder(
+        pipeline, tmp_path, reward_models={name: Own(name) for name in REWARDS}, filter_rule="none", num_samples=1
+    )
+    assert np.isfinite(builder.build(PROMPTS[:2])["pickscore"]).all()
+
+
+@pytest.mark.parametrize(
     ("options", "prompts", "message"),
     [
         ({}, [], "--prompts: expected at least one prompt, found none"),
+        ({}, [" ", ""], "--prompts: expected at least one prompt, found none"),
         (
             {"num_samples": 13},
             PROMPTS,

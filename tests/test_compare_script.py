@@ -40,6 +40,30 @@ def test_refuses_other_settings_in_one_line_and_merges_them_when_told(run, tmp_p
     assert (tmp_path / "out" / "comparison.md").read_text() + "\n" == printed
 
 
+@pytest.mark.parametrize("here", [".", "results.json", "../a"])
+def test_the_current_folder_has_a_name(run, tmp_path, monkeypatch, capsys, here):
+    monkeypatch.chdir(tmp_path / "a")
+    with pytest.raises(SystemExit):
+        run(here, "../b")
+    assert "guidance_scale (5.0 in a, 7.5 in b)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("nameless", ["/", "x="])
+def test_what_has_no_name_is_refused(run, capsys, nameless):
+    with pytest.raises(SystemExit):
+        run(nameless, "a")
+    assert f"results: expected PATH or NAME=PATH, found '{nameless}'" in capsys.readouterr().err
+
+
+def test_files_of_papers_are_named_after_themselves(run, tmp_path, capsys):
+    (tmp_path / "papers").mkdir()
+    for file, scale in (("spo", 5.0), ("dpo v1.5", 7.5)):
+        (tmp_path / "papers" / f"{file}.json").write_text(json.dumps(results(file, 0.3, guidance_scale=scale)))
+    with pytest.raises(SystemExit):
+        run("papers/spo.json", "papers/dpo v1.5.json")
+    assert "guidance_scale (5.0 in spo, 7.5 in dpo v1.5)" in capsys.readouterr().err
+
+
 def test_two_files_of_one_name_are_refused(run, capsys):
     with pytest.raises(SystemExit):
         run("a", "a/results.json")

@@ -1,6 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """The training set: columns, round trip through Parquet, and what loading refuses."""
 
+import errno
 import io
 import json
 from pathlib import Path
@@ -8,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from PIL import Image
 
-from diffusers_craft import load_craft_dataset
+from diffusers_craft import UserError, load_craft_dataset
 from diffusers_craft.core.records import CANDIDATE_SCHEMA, SCORE_SCHEMA, pack_latent
 from diffusers_craft.data.dataset import assemble_dataset, save_dataset, take_rows
 from diffusers_craft.scripts import WorkDir
@@ -103,6 +104,49 @@ def test_saving_again_replaces_the_whole_set_with_the_same_bytes(candidates: pa.
     assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
 
 
+@pytest.mark.parametrize("name", ["dataset", "dataset.new", "dataset.old", "report"])
+@pytest.mark.parametrize("kind", ["a file", "a symbolic link"])
+def test_what_stands_in_the_way_of_a_dataset_is_named_and_stays(candidates, tmp_path, name, kind):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine").write_text("")
+    place = tmp_path / "out" / name
+    place.parent.mkdir()
+    if kind == "a file":
+        place.write_text("mine")
+    else:  # one that leads nowhere is refused for the report, too
+        place.symlink_to(tmp_path / ("nowhere" if name == "report" else "elsewhere"))
+    with pytest.raises(UserError) as error:
+        save_dataset(make_dataset(candidates), tmp_path / "out")
+    assert str(error.value) == f"--output_dir: expected a folder or nothing at {place}, found {kind}; move it away"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["mine"]
+
+
+def test_a_report_may_lie_behind_a_link(candidates, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "report").symlink_to(tmp_path / "elsewhere")
+    assert save_dataset(make_dataset(candidates), tmp_path).is_dir()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_leaves_the_earlier_dataset(candidates, tmp_path, monkeypatch, code):
+    folder = save_dataset(make_dataset(candidates.slice(0, 2)), tmp_path)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    def full(dataset, path):
+        path.write_bytes(b"PAR1")
+        raise OSError(code, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Dataset, "to_parquet", full)
+        with pytest.raises(UserError, match=r"^disk full: expected .*B free for dataset/, found .*B in .*$"):
+            save_dataset(make_dataset(candidates), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    save_dataset(make_dataset(candidates), tmp_path)
+    assert len(load_craft_dataset(tmp_path)) == len(candidates)
+
+
 @pytest.mark.parametrize("rows", [[6, 0, 3, 2, 5], [4], [], list(range(7))])
 def test_take_rows_across_shards(tmp_path: Path, rows: list[int]) -> None:
     stage = WorkDir(tmp_path).stage("scores", {}, 7, 3)
@@ -143,5 +187,5 @@ def test_refuses_what_is_no_dataset(name: str, tmp_path: Path) -> None:
 
 def test_refuses_an_unknown_split(candidates: pa.Table, tmp_path: Path) -> None:
     save_dataset(make_dataset(candidates), tmp_path)
-    with pytest.raises(ValueError, match='Unknown split "test"'):
+    with pytest.raises(ValueError, match="no files of the split test, only of train"):
         load_craft_dataset(tmp_path, split="test")

@@ -20,6 +20,7 @@ from diffusers_craft import Evaluation, GenerationSettings, SetMetric, UserError
 from diffusers_craft.evaluation import prompt_run
 from diffusers_craft.evaluation import run as engine
 from diffusers_craft.evaluation.args import choose_embedding, find_training_data, parse_models
+from diffusers_craft.evaluation.metrics import load_set_metrics
 from diffusers_craft.prompts.sets import EvaluationPrompt
 from diffusers_craft.rewards import settings as registry
 from diffusers_craft.scripts import PromptSet, WorkDir, derive_seed, write_run_json
@@ -129,6 +130,26 @@ def test_results_table_and_grid(finished):
     assert r"\begin{tabular}" in (finished / "table.tex").read_text()
     assert (finished / "table.csv").read_text().splitlines()[1].startswith("prompts,,base,brightness,5,")
     assert json.loads((finished / "craft_evaluate.json").read_text())["versions"]["diffusers"]
+
+
+@pytest.mark.parametrize("stage", ["scores/prompts/{}/brightness", "statistics/prompts/{}"])
+def test_shards_of_another_model_or_place_are_refused(run, finished, stage):
+    base, craft = (finished / stage.format(model) for model in ("base", "craft"))
+    path = craft / "part-00001.parquet"
+    whole = path.read_bytes()
+    path.write_bytes((base / path.name).read_bytes())
+    with pytest.raises(
+        UserError, match=f"^{path}: expected a Parquet file, found .* the file of another stage or tool; remove it"
+    ):
+        run()
+    path.write_bytes((craft / "part-00000.parquet").read_bytes())
+    with pytest.raises(
+        UserError, match=f"^{path}: expected the rows 2 to 3 in order, found 2 rows from 0 to 1; remove"
+    ):
+        run()
+    path.unlink()
+    run()
+    assert path.read_bytes() == whole
 
 
 def test_scores_are_those_of_the_stored_images(finished):
@@ -517,6 +538,51 @@ def test_a_metric_of_the_set_stands_in_every_table(run, finished, monkeypatch):
     assert (run(*flags) / "results.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["../../evil", "a/b c", "..", "x|y", "a\nb", "x\\y", "p" * 130, "", "é" * 70])
+def test_names_of_prompt_sets_that_are_no_names_of_folders_are_refused(name, tmp_path):
+    (tmp_path / "four.txt").write_text("a")
+    own = PromptSet(name, (EvaluationPrompt("a"),))
+    for given in [own, *([f"{name}={tmp_path / 'four.txt'}"] if name else [])]:
+        with pytest.raises(UserError, match="^--prompts: expected SOURCE or NAME=SOURCE .*found the name") as error:
+            Evaluation("b", (), given)._load_prompt_sets()
+        assert repr(name) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("my prompts (v2).txt", "my-prompts-v2"),
+        ("odd|name.txt", "odd-name"),
+        ("plain_1.0-x.txt", "plain_1.0-x"),
+        ("猫.txt", "猫"),
+        ("e\u0301.txt", "é"),
+        ("p" * 200 + ".txt", "p" * 120),
+    ],
+)
+def test_names_of_files_become_names_of_folders(file, name, tmp_path):
+    (tmp_path / file).write_text("a\nb")
+    (found,) = Evaluation("b", (), str(tmp_path / file))._load_prompt_sets()
+    assert found.prompts.name == name and found.prompts.prompts == ["a", "b"]
+
+
+def test_files_whose_names_become_one_need_names(tmp_path):
+    files = [tmp_path / "a b.txt", tmp_path / "a (b).txt"]
+    for file in files:
+        file.write_text("a")
+    with pytest.raises(UserError, match="--prompts: expected sets of different names"):
+        Evaluation("b", (), list(map(str, files)))._load_prompt_sets()
+    named = [f"x={files[0]}", str(files[1])]
+    assert [one.prompts.name for one in Evaluation("b", (), named)._load_prompt_sets()] == ["x", "a-b"]
+
+
+@pytest.mark.parametrize("name", ["..", "...", "m" * 130])
+def test_names_that_leave_the_output_folder_are_no_names_of_models_and_metrics(name):
+    with pytest.raises(UserError, match="--tuned: expected MODEL or NAME=MODEL"):
+        parse_models("base", [f"{name}=model"])
+    with pytest.raises(UserError, match="--set_metrics: expected a name of letters"):
+        load_set_metrics([type("Own", (SetMetric,), {"name": name, "compute": lambda *_: 0.0})()])
+
+
 def test_sets_of_one_name_are_refused(run, arguments, tmp_path):
     (tmp_path / "prompts.txt").write_text("a")
     with pytest.raises(ValueError, match="--prompts: expected sets of different names"):
@@ -526,6 +592,6 @@ def test_sets_of_one_name_are_refused(run, arguments, tmp_path):
 def test_flags_are_frozen(script, monkeypatch):
     flags = vars(script.parse_args(["--base", "b", "--prompts", "p", "--output_dir", "o"]))
     assert sorted(flags) == sorted(
-        "base tuned revision variant single_file_config cache_dir prompts set_metrics prompt_column num_prompts images_per_prompt training_data alarm_embedding rewards reward_checkpoint reward_batch_size"
+        "base tuned revision variant single_file_config cache_dir pretrained_vae_model_name_or_path prompts set_metrics prompt_column num_prompts images_per_prompt training_data alarm_embedding rewards reward_checkpoint reward_batch_size"
         " reward_backend reward_precision reward_residency dataloader_num_workers num_inference_steps guidance_scale resolution batch_size dtype device seed output_dir".split()
     )

@@ -145,8 +145,8 @@ def test_several_images_a_prompt_count_as_their_mean():
 
 
 def test_one_prompt_gives_its_own_numbers_and_an_interval_without_width():
-    base, row = summarize({"base": {"h": np.array([1.0])}, "craft": {"h": np.array([2.0])}})
-    assert (base["n"], base["mean"], base["median"]) == (1, 1, 1)
+    base, row = summarize({"base": {"h": np.array([1.5])}, "craft": {"h": np.array([2.0])}})
+    assert (base["n"], base["mean"], base["median"]) == (1, 1.5, 1.5)
     assert [row[key] for key in ("mean", "win_rate", "win_rate_low", "win_rate_high")] == [2, 1, 1, 1]
 
 

@@ -2,12 +2,14 @@
 """Merging result files: what compares, what is refused by name, what is said when it is allowed."""
 
 import copy
+import csv
+import io
 import json
 
 import numpy as np
 import pytest
 
-from diffusers_craft import compare_results
+from diffusers_craft import UserError, compare_results
 from diffusers_craft.evaluation.summary import summarize
 from diffusers_craft.scripts import load_results, write_comparison
 
@@ -134,6 +136,102 @@ def test_weights_are_compared_by_their_hash_and_where_both_files_say_them(files)
     rows = [row for row in compare_results(files)["rows"] if row["model"] != "base"]
     found = [("craft", "w"), ("craft (two)", "x"), ("craft (two)", "y"), ("craft", "z")]
     assert [(row["model"], row["prompts"]) for row in rows] == found
+
+
+def paper(**numbers):
+    return {"settings": {}, "rows": [{"model": "SmPO", "metric": "hps_v2.1", **numbers}]}
+
+
+def test_numbers_of_a_paper_print_without_interval_and_prompts(files, tmp_path):
+    """Papers print a win rate alone; rows without a prompt set have none in their column's title."""
+    files = {"paper": paper(win_rate=0.55, prompts="hpdv2"), "other": paper(win_rate=0.6, win_rate_low=0.5)}
+    text = write_comparison(tmp_path, compare_results(files, "win_rate"))
+    header, _, *lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line]
+    assert header == ["Win rate", "hpdv2: hps_v2.1 x100", "hps_v2.1 x100"] and lines[0] == ["SmPO", "55.0", "60.0"]
+    rows = [{"model": m, "metric": "h", "category": "c", "mean": 1.0} for m in "ab"]
+    text = write_comparison(
+        tmp_path, compare_results({"x": {"settings": {}, "rows": [*rows, *paper(mean=1)["rows"]]}})
+    )
+    assert "None" not in text and "| : " not in text
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ('"mean": "0.55"', 'expected a number or null as mean of row 1 of .*x.json, found "0.55"'),
+        ('"median": true', "expected a number or null as median of row 1 of .*x.json, found true"),
+        ('"n": [2]', "expected a number or null as n of row 1"),
+        ('"mean": NaN', "expected finite numbers or null in .*x.json, found NaN"),
+        ('"mean": 1e999', "expected finite numbers or null in .*x.json, found 1e999"),
+        ('"mean": 0.5, "extra": -Infinity', "expected finite numbers or null in .*x.json, found -Infinity"),
+        ('"win_rate": 55', "expected a share from 0 to 1 as win_rate of row 1 of .*x.json, found 55"),
+        ('"mean": 1, "prompts": ["a"]', "expected text as prompts of row 1"),
+        ('"mean": 1, "category": 5', "expected text as category of row 1"),
+        ('"mean": 1, "prompts": " "', "expected text as prompts of row 1"),
+        ('"mean": 1, "prompts": "\\ud83d"', "expected a results.json of an evaluation, found .*UnicodeEncodeError"),
+    ],
+)
+def test_numbers_that_are_none_are_refused_by_row(tmp_path, numbers, words):
+    text = '{"settings": {}, "rows": [{"model": "a", "metric": "b", ' + numbers + "}]}"
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(UserError, match=f"^results: {words}"):
+        load_results(tmp_path / "x.json")
+
+
+ROW = {"model": "a", "metric": "b"}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([], "an object as the content"),
+        ({"settings": [], "rows": []}, "an object as settings"),
+        ({"rows": []}, "an object as settings"),
+        ({"settings": {}, "rows": {}}, "a list as rows"),
+        ({"settings": {}, "rows": ["model metric"]}, "rows with model and metric"),
+        ({"settings": {}, "rows": [[1]]}, "rows with model and metric"),
+        ({"settings": {}, "rows": [{**ROW, "model": {}}]}, "text as model of row 1"),
+        ({"settings": {}, "rows": [ROW, {**ROW, "metric": None}]}, "text as metric of row 2"),
+        ({"settings": {"models": []}, "rows": []}, "an object as settings.models"),
+        ({"settings": {"models": {"a": 1}}, "rows": []}, "an object as settings of a"),
+        ({"settings": {"metrics": "b"}, "rows": []}, "an object as settings.metrics"),
+        ({"settings": {"prompts": {"p": "x"}}, "rows": []}, "an object as settings of p"),
+        ({"settings": {"base": ["a"]}, "rows": []}, "text as settings.base"),
+        (
+            {"settings": {"models": {"a": {"pretrained_model_name_or_path": 1}}}, "rows": []},
+            "text as pretrained_model_name_or_path of a",
+        ),
+    ],
+)
+def test_other_json_is_refused_in_one_line(tmp_path, content, words):
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"^results: expected {words}.* x?.*x.json, found") as error:
+        load_results(tmp_path / "x.json")
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_are_hardly_json_are_refused_too(tmp_path):
+    for number, data in enumerate([b"", b"\xff\xfe", b"[" * 100_000, b'{"settings": {}']):
+        (tmp_path / f"{number}.json").write_bytes(data)
+        with pytest.raises(UserError, match=f"^results: expected .*{number}.json"):
+            load_results(tmp_path / f"{number}.json")
+    (tmp_path / "bom.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(paper(mean=1)).encode())
+    assert load_results(tmp_path / "bom.json") == paper(mean=1)
+
+
+@pytest.mark.parametrize("setting", ["guidance_scale", "scheduler"])
+def test_no_text_of_a_file_leaves_its_line(files, tmp_path, setting):
+    hostile = "5\n\\input{/etc/passwd}\n<script>alert(1)</script>\r%x"
+    files["two"]["settings"]["models"]["base"][setting] = hostile
+    files["one"]["settings"]["models"]["base"][setting] = 7.5
+    files["two"]["rows"][-1]["model"] = "=<script>\n| x"
+    text = write_comparison(tmp_path, compare_results(files, allow=["all"]))
+    lines = (tmp_path / "comparison.tex").read_text().splitlines()
+    assert not any(r"\input" in line for line in lines if not line.startswith("% Not comparable"))
+    assert "<script" not in text and "&lt;script>" in text
+    assert not any(line.startswith("\\input") or line.startswith("<") for line in text.splitlines())
+    models = [row["model"] for row in csv.DictReader(io.StringIO((tmp_path / "comparison.csv").read_text()))]
+    assert "'=<script>\n| x" in models
 
 
 def test_files_and_folders_load_and_others_are_refused(files, tmp_path):

@@ -3,19 +3,21 @@
 
 import csv
 import io
+import re
 
 import numpy as np
 import pytest
 
+from diffusers_craft.core.printed import PRINTED_TIMES
 from diffusers_craft.evaluation.alarms import skipped_check
 from diffusers_craft.evaluation.summary import summarize
 from diffusers_craft.evaluation.tables import (
-    PRINTED_TIMES,
     category_tables,
     format_checks,
     format_csv,
     format_latex,
     format_table,
+    markdown_text,
 )
 from diffusers_craft.rewards.settings import reward_factories
 
@@ -85,6 +87,69 @@ def test_latex_escapes_marks_and_spans(rows):
     assert r"craft & \textbf{30} & \textbf{30} & 70 \\" in text
     assert r"sft\_1\&2 & \underline{25} & \underline{25} & \underline{75} \\" in text
     assert text.count(r"\begin{tabular}{lrrr}") == text.count(r"\end{tabular}") == 3  # mean, median, win rate
+
+
+HOSTILE = [
+    "a|b\nc",
+    "<script>alert(1)</script>",
+    "[x](javascript:y)",
+    "![x](http://z/t.png)",
+    "`a` **b**",
+    "\x1b[31mred",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("key", ["model", "metric", "category", "prompts"])
+def test_no_name_breaks_a_markdown_table(name, key):
+    row = {"prompts": "p", "category": "c", "model": "m", "metric": "h", "n": 1, "mean": 1.0, "median": None}
+    row |= {"win_rate": None, "mean_of_categories": None}
+    text = format_table([{**row, "category": None}, {**row, "prompts": "q"}, {**row, key: name}])
+    assert "<script" not in text and "](" not in text and "\x1b" not in text
+    tables = [part.strip().splitlines() for part in text.split("\n\n")[1:]]
+    for table in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1, "a row with more cells"
+    plain = format_table([{**row, "category": None, "model": name}], marks=False)
+    assert "\x1b" not in plain and len(plain.splitlines()) == 5
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in plain.splitlines()[2:]}) == 1
+
+
+def test_a_column_of_one_letter_is_divided():
+    row = {"prompts": None, "category": None, "model": "m", "metric": "h", "n": 1, "mean": 1.0, "median": None}
+    lines = format_table([row | {"win_rate": None, "mean_of_categories": None}]).splitlines()
+    assert lines[2:] == ["| Mean |  h |", "| ---- | -: |", "| m    |  1 |"]
+
+
+def test_yes_and_no_have_no_median():
+    once, twice = {"base": [0, 1, np.nan, 1], "a": [1, 1, 1, 0]}, {"base": [[0, 1], [1, 1], [1, 1], [0, 0]]}
+    rows = summarize({model: {"geneval": np.array(values)} for model, values in once.items()})
+    assert [row["median"] for row in rows] == [None, None] and rows[0]["mean"] == pytest.approx(2 / 3)
+    assert "Median" not in format_table(rows)
+    (row,) = summarize({model: {"geneval": np.array(values)} for model, values in twice.items()})
+    assert row["median"] == 0.75
+
+
+def test_escaped_names_are_shown_as_they_are():
+    assert markdown_text("a|b") == r"a\|b" and markdown_text("hps_v2.1 [1, 2]") == "hps_v2.1 [1, 2]"
+    assert markdown_text("<b>") == "&lt;b>" and markdown_text("[a](b)") == r"[a]\(b)"
+    assert markdown_text("C:\\x\n*y*") == r"C:\\x \*y\*"
+
+
+@pytest.mark.parametrize("name", ["[1cm]", "*x", "a\nb % c", "\\input{/etc/passwd}"])
+def test_no_name_breaks_a_latex_table(name):
+    row = {"prompts": None, "category": None, "model": name, "metric": name, "n": 1, "mean": 1.0, "median": None}
+    text = format_latex([row | {"win_rate": None, "mean_of_categories": None}])
+    assert not re.search(r"(\\\\|\\toprule|\\midrule)\s*[\[*]", text), "an argument of the line's end"
+    assert r"\input{" not in text and not re.search(r"(?<!\\)%", text.split("\n", 1)[1])
+    assert len(text.splitlines()) == 8
+
+
+@pytest.mark.parametrize("name", ["=HYPERLINK(1)", "+1", "-1", "@SUM(A1)", "\t=1", " =1", "＝1"])
+@pytest.mark.parametrize("key", ["prompts", "category", "model", "metric"])
+def test_no_spreadsheet_computes_a_cell(name, key):
+    row = {"prompts": "p", "category": "c", "model": "m", "metric": "h", "n": 1, "mean": -0.5}
+    (line,) = csv.DictReader(io.StringIO(format_csv([row | {key: name}])))
+    assert line[key] == "'" + name and line["mean"] == "-0.5" and line["median"] == ""
 
 
 def test_csv_holds_every_number_unrounded(rows):

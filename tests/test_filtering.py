@@ -228,6 +228,67 @@ def test_restrict_weights():
         restrict_weights({"hps_v2.1": 0.0}, "none")
 
 
+@pytest.mark.parametrize(("rule", "own"), [("hpa", "my_reward"), (["pickscore"], "mps"), ("ha", "clip_score")])
+def test_a_weight_that_would_change_nothing_is_refused(rule, own):
+    """The composite is of the filter's rewards; the paper's own three may be left out, as in its ablation."""
+    paper = {"hps_v2.1": 0.4, "pickscore": 0.4, "aesthetic": 0.2}
+    with pytest.raises(
+        ValueError, match=f"^--rewards: expected weights of .*, found {own}=1000; name {own} in --filter"
+    ):
+        restrict_weights(paper | {own: 1000.0}, rule)
+    assert own not in restrict_weights(paper | {own: 0.0}, rule)
+    assert restrict_weights(paper | {own: 1.0}, [*rule_rewards(rule), own])[own] > 0
+    assert restrict_weights(paper | {own: 1.0}, "none")[own] == 0.5
+
+
+@pytest.mark.parametrize("rule", ["none", "pa"])
+def test_a_reward_that_does_not_count_may_abstain(rule):
+    """It neither excludes an image nor changes its group's statistics, be it silent on some images or on all."""
+    rewards, groups, variants = random_pool(5, invalid=0.1)
+    weights = {"pickscore": 0.5, "aesthetic": 0.5, "judge": 0.0}
+    used = {name: rewards[name] for name in ("pickscore", "aesthetic")}
+    expected = score_pool(used, groups, variants, dict.fromkeys(used, 0.5), rule, k=5)
+    some = np.where(np.arange(len(groups)) % 2, 1.0, np.nan)
+    for judge in (some, np.full(len(groups), np.nan)):
+        pool = score_pool({**used, "judge": judge}, groups, variants, weights, rule, k=5)
+        for name in ("composite", "kept", "advantages", "selected"):
+            np.testing.assert_array_equal(getattr(pool, name), getattr(expected, name))
+        assert funnel(pool) == funnel(expected)
+        assert ("judge" in pool.constants["rewards"]) == np.isfinite(judge).any()
+
+
+def test_a_reward_of_the_rule_counts_without_weight():
+    """An image without its score cannot be compared: it is not valid, and no sibling's advantage depends on it."""
+    rewards = {"pickscore": np.array([0.0, 1.0, 2.0, 9.0]), "aesthetic": np.array([0.0, 1.0, 1.0, np.nan])}
+    weights = {"pickscore": 1.0, "aesthetic": 0.0}
+    pool = score_pool(rewards, np.zeros(4, int), np.arange(4), weights, "pa", k=1)
+    assert pool.valid.tolist() == [True, True, True, False]
+    np.testing.assert_allclose(pool.advantages, [0, -1, 1, 0], atol=1e-4)
+    assert pool.selected.tolist() == [2]
+
+
+def test_an_only_image_has_no_advantage_and_takes_no_place():
+    nan = np.nan
+    groups, variants = np.repeat([0, 1, 2], 3), np.tile([0, 1, 2], 3)
+    composite = np.array([0.0, 9.0, nan, 0.0, 1.0, 2.0, 0.0, nan, nan])
+    assert group_advantages(composite, groups, variants)[1] == 0
+    mask = np.ones(9, dtype=bool)
+    for strategy in ("top", "all", "random", "low"):
+        assert select_samples(composite, mask, groups, variants, strategy, 1)[0] in (4, 5)
+    with pytest.raises(ValueError, match="--num_samples: expected at most 1 "):
+        select_samples(composite, mask, groups, variants, k=2)
+    one = select_samples([0.0, 1.0, 0.0, 2.0], [True] * 4, [0, 0, 1, 1], [0, 1, 0, 1], k=2)
+    assert one.tolist() == [3, 1], "a build with one image a prompt has chosen so"
+
+
+def test_what_rounding_leaves_is_no_advantage():
+    rng = np.random.default_rng(0)
+    low, high = rng.normal(size=2000), rng.normal(size=2000)
+    composite = np.stack([np.zeros(2000), low, high, (low + high) / 2], 1).ravel()
+    found = group_advantages(composite, np.repeat(np.arange(2000), 4), np.tile(np.arange(4), 2000)).reshape(-1, 4)
+    assert (found[:, 3] == 0).all() and (np.abs(found[:, 1]) > 1).all()
+
+
 def test_funnel_counts():
     nan = np.nan
     groups = np.repeat([0, 1, 2, 3], 3)
@@ -242,15 +303,22 @@ def test_funnel_counts():
         "groups": 3,
         "candidates": 12,
         "valid": 10,
+        "trainable": 5,
         "kept_groups": 2,
         "kept_candidates": 3,
-        "selected": 3,
-        "selected_prompts": 2,
-        "share_negative_advantages": pytest.approx(1 / 3),
+        "selected": 2,
+        "selected_prompts": 1,
+        "share_negative_advantages": pytest.approx(1 / 2),
         "selected_not_beating_own_baseline": 1,
     }
     assert funnel_rows(counts)[2:4] == [("candidate images", "12"), ("valid images", "10")]
-    assert ("share of negative advantages", "33.3%") in funnel_rows(counts)
+    assert ("share of negative advantages", "50.0%") in funnel_rows(counts)
+    refined = funnel(pool, num_failures=3)
+    assert ("candidate images of refined prompts", "5 of 8") in funnel_rows(refined)
+    assert (refined["refined"], refined["refinements"]) == (5, 8)
+    everything = funnel(score_pool(rewards, groups, variants, {"aesthetic": 1.0}, "none", strategy="all"))
+    assert everything["kept_candidates"] == everything["trainable"] == 7, "a rule that drops nothing keeps 100 %"
+    assert everything["kept_groups"] == everything["groups"] == 4
     empty = funnel(score_pool(rewards, groups, variants, {"aesthetic": 1.0}, "none", k=0))
     assert empty["selected"] == 0 and empty["share_negative_advantages"] == 0.0
 

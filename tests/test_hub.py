@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 from build_driver import REWARDS, BrightnessReward
 from hub_driver import HubDriver
+from hub_repos import File, Repo
 from hub_server import TOKEN, HubServer
 from huggingface_hub import DatasetCard, ModelCard
 
 
 STEPS = ["--train_batch_size=4", "--gradient_accumulation_steps=1", "--max_train_steps=3", "--resolution=64"]
 STEPS += ["--report_to=none", "--learning_rate=1e-3"]
-BASE_CARD = "---\nlicense: openrail++\n---\n# Base\n"
+BASE_CARD = "---\nlicense: other\nlicense_name: sai-nc-community\nlicense_link: LICENSE.md\n---\n# Base\n"
+BASE_LICENSE = "other (sai-nc-community, https://huggingface.co/org/base/blob/main/LICENSE.md)"
 MAIN_FILE = {"dataset": "dataset/train-*.parquet", "model": "unet/*.safetensors"}  # FILE below is its hash
 # What to let fail, how often (the clients try an upload several times), and what the user reads.
 FAULTS = [
@@ -211,6 +213,71 @@ def test_without_a_token_nothing_is_started(driver, random_sd15, dataset_folder,
     assert not list(tmp_path.rglob("craft_*.json")) and not (tmp_path / "out" / "candidates").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        (["--hub_license=Apache 2.0"], "--hub_license: expected an identifier such as openrail++"),
+        (["--hub_license=mit: x"], "--hub_license: expected an identifier such as openrail++"),
+        (["--hub_dataset_id=org/a--b"], "dataset 'org/a--b': expected ORG/NAME, found another form"),
+        (["--hub_dataset_id=org/x.git"], "dataset 'org/x.git': expected ORG/NAME, found another form"),
+    ],
+)
+def test_a_wrong_licence_or_id_is_refused_before_the_work(hub, driver, random_sd15, built, tmp_path, flags, found):
+    """Repeating the command cannot help, so nobody is told to."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a thing\n")
+    flags = ["--hub_dataset_id=org/unlicensed", *flags]
+    build = [f"--pretrained_model_name_or_path={random_sd15}", f"--prompts={prompts}", "--push_to_hub"]
+    build += [f"--output_dir={tmp_path / 'out'}"]
+    for command in (["build_craft_dataset", *build], ["publish_craft", "--output_dir", built]):
+        outcome = driver.run(*command, *flags)
+        line = outcome.output.splitlines()[-1]
+        assert outcome.code == 2 and line.startswith(f"error: {found}") and "repeat" not in line, outcome.output
+    assert not (tmp_path / "out").exists() and ("dataset", "org/unlicensed") not in hub.repos
+
+
+def test_a_wrong_licence_of_a_model_is_refused(driver, published_run):
+    command = ["publish_craft", "--output_dir", published_run, "--hub_model_id=org/unlicensed", "--hub_license=MIT 2"]
+    assert "--hub_license: expected an identifier" in driver.run(*command).output
+
+
+def test_licences_of_prompts_as_a_list(hub, driver, built, tmp_path):
+    card = b"---\nlicense:\n- mit\n- cc-by-4.0\n---\n"
+    hub.repos["dataset", "org/listed"] = Repo(False)
+    hub.repos["dataset", "org/listed"].commit("main", {"README.md": File(card, False)}, "card")
+    folder = copy_of(built, tmp_path)
+    record = json.loads((folder / "craft_build.json").read_text())
+    record["options"]["prompts"] = "org/listed:large:train"
+    (folder / "craft_build.json").write_text(json.dumps(record))
+    assert driver.run("publish_craft", "--output_dir", folder, "--hub_dataset_id=org/from-listed").code == 0
+    text = files_on(hub, "dataset", "org/from-listed")["README.md"].decode()
+    assert "| licence of the prompts | mit, cc-by-4.0 |" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "refiner"),
+    [
+        ({}, "template: 4 refinements of each prompt asked for, 1 image(s) of each; refined 48 of 48 candidates"),
+        (
+            {"refined": 11},
+            "template: 4 refinements of each prompt asked for, 1 image(s) of each; refined 11 of 48 cand",
+        ),
+        ({"refined": None}, "template: 4 refinements of each prompt asked for, 1 image(s) of each |"),
+        ({"refiner": "none"}, "none; 4 images of each prompt by other seeds |"),
+    ],
+)
+def test_a_card_claims_no_refinements_that_did_not_happen(hub, driver, built, tmp_path, change, refiner):
+    folder = copy_of(built, tmp_path)
+    record = json.loads((folder / "craft_build.json").read_text())
+    record["options"]["refiner"] = change.get("refiner", "template")
+    record["funnel"]["refined"] = change.get("refined", 48)
+    if change.get("refined", 48) is None:  # a build of an earlier version
+        del record["funnel"]["refined"], record["funnel"]["refinements"]
+    (folder / "craft_build.json").write_text(json.dumps(record))
+    assert driver.run("publish_craft", "--output_dir", folder, "--hub_dataset_id=org/refined").code == 0
+    assert f"| refiner | {refiner}" in files_on(hub, "dataset", "org/refined")["README.md"].decode()
+
+
 def test_a_public_repository_is_not_taken_for_a_private_one(driver, built):
     command = ["publish_craft", "--output_dir", built, "--hub_dataset_id=org/open"]
     assert driver.run(*command).code == 0
@@ -226,7 +293,12 @@ def test_a_trained_pipeline_arrives_with_pictures_and_card(hub, driver, trained,
     assert not [path for path in files if path.startswith(("checkpoint", "logs", "samples"))]
     card, record = ModelCard(files["README.md"].decode()), json.loads((folder / "craft_run.json").read_text())
     assert (card.data.base_model, card.data.base_model_relation) == (base, "finetune")
-    assert (card.data.license, card.data.pipeline_tag) == ("openrail++", "text-to-image")
+    assert (card.data.license, card.data.license_name, card.data.pipeline_tag) == (
+        "other",
+        "sai-nc-community",
+        "text-to-image",
+    )
+    assert f"| licence of the base model | {BASE_LICENSE} |" in card.text
     assert {"craft", "stable-diffusion", "diffusers-training"} <= set(card.data.tags)
     assert [entry["text"] for entry in card.data.widget] == record["captions"] == [f"thing {i}" for i in range(4)]
     assert all(entry["output"]["url"] in files for entry in card.data.widget) and "images/grid.png" in files

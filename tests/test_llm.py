@@ -8,7 +8,7 @@ import time
 import pytest
 from chat_server import chat
 
-from diffusers_craft.prompts.refiners import INSTRUCTION, MAX_WORDS, OpenAIRefiner, TransformersRefiner, clean_reply
+from diffusers_craft.prompts.refiners import INSTRUCTION, OpenAIRefiner, TransformersRefiner
 
 
 def test_good_replies(serve, monkeypatch):
@@ -40,7 +40,6 @@ def test_passing_failures_are_tried_again(serve):
     ("status", "body"),
     [
         (500, {"error": {"message": "broken"}}),
-        (400, {"error": {"message": "inappropriate content"}}),
         (200, b"garbage"),
         (200, b""),
         (200, b'"a string"'),
@@ -88,7 +87,7 @@ def test_refused_key_or_model_stops_with_one_line(serve, monkeypatch, status):
         refiner.refine("x", 1, seed=0)
     assert str(error.value) == (
         f"--refiner openai: expected {server.url} to serve 'm' with the key of OPENAI_API_KEY,"
-        f" found HTTP status {status}"
+        f" found HTTP status {status}" + (" (Incorrect key: ***)" if status != 401 else "")
     )
 
 
@@ -107,25 +106,6 @@ def test_options_hold_no_secrets(monkeypatch):
         "refiner_base_url": "https://example.org:8000/v1",
         "refiner_temperature": 1.0,
     }
-
-
-@pytest.mark.parametrize(
-    ("reply", "text"),
-    [
-        ("  a red\n\ncircle ", "a red circle"),
-        ('"a red circle"', "a red circle"),
-        ('a sign that says "stop"', 'a sign that says "stop"'),
-        ('"stop" on a sign, "go" on another', '"stop" on a sign, "go" on another'),
-        ("**Refined prompt:** a red circle", "a red circle"),
-        ("Prompt: a red circle", "a red circle"),
-        ("a prompt: how to", "a prompt: how to"),
-        ("<think>red?\n</think>\na red circle", "a red circle"),
-        ("word " * 100, " ".join(["word"] * MAX_WORDS)),
-        ('"', '"'),
-    ],
-)
-def test_clean_reply(reply, text):
-    assert clean_reply(reply) == text
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["chat", "plain"])
@@ -166,3 +146,60 @@ def test_local_model_that_is_none(tmp_path):
     with pytest.raises(ValueError, match="--refiner_model: expected a causal language model, found '.*': ") as error:
         TransformersRefiner(str(tmp_path))
     assert "\n" not in str(error.value)
+
+
+TEMPLATES = {
+    "no system": "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}",
+    "thoughts": "{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}",
+}
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_chat_templates_without_system_and_with_thoughts(local_model, tmp_path, kind):
+    import shutil
+
+    from transformers import AutoTokenizer
+
+    folder = shutil.copytree(local_model, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    turns = "{% for m in messages %}{{ m.role }}: {{ m.content }}\\n{% endfor %}assistant: "
+    tokenizer.chat_template = TEMPLATES[kind] + turns
+    tokenizer.save_pretrained(folder)
+    refiner = TransformersRefiner(str(folder), device="cpu")
+    text = refiner._chat_text("Prompt: a red circle")
+    assert "<think>" not in text and INSTRUCTION in text and text.rstrip().endswith("assistant:")
+    assert ("system:" in text) == (kind == "thoughts") and "Prompt: a red circle" in text
+    assert (refiner._max_tokens > 1000) == (kind == "thoughts"), "room for thoughts"
+
+
+@pytest.mark.parametrize(
+    ("template_end", "reply", "expected"),
+    [
+        ("assistant: ", "[THINK]A circle?[/THINK]a red circle, sharp!", "a red circle, sharp"),
+        ("assistant: <think>\n", "A circle?</think>a red circle, sharp!", "a red circle, sharp"),
+        ("assistant: <think>\n", "A circle? Or a square? And so on, to the last token", "x"),
+        ("assistant: <think>\n\n</think>\n\n", "a red circle, sharp!", "a red circle, sharp"),
+    ],
+    ids=["special tokens", "opened by the template", "unfinished", "closed by the template"],
+)
+def test_thoughts_of_a_local_model(local_model, monkeypatch, template_end, reply, expected):
+    import torch
+
+    refiner = TransformersRefiner(str(local_model))
+    tokenizer = refiner._tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]"]})
+    tokenizer.chat_template = "{{ messages[-1].content }}\n" + template_end
+
+    def generate(input_ids, **_):
+        return torch.cat([input_ids, tokenizer(reply, return_tensors="pt").input_ids], dim=1)
+
+    monkeypatch.setattr(refiner._model, "generate", generate)
+    assert refiner.refine("x", 1, seed=0) == [expected]
+
+
+def test_a_refusal_in_words_is_the_reason(serve):
+    replies = iter([(503, {"error": {"message": "busy"}})])
+    server = serve(lambda *_: next(replies, (200, chat("I'm sorry, but I can't help with that."))))
+    refiner = OpenAIRefiner("m", server.url, max_retries=1)
+    assert refiner.refine("x", 1, seed=0) == ["x"]
+    assert refiner.problem == "no prompt in the reply I'm sorry, but I can't help with that."

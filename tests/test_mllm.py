@@ -100,6 +100,20 @@ def test_services_without_schemas_are_asked_for_plain_json_and_remembered(serve,
     assert forms == ["json_schema", "json_object", "json_object"]
 
 
+def test_a_service_that_refuses_the_seed_keeps_its_format(serve, tiny_images):
+    def reply(request, _):
+        refused = "seed" in request or "response_format" not in request
+        return (400, {"error": {"message": "no"}}) if refused else (200, chat(grades(1, 2, 3, 4, 5)))
+
+    server = serve(reply)
+    reward = MLLMReward(f"m@{server.url}", max_retries=0)
+    assert reward.score(["x"], tiny_images[:1]).tolist() == [3]
+    tries = len(server.requests)
+    assert reward.score(["y"], tiny_images[:1]).tolist() == [3] and len(server.requests) == tries + 1
+    last = server.requests[-1]
+    assert last["response_format"]["type"] == "json_schema" and last["messages"][0]["role"] == "system"
+
+
 def test_a_refused_picture_has_no_score_and_changes_nothing_for_others(serve, tiny_images):
     def reply(request, _):
         bad = "bad" in json.dumps(request["messages"])
@@ -110,6 +124,13 @@ def test_a_refused_picture_has_no_score_and_changes_nothing_for_others(serve, ti
     assert np.isnan(reward.score(["bad"], tiny_images[:1])).all()
     assert reward.score(["x"], tiny_images[:1]).tolist() == [1]
     assert server.requests[-1]["response_format"]["type"] == "json_schema"
+
+
+def test_a_model_that_sees_no_pictures_ends_the_run_with_its_reason(serve, tiny_images):
+    server = serve(lambda *_: (400, {"error": {"message": "no image input"}}))
+    reward = MLLMReward(f"m@{server.url}", max_retries=0)
+    with pytest.raises(ValueError, match=r"--rewards mllm: expected .*, found .*HTTP status 400 \(no image input\)"):
+        reward.score(["x"] * 4, [tiny_images[0]] * 4)
 
 
 def test_a_dead_service_and_a_wrong_key_end_the_run_in_one_line(serve, tiny_images):
@@ -132,3 +153,11 @@ def test_what_must_be_given(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(ValueError, match="--rewards mllm: expected a key in the environment variable OPENAI_API_KEY"):
         MLLMReward("gpt")
+
+
+@pytest.mark.parametrize(
+    "around", ["<think>x</think>\n{}", "Hm.</think>{}", "```json\n{}\n```", "<think>a</think>```\n{}\n```"]
+)
+def test_thoughts_of_a_judge_are_no_part_of_its_grades(around):
+    grades = dict.fromkeys(ASPECTS, 5)
+    assert parse_grades(around.replace("{}", json.dumps(grades))) == grades

@@ -4,6 +4,7 @@
 import importlib
 import json
 import pkgutil
+import re
 import sys
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from huggingface_hub import ModelCard
 from training_driver import ROOT
 
 from diffusers_craft import SFT, Objective, objectives, publish_model
-from diffusers_craft.hub.card import without_paths
+from diffusers_craft.hub.card import License, without_paths
 from diffusers_craft.hub.model import model_files
-from diffusers_craft.hub.model_card import Published, Results, model_card, read_results
+from diffusers_craft.hub.model_card import Published, Results, eval_results, model_card, read_results
 from diffusers_craft.hub.upload import as_hub_id, published_id
 from diffusers_craft.objectives.registry import OBJECTIVES
 from diffusers_craft.scripts import HubRepo
@@ -62,7 +63,8 @@ RESULTS = {
         {"model": "sft", "message": "sft: too alike"},
     ],
 }
-PUBLISHED = Published("org/tuned", "pipeline", "org/base", "org/top100", "openrail++", ["a | b", "c"])
+OPENRAIL = License(("openrail++",))
+PUBLISHED = Published("org/tuned", "pipeline", "org/base", "org/top100", OPENRAIL, ["a | b", "c"])
 
 
 @pytest.fixture
@@ -95,6 +97,13 @@ def test_numbers_of_the_card_are_those_of_the_files(results):
     assert not any(word in text for word in ("--rank", "scale_lr", "snr_gamma", "hub_model_id", "output_dir"))
 
 
+def test_the_table_of_a_card_has_the_unit_of_its_pictures_and_the_metadata_the_raw_score(tmp_path):
+    rows = [{**row, "metric": "hps_v2.1", "mean": row["mean"] / 100} for row in RESULTS["rows"]]
+    results = results_of({**RESULTS, "rows": rows}, tmp_path)
+    assert "| hps_v2.1 x100 | 20.5 | 21.25 |" in model_card(RECORD, PUBLISHED, results).text
+    assert eval_results(results)[0].metric_value == 0.2125
+
+
 def test_metadata_are_what_the_hub_reads(results):
     card = model_card(RECORD, PUBLISHED, results)
     assert card_errors(card.content, "model") == []
@@ -106,6 +115,40 @@ def test_metadata_are_what_the_hub_reads(results):
     ]
     assert data.eval_results[0].dataset_type == "org/prompts"
     assert [entry["output"]["url"] for entry in data.widget] == ["images/0.png", "images/1.png"]
+
+
+@pytest.mark.parametrize(
+    ("stated", "metadata", "text"),
+    [
+        ({"license": "mit"}, {"license": "mit"}, "mit"),
+        (
+            {"license": "other", "license_name": "sai-nc-community", "license_link": "https://x.y/LICENSE"},
+            {"license": "other", "license_name": "sai-nc-community", "license_link": "https://x.y/LICENSE"},
+            "other (sai-nc-community, https://x.y/LICENSE)",
+        ),
+        (
+            {"license": "other", "license_name": "own", "license_link": "./LICENSE.md"},
+            {"license": "other", "license_name": "own"}
+            | {"license_link": "https://huggingface.co/org/base/blob/main/LICENSE.md"},
+            "other (own, https://huggingface.co/org/base/blob/main/LICENSE.md)",
+        ),
+        ({"license": ["mit", "cc-by-4.0"]}, {"license": ["mit", "cc-by-4.0"]}, "mit, cc-by-4.0"),
+        ({"license": ["mit"]}, {"license": "mit"}, "mit"),
+    ],
+)
+def test_the_licence_of_the_base_is_stated_whole(stated, metadata, text):
+    card = model_card(RECORD, PUBLISHED._replace(license=License.stated(stated, "org/base")))
+    data = ModelCard(card.content).data.to_dict()
+    assert {key: value for key, value in data.items() if key.startswith("license")} == metadata
+    assert f"| licence of the base model | {text} |" in card.text and card_errors(card.content, "model") == []
+
+
+def test_a_base_without_a_licence():
+    assert License.stated({}) is None and License.stated({"license": None}) is None
+    assert License.stated({"license": "other", "license_link": "LICENSE"}).link is None, "a file that is not published"
+    card = model_card(RECORD, PUBLISHED._replace(license=None))
+    assert "| licence of the base model | not found; see the base model |" in card.text
+    assert ModelCard(card.content).data.license == "other"
 
 
 def test_several_prompt_sets_and_categories(tmp_path):
@@ -262,6 +305,16 @@ def test_results_of_another_model_are_refused(tmp_path):
         read_results(tmp_path / "no", Path("/x"), "org/other")
 
 
+@pytest.mark.parametrize("name", ["grid_my prompts (v2)", "grid_a|b<c>"])
+def test_addresses_of_pictures_hold_nothing_that_ends_them(name, tmp_path):
+    """Evaluations of older versions have such files."""
+    (tmp_path / f"{name}.png").write_bytes(b"picture")
+    results = results_of(RESULTS, tmp_path)
+    assert all(re.fullmatch(r"images/evaluation_grid[\w.-]*\.png", address) for address in results.grids)
+    text = model_card(RECORD, PUBLISHED, results).text
+    assert len(results.grids) == 2 and all(f"![base and tuned models]({address})" in text for address in results.grids)
+
+
 def test_what_cannot_be_published_is_refused(tmp_path):
     with pytest.raises(ValueError, match="expected the --output_dir of a finished training run, found no craft_run"):
         publish_model(tmp_path, "org/m")
@@ -273,8 +326,10 @@ def test_what_cannot_be_published_is_refused(tmp_path):
         publish_model(tmp_path, "org/m", base_model="/home/me")
     with pytest.raises(ValueError, match="expected a finished training run, found no pytorch_lora_weights"):
         publish_model(tmp_path, "org/m")
-    with pytest.raises(ValueError, match="model 'a b/c': expected ORG/NAME, found another form"):
-        HubRepo("a b/c", "model").open()
+    for name in ("a b/c", "org/a--b", "org/x.git", "-org/x", "a/b/c", "org/x..y", "org/" + 100 * "x"):
+        with pytest.raises(ValueError, match="model '.*': expected ORG/NAME, found another form") as error:
+            HubRepo(name, "model").open()
+        assert "repeat the same command" not in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(ValueError, match="model org/m: expected files to upload, found none in"):
         HubRepo("org/m", "model").upload(tmp_path, {}, "nothing", replaced=["last-checkpoint/*"])
     assert "secret" not in repr(HubRepo("org/m", "model", token="secret"))

@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 
 from diffusers_craft import load_prompt_set, load_prompts
-from diffusers_craft.scripts import PROMPT_SETS, parse_caption
+from diffusers_craft.scripts import PROMPT_SETS, load_build_prompts, parse_caption
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def hub(tmp_path, monkeypatch):
         path.write_text(json.dumps(files[file]))
         return str(path)
 
-    def load(name, split=None):
+    def load(name, config=None, split=None):
         asked.append((name, split))
         return datasets.Dataset.from_list(tables[name])
 
@@ -42,6 +42,15 @@ def test_hpdv2_by_style_with_its_repeated_prompts(hub):
     assert asked[0] == ("zhwang/HPDv2", "benchmark/anime.json", "dataset")
     sample = load_prompt_set("hpdv2", num_prompts=7, seed=1)
     assert len(sample.rows) == 7, "one of two equal prompts brought the other one with it"
+
+
+def test_the_prompts_of_a_build_have_the_categories_of_their_first_rows(tmp_path):
+    path = tmp_path / "prompts.csv"
+    path.write_text("prompt,category\na cat,animals\na cat ,pets\na red circle,\n")
+    found = load_build_prompts(path)
+    assert found.prompts == load_prompts(path) == ["a cat", "a red circle"]
+    assert found.categories == ["animals", None]
+    assert set(load_build_prompts("tiny-heldout").categories) == {None}, "the report reads them in the captions"
 
 
 def test_partiprompts_and_pickapic_columns(hub):
@@ -97,6 +106,63 @@ def test_genevals_own_lines_and_those_with_metadata_alike(tmp_path):
     assert own.name == other.name == "geneval"
     assert own.categories == other.categories == ["counting"] and own.prompts == other.prompts
     assert own.rows[0].details["include"] == other.rows[0].details["metadata"]["include"]
+
+
+def write_compbench(folder, *names):
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text(f"prompt one of {name}\nprompt two of {name}\n")
+    return folder
+
+
+COMPBENCH = [f"{category}{split}.txt" for category in ("color", "shape", "texture", "spatial", "non_spatial", "complex")
+             for split in ("", "_train", "_val")]  # fmt: skip
+COMPBENCH += [f"complex_val_{label}.txt" for label in ("action", "spatial", "spatialaction")]
+COMPBENCH += ["color_val_seen.txt", "numeracy_val.txt", "3d_spatial_val.txt", "new_objects.txt"]
+
+
+def test_compbench_s_own_folder_is_its_validation_prompts(tmp_path):
+    found = load_prompt_set(f"t2i_compbench={write_compbench(tmp_path / 'all', *COMPBENCH)}")
+    assert found.name == "t2i_compbench" and len(found.rows) == 16
+    labels = {(row.category, row.details.get("three_in_one")) for row in found.rows}
+    assert labels == {(c, None) for c in ("color", "shape", "texture", "spatial", "non_spatial")} | {
+        ("complex", label) for label in ("action", "spatial", "spatialaction")
+    }
+    assert not any("train" in prompt or "seen" in prompt or "complex_val.txt" in prompt for prompt in found.prompts)
+    some = load_prompt_set(f"t2i_compbench={write_compbench(tmp_path / 'some', 'complex_val.txt', 'shape_val.txt')}")
+    assert some.categories == ["shape"] * 2 + ["complex"] * 2
+    with pytest.raises(ValueError, match="--prompts t2i_compbench: expected color_val.txt, .* found none of them"):
+        load_prompt_set(f"t2i_compbench={write_compbench(tmp_path / 'none', 'color_train.txt', 'notes.txt')}")
+
+
+@pytest.mark.parametrize(
+    ("name", "category", "label"),
+    [
+        ("color_val.txt", "color", None),
+        ("complex_val_action.txt", "complex", "action"),
+        ("complex_train_spatialaction.txt", "complex", "spatialaction"),
+        ("non_spatial.txt", "non_spatial", None),
+        ("texture_val_unseen.txt", "texture", None),
+    ],
+)
+def test_a_file_of_compbench_tells_its_category_by_its_name(tmp_path, name, category, label):
+    folder = write_compbench(tmp_path / "own", name)
+    found = load_prompt_set(f"t2i_compbench={folder / name}")
+    assert found.prompts == [f"prompt one of {name}", f"prompt two of {name}"]
+    assert [(row.category, row.details.get("three_in_one")) for row in found.rows] == [(category, label)] * 2
+
+
+@pytest.mark.parametrize("name", ["mine.txt", "numeracy_val.txt", "shape_val_action.txt"])
+def test_a_text_file_without_a_category_is_no_compbench(tmp_path, name):
+    folder = write_compbench(tmp_path / "own", name)
+    with pytest.raises(ValueError, match=f"--prompts t2i_compbench: expected a file named as .* found .*{name}"):
+        load_prompt_set(f"t2i_compbench={folder / name}")
+
+
+def test_compbench_as_jsonl_keeps_its_columns(tmp_path):
+    (tmp_path / "own.jsonl").write_text('{"prompt": "a", "category": "complex", "three_in_one": "action"}\n')
+    row = load_prompt_set(f"t2i_compbench={tmp_path / 'own.jsonl'}").rows[0]
+    assert (row.category, row.details["three_in_one"]) == ("complex", "action")
 
 
 def test_partis_own_tsv_is_read_without_quoting(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from diffusers_craft import load_refiner
 from diffusers_craft.core.records import REFINED_SCHEMA
 from diffusers_craft.prompts.refiners import MODIFIERS
+from diffusers_craft.prompts.refining import is_settled, refine_once
 from diffusers_craft.scripts import WorkDir, refine_prompts
 
 
@@ -128,7 +129,7 @@ def test_failures_are_marked_and_counted_once(tmp_path, caplog):
     for row in table.to_pylist():
         assert row["refined"] == (row["variant"] > 0 and row["group"] % 2 == 1)
     assert [record.getMessage() for record in caplog.records] == [
-        "refiner 'flaky' gave nothing new for 24 of 42 candidates: they keep the original prompt (refined=False)"
+        "refiner 'flaky' gave nothing new for 24 of 42 candidates: they keep the original prompt (refined=False); the same command asks again for them as long as no candidates are drawn"
     ]
 
 
@@ -149,3 +150,83 @@ def test_counts_and_stage_size(tmp_path):
         refine_prompts(PROMPTS, load_refiner("template"), 0, 2, 0, open_stage(tmp_path))
     with pytest.raises(RuntimeError, match="expected a stage of 35 rows, found 49"):
         refine_prompts(PROMPTS, load_refiner("template"), 2, 2, 0, open_stage(tmp_path))
+
+
+class PrefixRefiner:
+    name, options = "prefix", {}
+
+    def refine(self, prompt, n, seed):
+        return [f"new {prompt}"] * n
+
+
+class Flaky:
+    """Refines what its service lets through."""
+
+    name, options = "flaky", {}
+    problem = "HTTP status 429"
+
+    def __init__(self, works):
+        self.works, self.asked = works, []
+
+    def refine(self, prompt, n, seed):
+        self.asked.append(prompt)
+        return [f"{prompt}, {i}" if self.works(prompt) else prompt for i in range(n)]
+
+
+def test_what_was_not_refined_is_asked_for_again_and_nothing_else(tmp_path, caplog):
+    prompts = [f"thing {i}" for i in range(8)]
+    stage = WorkDir(tmp_path).stage("refined", {}, 8 * 3, 6)  # two prompts per shard
+    first = Flaky(lambda prompt: prompt not in ("thing 2", "thing 7"))
+    table = refine_prompts(prompts, first, 2, 1, 0, stage)
+    assert "gave nothing new for 4 of 16 candidates (HTTP status 429)" in caplog.text
+    kept = Flaky(lambda prompt: True)
+    assert refine_prompts(prompts, kept, 2, 1, 0, stage).equals(table) and not kept.asked
+    again = Flaky(lambda prompt: True)
+    table = refine_prompts(prompts, again, 2, 1, 0, stage, again=True)
+    assert again.asked == ["thing 2", "thing 7"]
+    assert table["refined"].to_pylist() == [False, True, True] * 8 and stage.is_complete
+
+
+def test_a_refinement_that_is_asked_for_again_keeps_the_others_of_its_shard(tmp_path):
+    prompts = [f"thing {i}" for i in range(4)]
+    stage = WorkDir(tmp_path).stage("refined", {}, 4 * 3, 12)
+    texts = refine_prompts(prompts, Flaky(lambda prompt: prompt != "thing 1"), 2, 1, 0, stage)["refined_prompt"]
+    table = refine_prompts(prompts, PrefixRefiner(), 2, 1, 0, stage, again=True)  # another service by now
+    expected = texts.to_pylist()
+    expected[4:6] = ["new thing 1", "new thing 1"]
+    assert table["refined_prompt"].to_pylist() == expected
+
+
+def test_other_ranks_wait_for_what_the_first_one_refines_anew(tmp_path):
+    """Their images must not be of texts that the first rank is about to replace."""
+    prompts, work = ["thing 1", "thing 2"], WorkDir(tmp_path)
+    refined, candidates = work.stage("refined", {}, 6, 6), work.stage("candidates", {}, 6, 6)
+    refiner = Flaky(lambda prompt: prompt == "thing 1")
+    assert not is_settled(refined, refiner, candidates), "nothing is there yet"
+    refine_once(prompts, refiner, 2, 1, 0, refined, candidates)
+    assert not is_settled(refined, refiner, candidates), "failures, and no images"
+    candidates.shard_path(0).touch()
+    assert is_settled(refined, refiner, candidates)
+    refine_once(prompts, refiner, 2, 1, 0, refined, candidates)
+    assert refiner.asked == prompts, "an image of the old text is there"
+    candidates.shard_path(0).unlink()
+    refiner.works = lambda prompt: True
+    refine_once(prompts, refiner, 2, 1, 0, refined, candidates)
+    assert is_settled(refined, refiner, candidates) and refiner.asked == [*prompts, "thing 2"]
+
+
+def test_a_refiner_that_refines_nothing_ends_the_run(tmp_path):
+    stage = WorkDir(tmp_path).stage("refined", {}, 6, 6)
+    words = r"^--refiner flaky: expected refinements of the prompts, found none of 4 \(HTTP status 429\)$"
+    for _ in range(2):  # also where the file of an earlier run says so
+        with pytest.raises(ValueError, match=words):
+            refine_prompts(["a", "b"], Flaky(lambda prompt: False), 2, 1, 0, stage)
+
+
+def test_template_words_stand_where_the_encoder_reads():
+    refiner = load_refiner("template")
+    assert all(text.startswith("a red circle, ") for text in refiner.refine("a red circle", 8, seed=0))
+    for prompt in ("very " * 60 + "red", "圆" * 40, "a,b;" * 20, "looking_at_viewer, " * 12 + "1girl"):
+        texts = refiner.refine(prompt, 8, seed=0)
+        assert len(set(texts)) == 8 and all(text.endswith(f", {prompt}") for text in texts)
+        assert len({text[:60] for text in texts}) > 4

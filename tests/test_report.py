@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from matplotlib import font_manager
+from matplotlib.figure import Figure
 from PIL import Image, ImageFont
 
 from diffusers_craft.build import report
 from diffusers_craft.build.report import reward_sets, write_build_report
+from diffusers_craft.figures import page
 from diffusers_craft.figures.grid import _fit, _wrap
 from diffusers_craft.scripts import image_grid
 from diffusers_craft.selection.pool import ScoredPool
@@ -41,9 +43,16 @@ def build():
         weights={"hps_v2.1": 0.5, "aesthetic": 0.5},
         constants={},
     )
+    options = {"pretrained_model_name_or_path": "sd15 (weights 0123)", "dtype": "float16", "prompts": "my.txt"}
+    options |= {"refiner": "openai", "refiner_model": "qwen-plus", "num_refinements": 3, "num_seeds": 1, "seed": 7}
+    options |= {"resolution": 512, "num_inference_steps": 30, "guidance_scale": 7.5, "reward_normalization": "zscore"}
+    options |= {"filter_rule": "ha", "selection": "top", "num_samples": 2, "max_per_prompt": 1}
+    stage = {"prompts": "3 prompts, hash 89ab"}
+    funnel |= {"selected_not_beating_own_baseline": 1, "trainable": 8, "refined": 7, "refinements": 9}
     return {
-        "funnel": funnel | {"selected_not_beating_own_baseline": 1},
+        "record": {"options": options, "stage_options": stage, "funnel": funnel, "versions": {"torch": "2.6"}},
         "pool": pool,
+        "all_prompts": ["a <b>red</b> circle & more", "two stars", 'a "blue" square'],
         "rows": {
             "image": [Image.new("RGB", (64, 64), color) for color in ("red", "blue")],
             "prompt": ["a <b>red</b> circle & more", 'a "blue" square'],
@@ -107,10 +116,76 @@ def test_report_shows_the_funnel_and_the_means_of_each_set(tmp_path, build):
     pool = build["pool"]
     hps = pool.rewards["hps_v2.1"]
     expected = [hps[pool.variants == 0], hps[(pool.variants > 0) & np.isfinite(hps)], hps[pool.selected]]
-    start = words.index("hps_v2.1") + 1
-    assert words[start : start + 3] == [f"{values.mean():.4g}" for values in expected]
+    start = words.index("hps_v2.1 x100") + 1  # in the table of means and on each picture's card
+    assert words[start : start + 3] == [f"{100 * values.mean():.4g}" for values in expected]
+    cards = [words[i + 1] for i, word in enumerate(words) if word == "hps_v2.1 x100"][1:]
+    assert cards == [f"{100 * value:.3f}" for value in hps[pool.selected]]
     start = words.index("advantage") + 1
     assert words[start : start + 3] == ["–", "0.5", "0.5"]
+
+
+def test_report_says_what_the_build_is_of(tmp_path, build):
+    write_build_report(tmp_path, **build)
+    words = _Page((tmp_path / "report.html").read_text(encoding="utf-8")).words
+    assert words.count("CRAFT dataset: sd15") == 2  # the page's title and its heading
+    for name, value in {
+        "base model": "sd15 (weights 0123), float16",
+        "prompts": "my.txt; 3 prompts, hash 89ab",
+        "refiner": "openai (qwen-plus): 3 refinements of each prompt asked for, 1 image(s) of each; refined 7 of 9 candidates",
+        "filter rule": "ha",
+        "composite reward": "hps_v2.1 0.5, aesthetic 0.5; normalisation zscore",
+        "seed": "7",
+        "candidate images of refined prompts": "7 of 9",
+    }.items():
+        assert words[words.index(name) + 1] == value
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d", words[words.index("date") + 1])
+
+
+def test_shares_of_the_funnel_are_of_what_could_be_kept(build):
+    """Images of original prompts are no loss of the filter."""
+    images, prompts = report.funnel_panels(build["record"]["funnel"])
+    for panel, expected in (
+        (images, ["11", "8", "6 (75.0%)", "2 (25.0%)"]),
+        (prompts, ["3", "2 (66.7%)", "2 (66.7%)"]),
+    ):
+        axes = Figure().subplots()
+        panel(axes)
+        texts = [text.get_text().strip() for text in axes.texts]
+        assert [text.partition(" (")[0] if i < len(texts) - 2 else text for i, text in enumerate(texts)][
+            1:
+        ] == expected
+
+
+def test_numbers_that_cancel_out_have_a_mean_of_zero(tmp_path, build):
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=9)
+    advantages = np.zeros(12)
+    advantages[build["pool"].variants > 0] = values - values.mean()
+    write_build_report(tmp_path, **build | {"pool": replace(build["pool"], advantages=advantages)})
+    words = _Page((tmp_path / "report.html").read_text(encoding="utf-8")).words
+    start = words.index("advantage") + 1
+    assert words[start : start + 2] == ["–", "0"] and float(words[start + 2]) != 0
+
+
+def test_kinds_of_prompts_in_the_pool_and_among_the_selected(tmp_path, build):
+    captions = ["a red circle", "two stars", "a blue square"]
+    assert report.kind_rows(captions, build["pool"]) == [("colors", "66.7%", "50.0%"), ("counting", "33.3%", "50.0%")]
+    assert report.kind_rows([*captions[:2], "a photo of my cat"], build["pool"]) == []
+    kinds = ["plants", None, "plants"]
+    assert report.kind_rows(build["all_prompts"], build["pool"], kinds) == [
+        ("plants", "66.7%", "50.0%"),
+        ("–", "33.3%", "50.0%"),
+    ]
+    many = [str(number) for number in range(report.MAX_KINDS + 1)]
+    assert report.kind_rows(many, build["pool"], many) == []
+    for prompts, categories, shown in (
+        (captions, [None] * 3, True),
+        (build["all_prompts"], None, False),
+        (build["all_prompts"], kinds, True),
+    ):
+        write_build_report(tmp_path, **build | {"all_prompts": prompts, "categories": categories})
+        words = _Page((tmp_path / "report.html").read_text(encoding="utf-8")).words
+        assert ("Kinds of prompts" in words) == shown
 
 
 def test_same_input_gives_the_same_bytes(tmp_path, build):
@@ -144,6 +219,25 @@ def test_large_images_are_embedded_small(tmp_path, build):
     noise = np.random.default_rng(0).integers(0, 255, (1024, 1024, 3), dtype=np.uint8)
     write_build_report(tmp_path, **build | {"rows": build["rows"] | {"image": [Image.fromarray(noise)] * 2}})
     assert (tmp_path / "report.html").stat().st_size < 1_000_000
+
+
+def test_a_click_enlarges_a_picture_without_a_script(tmp_path, build):
+    write_build_report(tmp_path, **build)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert text.count('<label class="view"><input type="checkbox" aria-label="larger view" /><img') == 2
+    assert "input:checked + img { position: fixed" in text and "<script" not in text
+
+
+@pytest.mark.parametrize("prompt", ["a red circle " * 150, "1girl,solo,long_hair," * 100], ids=["words", "tags"])
+def test_long_prompts_unfold_and_break_anywhere(tmp_path, build, prompt):
+    build["rows"] |= {"prompt": [prompt, "short"], "refined_prompt": [prompt + ", sharp", "short"]}
+    write_build_report(tmp_path, **build)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert text.count("<details>") == 2 and 'alt="short"' in text
+    shown, rest = re.search(r"<summary><span>(.*?)<span.*?</summary>(.*?)</details>", text).groups()
+    assert shown + rest == prompt and len(shown) <= page.LONG_TEXT
+    assert max(len(alt) for alt in re.findall('alt="(.*?)"', text)) <= page.LONG_TEXT + 1
+    assert "summary, details { overflow-wrap: anywhere; }" in text
 
 
 def test_reward_sets_split_by_variant_and_selection():
@@ -189,6 +283,4 @@ def test_wrap_breaks_at_words_and_ends_in_an_ellipsis():
     lines = _wrap("a very long prompt " * 10, font, 120, 3)
     assert len(lines) == 3 and lines[-1].endswith("…")
     assert all(font.getlength(line) <= 120 for line in lines)
-    (line,) = _wrap("x" * 200, font, 120, 3)
-    assert line.endswith("…") and font.getlength(line) <= 120
     assert _wrap("one\ntwo", font, 120, 3) == ["one", "two"]

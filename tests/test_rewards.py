@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from rebuild_tiny.lexicon import build_tokenizer, build_tokenizer_files
 
-from diffusers_craft import load_reward
+from diffusers_craft import UserError, load_reward
 from diffusers_craft.rewards.preprocessing import ClipProcessor, crop_center, fit_and_pad, to_rgb
 
 
@@ -224,6 +224,18 @@ def test_weights_load_late_and_can_be_released(name: str, checkpoints: dict[str,
     reward.release()
     assert "model" not in vars(reward)
     np.testing.assert_array_equal(reward.score(PROMPTS, images), first)
+
+
+@pytest.mark.parametrize("name", ["hps_v2.1", "mps"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_on_a_cpu_is_refused_before_a_checkpoint_is_looked_for(name, dtype, tmp_path):
+    """Where the layers rest in the checkpoint's half precision; on a GPU autocast takes the mix."""
+    found = str(dtype).removeprefix("torch.")
+    words = f"^--reward_precision: expected fp32 or auto for {name} on a CPU, found {found}$"
+    with pytest.raises(UserError, match=words):
+        load_reward(name, str(tmp_path / "nowhere"), device="cpu", dtype=dtype)
+    with pytest.raises(UserError, match="--reward_checkpoint"):
+        load_reward(name, str(tmp_path / "nowhere"), device="cpu", dtype=torch.float32)
 
 
 def test_low_precision_towers_stay_close(clip_folder: Path, images: list[Image.Image]):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rebuild_tiny.pictures import is_held_out, render, sample_caption, sample_captions, sample_scene, write_caption
 from rebuild_tiny.preferences import (
     KINDS,
@@ -29,6 +30,12 @@ from diffusers_craft.tiny.world import Object, Scene
 
 
 NAMES = tuple(RECIPES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_loading_inside_a_bar_shows_no_other(name, capsys):
+    load_reward(name, reward_checkpoint(name), device="cpu").score(["a red circle"], [Image.new("RGB", (64, 64))])
+    assert capsys.readouterr().err == ""
 
 
 def scene(*objects: tuple[str, str, float, float], background: str = "black") -> Scene:

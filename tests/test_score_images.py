@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import diffusers_craft
-from diffusers_craft import load_reward, open_images
+from diffusers_craft import RewardSettings, load_reward, open_images
 from diffusers_craft.core import workdir
 from diffusers_craft.scripts import run_script
 from diffusers_craft.tiny import reward_checkpoint
@@ -106,6 +106,35 @@ def check_table(table: pa.Table, names: list[str], prompts: list[str], expected:
         np.testing.assert_allclose(table[name].to_numpy(), scores, rtol=1e-4, atol=1e-4)
 
 
+def test_a_reward_that_reads_no_captions_needs_none(script, folder, files, tmp_path, names, expected, capsys, caplog):
+    """A folder, and Parquet files without such a column or with an empty cell."""
+    alone = ["--rewards", "aesthetic", "--reward_checkpoint", "aesthetic=tiny", "--device", "cpu"]
+    rows = {"image": files, "prompt": [*["a"] * (len(files) - 1), None]}
+    for name, columns in (("bare", ["image"]), ("holes", ["image", "prompt"])):
+        (tmp_path / name).mkdir()
+        pq.write_table(pa.table(rows).select(columns), tmp_path / name / "x.parquet")
+    for source in (folder, tmp_path / "bare", tmp_path / "holes"):
+        caplog.clear()
+        output = tmp_path / f"out-{source.name}"
+        script.main(script.parse_args(["--images", str(source), "--output_dir", str(output), *alone]))
+        table = pq.read_table(output / "scores.parquet")
+        np.testing.assert_allclose(table["aesthetic"].to_numpy(), expected["aesthetic"], rtol=1e-4, atol=1e-4)
+        assert set(table["prompt"].to_pylist()) == {""}
+        assert [m for m in caplog.messages if m.endswith("scored without, for aesthetic reads no captions")]
+        capsys.readouterr()
+        both = ["--images", source, "--output_dir", tmp_path / "both", *TINY]
+        assert "caption" in error_of(script, capsys, *both)
+    capsys.readouterr()
+    asked = ["--images", folder, "--output_dir", tmp_path / "asked", "--captions", tmp_path / "no.csv", *alone]
+    assert "--captions: expected a .csv" in error_of(script, capsys, *asked), "what is asked for is needed"
+
+
+def test_captions_are_kept_where_they_are(script, captioned, tmp_path, prompts):
+    alone = ["--rewards", "aesthetic", "--reward_checkpoint", "aesthetic=tiny", "--device", "cpu"]
+    script.main(script.parse_args(["--images", str(captioned), "--output_dir", str(tmp_path / "out"), *alone]))
+    assert pq.read_table(tmp_path / "out" / "scores.parquet")["prompt"].to_pylist() == prompts
+
+
 def test_an_image_folder_with_metadata(script, captioned, tmp_path, names, prompts, expected, capsys):
     output = tmp_path / "out"
     run(script, "--images", captioned, "--output_dir", output)
@@ -174,7 +203,7 @@ def test_a_dataset_of_the_hub(script, monkeypatch, tmp_path, files, prompts, exp
     images = [{"bytes": data, "path": None} for data in files]
     dataset = datasets.Dataset.from_dict({"image": images, "text": prompts}, features=features)
     asked = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: asked.append((name, split)) or dataset)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split: asked.append((name, split)) or dataset)
     run(script, "--images", "org/pictures:test", "--output_dir", tmp_path / "out", "--dataloader_num_workers", 1)
     assert asked == [("org/pictures", "test")]
     check_table(pq.read_table(tmp_path / "out" / "scores.parquet"), [f"row {i}" for i in range(7)], prompts, expected)
@@ -214,7 +243,69 @@ def test_a_damaged_image_has_no_score_and_is_counted(script, captioned, tmp_path
     scores = pq.read_table(tmp_path / "out" / "scores.parquet")["aesthetic"].to_pylist()
     assert [i for i, score in enumerate(scores) if score is None] == [1]
     assert caplog.messages == [f"image of {names[1]} cannot be read and gets no score (no image of a known format)"]
-    assert capsys.readouterr().out.splitlines()[-1] == "1 of 7 images could not be read and have no score"
+    assert (
+        capsys.readouterr().out.splitlines()[-1]
+        == "1 of 7 images have no score: they cannot be read, or a reward gave none"
+    )
+
+
+class Abstaining:
+    """Knows red pictures only."""
+
+    abstains = True
+
+    def score(self, prompts: list[str], images: list[Image.Image]) -> np.ndarray:
+        return np.array([1.0 if "red" in prompt else np.nan for prompt in prompts])
+
+
+def test_images_of_which_a_reward_says_nothing_are_counted(script, captioned, tmp_path, prompts, capsys):
+    arguments = ["--images", captioned, "--output_dir", tmp_path / "out", "--rewards", f"{__name__}:Abstaining"]
+    run_script(script.main, script.parse_args([*map(str, arguments), "--device", "cpu"]))
+    silent = sum("red" not in prompt for prompt in prompts)
+    assert (
+        capsys.readouterr().out.splitlines()[-1]
+        == f"{silent} of 7 images have no score: they cannot be read, or a reward gave none"
+    )
+
+
+def test_one_flag_takes_several_checkpoints_and_backends(script):
+    arguments = ["--images", "x", "--output_dir", "y", "--reward_checkpoint", "pickscore=tiny", "aesthetic=b"]
+    arguments += ["--reward_backend", "hps_v2.1=package", "image_reward=package", "--reward_checkpoint", "hps_v2.1=c"]
+    args = script.parse_args(arguments)
+    settings = RewardSettings.from_args(args, ["pickscore", "aesthetic", "hps_v2.1", "image_reward"])
+    assert settings.checkpoints == {"pickscore": "tiny", "aesthetic": "b", "hps_v2.1": "c"}
+    assert settings.backends == {"hps_v2.1": "package", "image_reward": "package"}
+
+
+@pytest.mark.parametrize("damage", ["swapped", "cut", "infinite"])
+def test_damaged_scores_are_named_and_mended(script, captioned, tmp_path, capsys, damage):
+    where = ("--images", captioned, "--output_dir", tmp_path / "out")
+    run(script, *where)
+    first, second = (tmp_path / "out" / "scores" / "aesthetic" / f"part-0000{shard}.parquet" for shard in range(2))
+    before, table = [first.read_bytes(), second.read_bytes()], tmp_path / "out" / "scores.parquet"
+    scores = table.read_bytes()
+    if damage == "swapped":
+        first.write_bytes(before[1])
+        second.write_bytes(before[0])
+    elif damage == "cut":
+        first.write_bytes(before[0][:-20])
+    else:
+        columns = pq.read_table(first).replace_schema_metadata()
+        pq.write_table(columns.set_column(1, columns.schema.field(1), pa.array([1, np.inf, 0], pa.float32())), first)
+    words = {
+        "swapped": "the rows 0 to 2 in order",
+        "cut": "a Parquet file",
+        "infinite": "finite scores, found inf in row 1",
+    }
+    capsys.readouterr()
+    found = error_of(script, capsys, *where, *TINY)
+    assert found.startswith(f"{first}: expected {words[damage]}") and found.endswith(
+        "the command that wrote it makes it anew"
+    )
+    for path in (first, second):
+        path.unlink()
+    run(script, *where)
+    assert [first.read_bytes(), second.read_bytes()] == before and table.read_bytes() == scores
 
 
 def test_two_ranks_make_the_same_bytes(script, captioned, tmp_path, monkeypatch):
@@ -257,7 +348,10 @@ def test_two_ranks_make_the_same_bytes(script, captioned, tmp_path, monkeypatch)
             ["--images", "images"],
             "--images: expected a caption for 1.jpg in its text file, found none; give --captions FILE",
         ),
-        (["--images", "images", "--captions", "no.csv"], "--captions: expected a .csv or .jsonl file, found 'no.csv'"),
+        (
+            ["--images", "images", "--captions", "no.csv"],
+            "--captions: expected a .csv, .jsonl or .parquet file, found 'no.csv'",
+        ),
         (
             ["--images", "images", "--captions", "bad.csv"],
             "--captions: expected a column file_name in bad.csv, found none",

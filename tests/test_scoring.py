@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 
 from diffusers_craft import RewardSettings, score_images
 from diffusers_craft.core.records import CANDIDATE_SCHEMA, SCORE_SCHEMA
 from diffusers_craft.rewards.settings import reward_factories
 from diffusers_craft.scoring import run as scoring_run
+from diffusers_craft.scoring.scorer import CompositeScorer
 from diffusers_craft.scripts import (
     CandidateImages,
     ScoringJob,
@@ -168,6 +170,15 @@ def test_reward_of_another_shape_is_refused(values: object, shape: str, tmp_path
     with pytest.raises(ValueError) as error:
         score_candidates(candidates(), Fixed(values), open_stage(tmp_path, 10))
     assert str(error.value) == f"reward fixed: expected 9 scores, found shape {shape}"
+
+
+def test_a_tensor_of_any_kind_is_a_score_of_the_composite_too():
+    values = torch.tensor([1.0, 2.0], dtype=torch.bfloat16, requires_grad=True)
+    images = [Image.new("RGB", (4, 4))] * 2
+    constants = {"normalization": "zscore", "rewards": {"fixed": {"mean": 1.0, "std": 0.5}}}
+    for known, scores in ((None, [2, 4]), (constants, [0, 4])):
+        scorer = CompositeScorer({"fixed": Fixed(values)}, {"fixed": 2.0}, known)
+        np.testing.assert_array_equal(scorer.score(["a", "b"], images), scores)
 
 
 def test_candidates_of_another_number(tmp_path: Path):

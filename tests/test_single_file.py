@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from build_driver import load_script, register_brightness_rewards
-from diffusers import DDIMScheduler, DiffusionPipeline, PNDMScheduler
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, PNDMScheduler
+from diffusers.utils import logging as diffusers_logging
 from original_layout import save_single_file
 from safetensors.torch import load_file, save_file
 from training_driver import ROOT, losses, same, weights
@@ -42,6 +43,16 @@ def test_every_weight_comes_back(backbone, single_files, random_sd15, random_sdx
         assert states[0].keys() == states[1].keys()
         for key in states[1]:
             torch.testing.assert_close(states[0][key], states[1][key], rtol=0, atol=0, msg=f"{part}.{key}")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_loading_is_shown_once_per_machine(rank, single_files, random_sd15, monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    monkeypatch.setattr(diffusers_logging, "_tqdm_active", True)
+    capsys.readouterr()
+    load_pipeline(single_files["sd15"], config=str(random_sd15), device="cpu")
+    shown = capsys.readouterr().err
+    assert ("Loading pipeline components" in shown) == (rank == 0) and "Loading weights" not in shown
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
@@ -148,6 +159,30 @@ def test_base_and_tuned_model_under_evaluation_may_be_single_files(run_example, 
     rows = json.loads((tmp_path / "evaluation" / "results.json").read_text())["rows"]
     assert [row["model"] for row in rows] == ["single", "folder", "again"]
     assert len({row["mean"] for row in rows}) == 1 and set(loaded) == {str(tmp_path)}
+
+
+def test_a_file_without_a_vae_is_evaluated_with_another(run_example, single_files, random_sd15, tmp_path):
+    """The base, and a UNet for it; a model with a VAE of its own draws with the given one, too."""
+    tensors = load_file(single_files["sd15"])
+    bare = {name: value for name, value in tensors.items() if not name.startswith("first_stage_model.")}
+    save_file(bare, tmp_path / "bare.safetensors")
+    models = ["--base", f"bare={tmp_path / 'bare.safetensors'}", "--tuned", f"unet={random_sd15 / 'unet'}"]
+    models += [f"whole={random_sd15}", f"--single_file_config={random_sd15}", "--rewards", "pickscore"]
+    with pytest.raises(ValueError, match="--pretrained_vae_model_name_or_path: expected a VAE for a file that holds"):
+        run_example("evaluate_craft", "without", *models)
+    vae = AutoencoderKL.from_pretrained(random_sd15 / "vae")
+    with torch.no_grad():
+        vae.decoder.conv_out.bias.add_(0.3)
+    vae.save_pretrained(tmp_path / "vae")
+    means = {}
+    for name, folder in (("same", random_sd15 / "vae"), ("other", tmp_path / "vae")):
+        run_example("evaluate_craft", name, *models, f"--pretrained_vae_model_name_or_path={folder}")
+        rows = json.loads((tmp_path / name / "results.json").read_text())["rows"]
+        assert [row["model"] for row in rows] == ["bare", "unet", "whole"]
+        (means[name],) = {row["mean"] for row in rows}
+    assert means["other"] > means["same"]
+    with pytest.raises(ValueError, match="images/prompts/bare.* --pretrained_model_name_or_path"):
+        run_example("evaluate_craft", "same", *models, f"--pretrained_vae_model_name_or_path={tmp_path / 'vae'}")
 
 
 def test_a_half_precision_file_is_trained_in_float32(single_files, random_sd15, tmp_path):

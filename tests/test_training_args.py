@@ -61,8 +61,8 @@ def test_defaults_are_the_recipe():
     assert (args.learning_rate, args.adam_beta1, args.adam_beta2) == (5e-5, 0.9, 0.999)
     assert (args.adam_weight_decay, args.max_grad_norm, args.lr_scheduler) == (1e-2, 1.0, "constant")
     assert args.caption_dropout == 0.0
-    assert (args.caption_column, args.resolution) == ("prompt", 512)
-    assert _settings("train_craft_sdxl", *REQUIRED).resolution == 1024
+    assert (args.caption_column, args.resolution) == ("prompt", None)  # the model's own
+    assert args.checkpointing_steps is None  # 50, one kept until the run has ended
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,14 @@ def test_defaults_are_the_recipe():
         (["--train_batch_size=0"], "--train_batch_size: expected at least 1, found 0"),
         (["--max_train_steps=-3"], "--max_train_steps: expected at least 1, found -3"),
         (["--caption_dropout=1.5"], r"--caption_dropout: expected a probability in \[0, 1\], found 1.5"),
+        (
+            ["--lr_warmup_steps=50"],
+            "--lr_warmup_steps: expected .* constant_with_warmup, found constant, which ignores it",
+        ),
+        (
+            ["--checkpoints_total_limit=3"],
+            "--checkpoints_total_limit: expected --checkpointing_steps with it, found none",
+        ),
         (["--rank=8"], "--rank, --lora_alpha, --lora_dropout: expected --use_lora with them, found none"),
         (["--use_lora", "--rank=0"], "--rank: expected at least 1, found 0"),
         (["--use_lora", "--lora_alpha=0"], "--lora_alpha: expected at least 1, found 0"),
@@ -101,6 +109,18 @@ def test_defaults_are_the_recipe():
 def test_contradictions_are_refused(flags, message):
     with pytest.raises(ValueError, match=message):
         _settings("train_craft_sd15", *REQUIRED, *flags)
+
+
+@pytest.mark.parametrize("name", ["unet", "logs"])
+def test_a_file_where_a_folder_will_be_is_refused(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("mine")
+    with pytest.raises(
+        ValueError, match=f"^--output_dir: expected a folder or nothing at {tmp_path}/out/{name}, found a"
+    ):
+        _settings("train_craft_sd15", *REQUIRED, "--output_dir=~/out")
+    assert _settings("train_craft_sd15", *REQUIRED, "--output_dir=~/other").output_dir == str(tmp_path / "other")
 
 
 def test_generated_latents_belong_to_their_vae():

@@ -174,7 +174,7 @@ def test_the_slurm_script_gives_every_machine_its_rank(tmp_path):
     """Run with stand-ins for SLURM's and accelerate's commands: two machines, one after the other."""
     commands = {
         "scontrol": "echo node-a; echo node-b",
-        "srun": 'for id in 0 1; do SLURM_NODEID=$id "$@"; done',
+        "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; for id in 0 1; do SLURM_NODEID=$id "$@"; done',
         "accelerate": f'printf "%s|" "$@" >> {tmp_path}/calls; echo >> {tmp_path}/calls',
     }
     for name, body in commands.items():

@@ -1,15 +1,20 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Encoding of datasets: against the VAE itself, and what makes the cache hit or miss."""
 
+import errno
 import json
+import logging
+import os
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
+from safetensors.torch import load_file, save_file
 
-from diffusers_craft import CRAFT, SD15, SDXL, SFT, Objective, load_craft_dataset
+from diffusers_craft import CRAFT, SD15, SDXL, SFT, Objective, UserError, load_craft_dataset
 from diffusers_craft.data.pictures import crop_image
 from diffusers_craft.models.generation import encode_png
 from diffusers_craft.scripts import DataSettings, ModelSource, prepare_training_data, vae_fingerprint
@@ -42,6 +47,13 @@ def test_latents_are_the_scaled_posterior(components, settings, make_images):
             posterior = components.vae.encode(view).latent_dist
             torch.testing.assert_close(latents, posterior.mean * 0.18215)
     assert data.weights.tolist() == [-1.5, -0.5, 0.5]
+
+
+def test_captions_that_the_encoder_cuts_are_said_once(components, settings, make_images, caplog):
+    prompts = ["a dog", "a caption that is too long", "a dog"]
+    prepare_training_data(_dataset(make_images(3), prompt=prompts), SD15, components, settings())
+    words = "1 of 2 captions are longer than the 16 tokens that the text encoder reads: the rest is ignored"
+    assert caplog.messages == [words]
 
 
 def test_enlarged_images_are_said(components, settings, make_images, caplog):
@@ -99,6 +111,61 @@ def test_cache_is_used_for_the_same_data_and_only_for_it(components, settings, m
     with torch.no_grad():
         components.vae.encoder.conv_in.weight += 1e-3
     assert prepare()
+
+
+def _cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def _flip(place: float) -> Callable[[bytes], bytes]:
+    """The byte at that part of the file; the header comes first."""
+
+    def flip(data: bytes) -> bytes:
+        index = int(place * len(data))
+        return data[:index] + bytes([data[index] ^ 64]) + data[index + 1 :]
+
+    return flip
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: b"", lambda data: b"junk" * 9, _cut, *map(_flip, (0, 0.01, 0.5, 0.7, 0.99))]
+)
+def test_a_broken_cache_is_made_anew_with_one_line(components, settings, make_images, tmp_path, caplog, damage):
+    dataset = _dataset(make_images(4))
+    first = prepare_training_data(dataset, SD15, components, settings())
+    (path,) = (tmp_path / "diffusers_craft").iterdir()
+    data = path.read_bytes()
+    path.write_bytes(damage(data))
+    again = prepare_training_data(dataset, SD15, components, settings())
+    assert torch.equal(first.latents, again.latents) and torch.equal(first.latent_stds, again.latent_stds)
+    (record,) = caplog.records
+    line = record.getMessage()
+    assert line.startswith(f"--cache_dir: expected whole encodings in {path}, found ") and "\n" not in line
+    assert line.endswith("; they are made anew")
+    assert path.read_bytes() == data
+    prepare_training_data(dataset, SD15, components, settings())
+    assert len(caplog.records) == 1
+
+
+def test_a_cache_without_a_hash_is_used(components, settings, make_images, tmp_path, monkeypatch, caplog):
+    """As earlier versions wrote it."""
+    dataset = _dataset(make_images(4))
+    first = prepare_training_data(dataset, SD15, components, settings())
+    (path,) = (tmp_path / "diffusers_craft").iterdir()
+    save_file(load_file(path), path)
+    monkeypatch.setattr(components.vae, "encode", lambda pixels: pytest.fail("encoded"))
+    assert torch.equal(first.latents, prepare_training_data(dataset, SD15, components, settings()).latents)
+    assert not caplog.records
+
+
+def test_a_full_disk_of_the_cache_is_one_line(components, settings, make_images, tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"^disk full: expected .* free for \w+.safetensors, found .* in "):
+        prepare_training_data(_dataset(make_images(4)), SD15, components, settings())
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_crops_and_sizes_come_from_the_cache_together(random_sdxl, settings, make_images):
@@ -256,6 +323,8 @@ def test_max_train_samples_keeps_rows_together(components, settings, make_images
         ({"use_generated_latents": True}, {}, "--latent_column: expected .* found 'latent'"),
         ({}, {"prompt": ["a", None]}, "--caption_column: expected text in column 'prompt', found None in row 1"),
         ({}, {"advantage": [1.0, float("nan")]}, "--advantage_column: expected finite numbers, found nan in row 1"),
+        ({}, {"advantage": ["high", "1"]}, "--advantage_column: expected finite numbers, found 'high' in row 0"),
+        ({}, {"advantage": [1.0, None]}, "--advantage_column: expected finite numbers, found None in row 1"),
         ({}, {"advantage": [0.0, 0.0]}, "--advantage_column: expected a row that is not 0, found 2 zeros"),
         ({"resolution": 60}, {}, "--resolution: expected a multiple of 8 for this VAE, found 60"),
     ],
@@ -263,6 +332,12 @@ def test_max_train_samples_keeps_rows_together(components, settings, make_images
 def test_errors_name_flag_and_row(components, settings, make_images, changes, columns, message):
     with pytest.raises(ValueError, match=message):
         prepare_training_data(_dataset(make_images(2), **columns), SD15, components, settings(**changes), CRAFT())
+
+
+def test_captions_without_words_are_counted(components, settings, make_images, caplog):
+    with caplog.at_level(logging.WARNING):
+        prepare_training_data(_dataset(make_images(3), prompt=["a", "", "  "]), SD15, components, settings(), CRAFT())
+    assert "--caption_column: 2 of 3 captions are empty" in caplog.text
 
 
 def test_an_empty_dataset_is_refused(components, settings):

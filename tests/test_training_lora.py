@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from training_driver import losses, run_json, same
 
 from diffusers_craft import SD15, SDXL, load_tuned_pipeline
-from diffusers_craft.hub.model import load_trained
+from diffusers_craft.hub.model import load_trained, sample_pictures
 from diffusers_craft.models.loading import LORA_FILE
 from diffusers_craft.scripts import ModelSource
 
@@ -131,6 +131,20 @@ def test_a_folder_with_another_kind_of_result_is_refused_at_once(train, tmp_path
     (tmp_path / "mix" / there).touch()
     with pytest.raises(ValueError, match=message):
         train("sd15", "mix", *flags)
+
+
+def test_the_pictures_of_a_card_are_drawn_with_the_vae_of_the_run(train, random_sd15, tmp_path, capsys):
+    vae = DiffusionPipeline.from_pretrained(random_sd15).vae
+    for value in vae.decoder.parameters():
+        value.data += 1
+    vae.save_pretrained(tmp_path / "vae")
+    folder = train("sd15", "lora", *LORA, f"--pretrained_vae_model_name_or_path={tmp_path / 'vae'}")
+    record = run_json(folder)
+    assert same(load_trained(folder, record).vae.state_dict(), vae.state_dict())
+    capsys.readouterr()
+    pictures, prompts = sample_pictures(folder, record | {"captions": record["captions"][:2]})
+    assert len(pictures) == len(prompts) == 2 and all(path.is_file() for path in pictures)
+    assert "Drawing for the card: 100%" in capsys.readouterr().err
 
 
 def test_the_record_says_what_a_folder_with_both_kinds_holds(train, random_sd15, tmp_path, monkeypatch):

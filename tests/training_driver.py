@@ -16,7 +16,11 @@ FIXED = ["--resolution=64", "--report_to=none", "--learning_rate=1e-3"]
 
 
 def load_script(family: str) -> ModuleType:
-    path = ROOT / "examples" / "craft" / f"train_craft_{family}.py"
+    return load_example(f"train_craft_{family}")
+
+
+def load_example(name: str) -> ModuleType:
+    path = ROOT / "examples" / "craft" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)

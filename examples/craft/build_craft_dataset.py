@@ -27,7 +27,6 @@ from diffusers_craft import (
     GenerationSettings,
     RewardSettings,
     load_pipeline,
-    load_prompts,
     load_refiner,
 )
 from diffusers_craft.scripts import (
@@ -35,10 +34,14 @@ from diffusers_craft.scripts import (
     HubRepo,
     add_reward_arguments,
     add_source_arguments,
+    check_single_file_config,
     default_device,
     format_funnel,
     is_first_rank,
+    load_build_prompts,
+    load_vae,
     parse_reward_weights,
+    probe_folder,
     run_script,
     torch_dtype,
 )
@@ -68,6 +71,11 @@ def add_model_arguments(group: argparse._ArgumentGroup) -> None:
         required=True,
         help="Hub id, folder, .safetensors file, or tiny-sd15 / tiny-sdxl.",
     )
+    group.add_argument(
+        "--pretrained_vae_model_name_or_path",
+        default=None,
+        help="Hub id or folder of another VAE than the model's own, for a file without one.",
+    )
     add_source_arguments(group)
     group.add_argument(
         "--dtype", choices=list(PRECISIONS), default="fp16", help="Precision of generation on a GPU; a CPU uses fp32."
@@ -77,7 +85,9 @@ def add_model_arguments(group: argparse._ArgumentGroup) -> None:
 
 def add_prompt_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--prompts", required=True, help="File (txt, jsonl, csv, parquet), Hub id (NAME or NAME:SPLIT) or tiny-train."
+        "--prompts",
+        required=True,
+        help="File (txt, jsonl, csv, parquet), Hub id (NAME, NAME:SPLIT or NAME:CONFIG:SPLIT) or tiny-train.",
     )
     group.add_argument("--prompt_column", default="prompt", help="Column that holds the prompts.")
     group.add_argument("--num_prompts", type=int, default=None, help="Prompts to draw with --seed; default: all.")
@@ -145,6 +155,7 @@ def main(args: argparse.Namespace) -> None:
     logging.getLogger("diffusers_craft").setLevel(logging.INFO)
 
     # What the user typed is checked before a model is loaded.
+    args.output_dir = str(probe_folder(args.output_dir, make=False))
     rewards = parse_reward_weights(args.rewards)
     scoring = RewardSettings.from_args(args, list(rewards))
     settings = GenerationSettings(
@@ -155,22 +166,27 @@ def main(args: argparse.Namespace) -> None:
     )
     where = {"private": args.hub_private_repo or None, "revision": args.hub_revision}
     if args.push_to_hub and is_first_rank():
-        HubRepo(args.hub_dataset_id, "dataset", **where).open()
-    prompts = load_prompts(args.prompts, args.prompt_column, args.num_prompts, args.seed)
+        HubRepo(args.hub_dataset_id, "dataset", **where, license=args.hub_license).open()
+    prompts = load_build_prompts(args.prompts, args.prompt_column, args.num_prompts, args.seed)
     refiner = load_refiner(
         args.refiner,
         model=args.refiner_model,
         base_url=args.refiner_base_url,
         api_key_env=args.refiner_api_key_env,
     )
+    device = args.device or default_device()
+    dtype = torch_dtype("fp32" if device == "cpu" else args.dtype)
+    vae = args.pretrained_vae_model_name_or_path
+    check_single_file_config(args.pretrained_model_name_or_path, args.single_file_config)
     pipeline = load_pipeline(
         args.pretrained_model_name_or_path,
         revision=args.revision,
         variant=args.variant,
-        dtype=torch_dtype(args.dtype),
-        device=args.device or default_device(),
+        dtype=dtype,
+        device=device,
         cache_dir=args.cache_dir,
         config=args.single_file_config,
+        **({"vae": load_vae(vae, args.cache_dir).to(dtype)} if vae else {}),
     )
 
     builder = CRAFTDatasetBuilder(
@@ -190,7 +206,7 @@ def main(args: argparse.Namespace) -> None:
         output_dir=args.output_dir,
         seed=args.seed,
     )
-    builder.build(prompts, run_options=vars(args))
+    builder.build(prompts.prompts, run_options=vars(args), categories=prompts.categories)
     if is_first_rank():
         print(format_funnel(builder.funnel))
     if args.push_to_hub:

@@ -12,6 +12,7 @@ python compare_craft.py sdxl=outputs/evaluation spo=outputs/evaluation-spo --out
 # ///
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,7 +42,10 @@ def main(args: argparse.Namespace) -> None:
     results = {}
     for text in args.results:
         name, _, path = text.rpartition("=") if not Path(text).exists() else ("", "", text)
-        name = name or Path(path).parent.name if path.endswith(".json") else name or Path(path).name
+        place = Path(os.path.abspath(path))  # the current folder has a name, too
+        name = name or (place.parent.name if place.name == "results.json" else place.name.removesuffix(".json"))
+        if not name or not path:
+            raise UserError(f"results: expected PATH or NAME=PATH, found {text!r}")
         if name in results:
             raise UserError(f"results: expected files of distinct names, found {name!r} twice; write NAME=PATH")
         results[name] = load_results(path)

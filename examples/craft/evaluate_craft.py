@@ -28,6 +28,7 @@ from diffusers_craft.scripts import (
     add_reward_arguments,
     default_device,
     parse_reward_weights,
+    probe_folder,
     run_script,
     torch_dtype,
     write_run_json,
@@ -48,6 +49,7 @@ def main(args: argparse.Namespace) -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("diffusers_craft").setLevel(logging.INFO)
 
+    args.output_dir = str(probe_folder(args.output_dir, make=False))
     args.device = args.device or default_device()
     rewards = list(parse_reward_weights(args.rewards))
     results = Evaluation(
@@ -71,6 +73,7 @@ def main(args: argparse.Namespace) -> None:
             "config": args.single_file_config,
             "cache_dir": args.cache_dir,
         },
+        vae=args.pretrained_vae_model_name_or_path,
         output_dir=args.output_dir,
         seed=args.seed,
     ).run()

@@ -29,7 +29,7 @@ for loss in craft sft; do
     --pretrained_model_name_or_path "$MODEL" \
     --dataset_name "$OUT/dataset" --loss $loss \
     --resolution 64 --train_batch_size 64 --gradient_accumulation_steps 1 --max_train_steps 150 --learning_rate 1e-4 \
-    --seed "$SEED" --output_dir "$OUT/$loss"
+    --seed "$SEED" --output_dir "$OUT/$loss" --resume_from_checkpoint latest
 done
 
 # pipelines -> tables, alarms, report.html, grid; the prompts are in no training set

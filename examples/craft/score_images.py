@@ -7,7 +7,8 @@
         --output_dir outputs/scores --output_file scores.csv
 
 Captions of a folder come from its metadata.jsonl or metadata.csv, from --captions, or from the text file beside each
-image. Run the same command again after an interruption, or with further rewards: finished work is kept.
+image; rewards that read none (aesthetic) do without. Run the same command again after an interruption, or with further
+rewards: finished work is kept.
 """
 
 # /// script
@@ -23,13 +24,15 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusers_craft import RewardSettings, open_images
+from diffusers_craft import RewardSettings, UserError, open_images
 from diffusers_craft.scripts import (
     add_image_arguments,
     add_reward_arguments,
+    any_reads_prompts,
     default_device,
     load_rewards,
     parse_reward_weights,
+    probe_folder,
     run_script,
     score_table,
     table_paths,
@@ -49,14 +52,31 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(input_args)
 
 
+def open_source(args: argparse.Namespace, names: Sequence[str]):
+    """The images with their captions; without, where there are none and no reward reads any."""
+    named = any(value is not None for value in (args.caption_column, args.captions, args.prompt))
+    needed = named or any_reads_prompts(names)
+    try:
+        images = open_images(args.images, args.image_column, args.caption_column, args.captions, args.prompt)
+        if not needed:
+            images.prompts()  # whether each image has one
+    except UserError as error:
+        if needed:
+            raise
+        images = open_images(args.images, args.image_column, prompt="")
+        logging.warning("%s; scored without, for %s reads no captions", error, ", ".join(names))
+    return images
+
+
 def main(args: argparse.Namespace) -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
 
     # What can be wrong is found before a model is loaded.
+    args.output_dir = str(probe_folder(args.output_dir, make=False))
     files = table_paths(args.output_file or [Path(args.output_dir) / "scores.parquet"])
     names = list(parse_reward_weights(args.rewards))
     settings, device = RewardSettings.from_args(args, names), args.device or default_device()
-    images = open_images(args.images, args.image_column, args.caption_column, args.captions, args.prompt)
+    images = open_source(args, names)
     rewards = load_rewards(names, settings, device)
     scores = score_table(images, rewards, args.output_dir, settings.residency, settings.workers(device))
     if scores is not None:  # on the first rank

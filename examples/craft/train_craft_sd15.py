@@ -20,8 +20,8 @@ from collections.abc import Sequence
 
 from diffusers.utils import check_min_version
 
-from diffusers_craft import CRAFT, SD15, SFT, TrainingRun, TrainingSettings, craft_loss, load_craft_dataset
-from diffusers_craft.scripts import add_fields, create_accelerator, from_args, prepare_training_data, run_script
+from diffusers_craft import CRAFT, SD15, SFT, TrainingRun, TrainingSettings, craft_loss
+from diffusers_craft.scripts import add_fields, create_accelerator, encode_rows, from_args, load_rows, run_script
 
 
 check_min_version("0.34.0")
@@ -32,7 +32,7 @@ LOSSES = {"craft": CRAFT, "sft": SFT}  # what they make of the advantages
 def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.set_defaults(backbone="sd15")
-    add_fields(parser, TrainingSettings, without=("backbone", "preferences", "pretrained_vae_model_name_or_path"))
+    add_fields(parser, TrainingSettings, without=("backbone", "preferences"))
     parser.add_argument("--loss", choices=LOSSES, default="craft", help="sft is craft with every advantage set to 1.")
     add_fields(parser, CRAFT)
     return parser.parse_args(input_args)
@@ -44,10 +44,9 @@ def main(args: argparse.Namespace) -> None:
     accelerator = create_accelerator(settings)
 
     # Data: every image and caption is encoded once, then VAE and text encoders are dropped.
+    dataset = load_rows(settings, objective, accelerator)
     components = SD15.load(settings.source, accelerator.device, settings.prediction_type)
-    with accelerator.main_process_first():
-        dataset = load_craft_dataset(settings.data_source, settings.dataset_config_name, cache_dir=settings.cache_dir)
-        data = prepare_training_data(dataset, SD15, components, settings, objective)
+    data = encode_rows(dataset, settings, objective, SD15, components, accelerator)
 
     # Loop: another loss than CRAFT's goes here.
     run = TrainingRun(settings, accelerator, SD15, components, data, objective)

@@ -4,6 +4,8 @@
 What is refined, generated or scored stays in the work folder and is never made again; the rest takes seconds.
 """
 
+import logging
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,22 +16,35 @@ from datasets import Dataset
 from diffusers import DiffusionPipeline
 
 from ..core.files import atomic_write_json, fingerprint, remove_leftovers
-from ..core.run_record import write_run_json
-from ..core.workdir import BUILD_FILE, CONSTANTS_FILE, Stage, WorkDir, is_first_rank
-from ..data.dataset import SCORED_COLUMNS, assemble_dataset, assemble_scores, save_dataset, save_scores, take_rows
+from ..core.records import CANDIDATE_SCHEMA, REFINED_SCHEMA, SCORE_SCHEMA
+from ..core.run_record import versions, write_run_json
+from ..core.workdir import BUILD_FILE, CONSTANTS_FILE, REPORT_FOLDER, Stage, WorkDir, is_first_rank
+from ..data.dataset import (
+    SCORED_COLUMNS,
+    assemble_dataset,
+    assemble_scores,
+    check_places,
+    save_dataset,
+    save_scores,
+    take_rows,
+)
 from ..errors import UserError
 from ..hub.dataset import publish_dataset
 from ..hub.upload import as_hub_id, forget_published
 from ..models.generation import ROWS_PER_SHARD, GenerationSettings, generate_candidates, generation_options
 from ..models.latents import vae_fingerprint
-from ..prompts.refiners import PromptRefiner, load_refiner, refine_prompts
+from ..prompts.refiners import PromptRefiner, load_refiner
+from ..prompts.refining import num_failures, refine_once
+from ..prompts.sets import distinct_prompts
 from ..rewards.settings import RewardSettings, load_rewards, reward_source
-from ..scoring.run import CandidateImages, ScoringJob, score_images
+from ..scoring.run import CandidateImages, ScoringJob, read_scores, score_images
 from ..selection.composite import normalization_constants
 from ..selection.filtering import restrict_weights, rule_rewards, select_samples
 from ..selection.pool import ScoredPool, funnel, score_pool
 from .report import write_build_report
 
+
+logger = logging.getLogger(__name__)
 
 GROUPS_PER_REFINED_SHARD = 32
 
@@ -97,44 +112,53 @@ class CRAFTDatasetBuilder:
         if self.output_dir is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="craft-build-")
             self.output_dir = self._temporary.name
+        self.output_dir = type(self.output_dir)(os.path.expanduser(self.output_dir))
         self.dataset: Dataset | None = None
         self.funnel: dict[str, int | float] | None = None
 
-    def build(self, prompts: Sequence[str], run_options: Mapping[str, Any] | None = None) -> Dataset:
+    def build(
+        self,
+        prompts: Sequence[str],
+        run_options: Mapping[str, Any] | None = None,
+        categories: Sequence[str | None] | None = None,
+    ) -> Dataset:
         """Runs every stage that is not done yet and selects the training set.
 
         Ranks of one launch share the work folder: each makes its part of the images and scores, the first one writes.
 
         Args:
-            prompts (`Sequence[str]`): the original prompts.
+            prompts (`Sequence[str]`): the original prompts; empty and repeated ones are dropped.
             run_options (`Mapping[str, Any]`, *optional*): what to record as the run's options in `craft_build.json`,
                 e.g. a script's arguments; by default the builder's own.
+            categories (`Sequence[str | None]`, *optional*): the kind of each prompt, for a table of the report: which
+                kinds were selected. Nothing else depends on it.
 
         Returns:
             `datasets.Dataset`: the selected images with the columns of `assemble_dataset`, best first.
 
         Raises:
-            UserError: if the work folder was built with other options, or fewer images are left than asked for.
+            UserError: if the prompts are no texts or have not one category each, the work folder was built with other
+                options, nothing was refined, or fewer images are left than asked for.
         """
-        prompts = list(prompts)
+        given, prompts = prompts, distinct_prompts(prompts)
+        categories = None if categories is None else _aligned(given, categories, prompts)
         self._check_size(len(prompts))
         # All stages are opened before the first one works: a refusal must not come after hours of generation.
         refined, candidates, scores, options = self._open_stages(prompts)
-        if not refined.is_complete and is_first_rank():
-            refine_prompts(prompts, self.refiner, self.num_refinements, self.num_seeds, self.seed, refined)
-        refined.finish()
+        refine_once(prompts, self.refiner, self.num_refinements, self.num_seeds, self.seed, refined, candidates)
+        rows = refined.read()  # also where nothing is left to make: damage is said
         if not candidates.is_complete:
-            rows, shards = refined.read(), candidates.share()
+            shards = candidates.share()
             generate_candidates(self.pipeline, rows, self.settings, candidates, self.seed, self.save_latents, shards)
         candidates.finish()
         self._score(candidates, scores)
         pool = self._select(candidates, scores)
-        self.funnel = funnel(pool)
+        self.funnel = funnel(pool, num_failures(refined, self.refiner))
         latent_vae = vae_fingerprint(self.pipeline.vae) if self.save_latents else None
         chosen = {name: values[pool.selected] for name, values in pool.columns.items()}
         self.dataset = assemble_dataset(take_rows(candidates, pool.selected), chosen, latent_vae)
         if is_first_rank():
-            self._save(pool, candidates, options, run_options or {})
+            self._save(pool, candidates, options, run_options or {}, prompts, categories)
         return self.dataset
 
     def push_to_hub(
@@ -175,13 +199,20 @@ class CRAFTDatasetBuilder:
 
     def _check_options(self) -> None:
         """Has every later stage refuse now what it would refuse at the end."""
-        restrict_weights(self.rewards, self.filter_rule)
+        counting = restrict_weights(self.rewards, self.filter_rule)
+        if unused := [name for name, weight in self.rewards.items() if weight and name not in counting]:
+            logger.info("--filter_rule %s: only scored, without weight: %s", self.filter_rule, ", ".join(unused))
         rule_rewards(self.filter_rule, self.rewards)
         normalization_constants({}, self.reward_normalization)
         select_samples([], [], [], [], self.selection, 0, self.max_per_prompt)
         if self.num_refinements < 1 or self.num_seeds < 1:
             found = f"{self.num_refinements} and {self.num_seeds}"
             raise UserError(f"--num_refinements, --num_seeds: expected at least 1 each, found {found}")
+        if self._group_size == 2:
+            logger.warning(
+                "--num_refinements 1, --num_seeds 1: the only image of a prompt has the advantage 0, with which CRAFT"
+                " trains nothing; --loss sft does"
+            )
         for flag, names in (
             ("--reward_checkpoint", self.reward_settings.checkpoints),
             ("--reward_backend", self.reward_settings.backends),
@@ -201,6 +232,7 @@ class CRAFTDatasetBuilder:
 
     def _open_stages(self, prompts: list[str]) -> tuple[Stage, Stage, dict[str, Stage], dict[str, Any]]:
         """Refined, candidates, one stage per reward, each bound to the options before it; those of candidates."""
+        check_places(self.output_dir)
         work, num_rows = WorkDir(self.output_dir), len(prompts) * self._group_size
         options: dict[str, Any] = {
             "prompts": f"{len(prompts)} prompts, hash {fingerprint(prompts)}",
@@ -210,13 +242,14 @@ class CRAFTDatasetBuilder:
             "num_seeds": self.num_seeds,
             "seed": self.seed,
         }
-        refined = work.stage("refined", options, num_rows, GROUPS_PER_REFINED_SHARD * self._group_size)
+        rows_per_shard = GROUPS_PER_REFINED_SHARD * self._group_size
+        refined = work.stage("refined", options, num_rows, rows_per_shard, REFINED_SCHEMA)
         options = options | generation_options(self.pipeline, self.settings, self.seed, self.save_latents)
-        candidates = work.stage("candidates", options, num_rows, ROWS_PER_SHARD)
+        candidates = work.stage("candidates", options, num_rows, ROWS_PER_SHARD, CANDIDATE_SCHEMA)
         scores = {}
         for name, model in self._models.items():
             about = options | {f"reward {name}": reward_source(model)}
-            scores[name] = work.stage(f"scores/{name}", about, num_rows, ROWS_PER_SHARD)
+            scores[name] = work.stage(f"scores/{name}", about, num_rows, ROWS_PER_SHARD, SCORE_SCHEMA)
         return refined, candidates, scores, options
 
     def _score(self, candidates: Stage, scores: Mapping[str, Stage]) -> None:
@@ -229,32 +262,54 @@ class CRAFTDatasetBuilder:
 
     def _select(self, candidates: Stage, scores: Mapping[str, Stage]) -> ScoredPool:
         """Filters and selects from the complete pool."""
-        rewards = {name: stage.read(["score"])["score"].to_numpy() for name, stage in scores.items()}
-        rows = candidates.read(["group", "variant"])
+        rows, rewards = candidates.read(["group", "variant", "valid"]), {}
+        for name, stage in scores.items():
+            abstains = getattr(self._models[name], "abstains", False)
+            rewards[name] = read_scores(stage, None if abstains else rows["valid"].to_numpy())
         groups, variants = rows["group"].to_numpy(), rows["variant"].to_numpy()
         chosen = (self.filter_rule, self.reward_normalization, self.selection, self.num_samples, self.max_per_prompt)
         return score_pool(rewards, groups, variants, self.rewards, *chosen, self.seed)
 
-    def _save(self, pool: ScoredPool, candidates: Stage, options: dict[str, Any], run_options: Mapping) -> None:
+    def _save(
+        self,
+        pool: ScoredPool,
+        candidates: Stage,
+        options: dict[str, Any],
+        run_options: Mapping,
+        prompts: Sequence[str],
+        categories: Sequence[str | None] | None,
+    ) -> None:
         """Writes dataset, scores and report, and last `normalization.json` and `craft_build.json`."""
         folder = Path(self.output_dir)
-        for place in (folder, folder / "report"):
+        for place in (folder, folder / REPORT_FOLDER):
             remove_leftovers(place)
         forget_published(folder)  # it may be another selection
         save_dataset(self.dataset, folder)
         table = candidates.read(list(SCORED_COLUMNS))
         save_scores(assemble_scores(table, pool.columns, pool.kept, pool.selected), folder)
-        write_build_report(folder / "report", self.funnel, pool, self.dataset)
+        own = {**options, **self._selection_options, "generation_batch_size": self.settings.batch_size}
+        recorded = {**run_options, **own, "prompts": run_options.get("prompts", own["prompts"])}
+        about = {"options": recorded, "stage_options": options, "funnel": self.funnel, "versions": versions()}
+        write_build_report(folder / REPORT_FOLDER, about, pool, self.dataset, prompts, categories)
         sources = {name: reward_source(model) for name, model in self._models.items()}
         constants = {name: entry | {"source": sources[name]} for name, entry in pool.constants["rewards"].items()}
         atomic_write_json(folder / CONSTANTS_FILE, {**pool.constants, "rewards": constants})
-        own = {**options, **self._selection_options, "generation_batch_size": self.settings.batch_size}
         write_run_json(
             folder / BUILD_FILE,
-            {**run_options, **own, "prompts": run_options.get("prompts", own["prompts"])},
+            recorded,
             base_model=as_hub_id(self.pipeline.name_or_path),
             stage_options=options,
             composite_weights=pool.weights,
             reward_sources=sources,
             funnel=self.funnel,
         )
+
+
+def _aligned(given: Sequence[str], categories: Sequence[str | None], prompts: Sequence[str]) -> list[str | None]:
+    """The categories of distinct prompts: a prompt has that of its first appearance."""
+    if len(categories) != len(given):
+        raise UserError(f"categories: expected one for each of {len(given)} prompts, found {len(categories)}")
+    first: dict[str, str | None] = {}
+    for prompt, category in zip(given, categories):
+        first.setdefault(prompt.strip(), None if category is None else str(category))
+    return [first[prompt] for prompt in prompts]

@@ -2,6 +2,7 @@
 """The record of a run beside its output: options, versions, paths."""
 
 import importlib.metadata
+import json
 import os
 import platform
 from argparse import Namespace
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from .files import atomic_write_json
+from ..errors import UserError
+from .files import atomic_write_json, read_json
 
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "datasets", "accelerate", "numpy", "pillow", "pyarrow")
@@ -38,6 +40,15 @@ def write_run_json(path: str | Path, options: Namespace | Mapping[str, Any], **r
     content = {"options": public, "paths": local_paths({"options": public, **results})}
     content |= {"seed": public.get("seed"), "versions": versions(), **results}
     atomic_write_json(path, content)
+
+
+def read_run_json(path: str | Path) -> dict[str, Any]:
+    """What `write_run_json` wrote; a `UserError` for anything else."""
+    record = read_json(path)
+    for name in ("options", "paths"):
+        if not isinstance(record.get(name, {}), dict) or "options" not in record:
+            raise UserError(f"{path}: expected the record of a run with its options, found {json.dumps(record)[:60]}")
+    return record
 
 
 def local_paths(record: Any) -> dict[str, str]:

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..errors import UserError
-from .files import atomic_write_bytes, atomic_write_json, read_json, remove_leftovers
+from .files import atomic_write_bytes, atomic_write_json, fingerprint, read_json, remove_leftovers
+from .output import probe_folder
+from .parquet import parquet_bytes, read_parquet
 
 
 DATASET_FOLDER = "dataset"  # the selected rows
+REPORT_FOLDER = "report"  # of a build
 BUILD_FILE = "craft_build.json"  # a finished build: its options and results
 CONSTANTS_FILE = "normalization.json"  # of the rewards of a build
 RUN_FILE = "craft_run.json"  # a finished training: its options and results
@@ -26,6 +28,7 @@ SCORED_FILE = "scored.parquet"  # every candidate with its scores, without image
 OPTIONS_FILE = "options.json"
 COMPLETE_FILE = "complete.json"
 POLL_SECONDS = 1.0  # between two looks at what other ranks have written
+MADE_ANEW = "remove it, and the command that wrote it makes it anew"  # never in silence
 
 
 def _flatten(options: dict, prefix: str = "") -> dict[str, Any]:
@@ -66,16 +69,20 @@ class WorkDir:
     """A folder (`--output_dir`, made if missing) that holds one subfolder per stage."""
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise UserError(f"--output_dir: expected a folder, found the file {self.path}") from None
+        self.path = probe_folder(path)
 
-    def stage(self, name: str, options: dict[str, Any], num_rows: int, rows_per_shard: int) -> "Stage":
+    def stage(
+        self,
+        name: str,
+        options: dict[str, Any],
+        num_rows: int,
+        rows_per_shard: int,
+        schema: pa.Schema | None = None,
+    ) -> "Stage":
         """Opens a stage, e.g. `"scores/hps_v2.1"`; one begun earlier keeps its `rows_per_shard`: batches may change.
 
         `options` are all that determine the rows, upstream ones too, named like the flags, long ones by `fingerprint`.
+        Columns are read as `schema` has them, and other ones refused.
         """
         if num_rows < 1 or rows_per_shard < 1:
             found = f"found {num_rows} and {rows_per_shard}"
@@ -83,9 +90,10 @@ class WorkDir:
         folder = self.path / name
         options_file = folder / OPTIONS_FILE
         now = json.loads(json.dumps(options, default=os.fspath))  # tuples become lists, as they read back
+        probe_folder(folder)
         if not options_file.exists():
             atomic_write_json(options_file, {"options": now, "num_rows": num_rows, "rows_per_shard": rows_per_shard})
-        there = read_json(options_file)
+        there = _read_options(folder)
         found = _differences(there["options"], now)
         if there["num_rows"] != num_rows:
             found.append(f"number of rows ({there['num_rows']} there, {num_rows} now)")
@@ -95,16 +103,40 @@ class WorkDir:
                 " use another --output_dir or remove it"
             )
         remove_leftovers(folder)
-        return Stage(folder, num_rows, there["rows_per_shard"])
+        return Stage(folder, num_rows, there["rows_per_shard"], schema, fingerprint(there["options"]))
+
+
+def _read_options(folder: Path) -> dict[str, Any]:
+    """What a stage was begun with."""
+    path = folder / OPTIONS_FILE
+    try:
+        there = read_json(path)
+        sizes = [there["num_rows"], there["rows_per_shard"]]
+        is_whole = isinstance(there["options"], dict) and all(isinstance(size, int) and size > 0 for size in sizes)
+    except (ValueError, KeyError, TypeError):
+        is_whole = False
+    if not is_whole:
+        found = f"found {path.read_bytes()[:60]!r}"
+        fix = f"remove {folder}, and the command that wrote it makes it anew"  # of what its shards are, nobody knows
+        raise UserError(f"{path}: expected the options and sizes of a stage, {found}; {fix}")
+    return there
 
 
 @dataclass(eq=False)
 class Stage:
-    """The shards of one stage in its folder `path`; open it with `WorkDir.stage`."""
+    """The shards of one stage in its folder `path`; open it with `WorkDir.stage`, or with `there` to read only."""
 
     path: Path
     num_rows: int
     rows_per_shard: int  # of every shard but the last
+    schema: pa.Schema | None = None  # of its columns; any without
+    key: str = ""  # of its options: shards of other ones are not taken for its own
+
+    @classmethod
+    def there(cls, path: Path) -> "Stage":
+        """The stage in a folder, whatever its options."""
+        there = _read_options(path)
+        return cls(path, there["num_rows"], there["rows_per_shard"], key=fingerprint(there["options"]))
 
     @property
     def num_shards(self) -> int:
@@ -144,33 +176,50 @@ class Stage:
     def write(self, shard: int, table: pa.Table) -> None:
         """Puts the `rows(shard)` in order on disk, atomically and with the same bytes for the same rows."""
         rows = self.rows(shard)
-        if len(table) != len(rows) or ("row" in table.column_names and table["row"].to_pylist() != list(rows)):
+        if _row_numbers(table) != list(rows):
             raise RuntimeError(f"{self.shard_path(shard)}: expected the rows {rows.start} to {rows.stop - 1} in order")
-        sink = pa.BufferOutputStream()
-        # No dictionaries and statistics: columns are mostly images, and statistics would repeat their bytes.
-        options = {"compression_level": 1, "use_dictionary": False, "write_statistics": False}
-        pq.write_table(table, sink, compression="zstd", **options)
-        atomic_write_bytes(self.shard_path(shard), memoryview(sink.getvalue()))
+        atomic_write_bytes(self.shard_path(shard), parquet_bytes(table, self.key))
 
     @property
     def is_complete(self) -> bool:
         """Whether the stage was marked complete and all its shards are there."""
-        return (self.path / COMPLETE_FILE).exists() and not self.missing()
+        try:
+            return read_json(self.path / COMPLETE_FILE) == self._sizes and not self.missing()
+        except (FileNotFoundError, ValueError):  # a broken mark is made anew
+            return False
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {"num_rows": self.num_rows, "num_shards": self.num_shards}
 
     def mark_complete(self) -> None:
         """Marks the stage as done; with several ranks, one of them calls it after all have finished."""
         self._require_all()
         remove_leftovers(self.path)
-        atomic_write_json(self.path / COMPLETE_FILE, {"num_rows": self.num_rows, "num_shards": self.num_shards})
+        atomic_write_json(self.path / COMPLETE_FILE, self._sizes)
 
     def read_shard(self, shard: int, columns: list[str] | None = None) -> pa.Table:
-        """The rows of one shard, all columns or the named ones."""
-        path = self.shard_path(shard)
+        """The rows of one shard, all columns or the named ones; a `UserError` names a file that is damaged."""
+        names = columns if columns or self.schema is None else self.schema.names
         try:
-            return pq.ParquetFile(path).read(columns=columns)
-        except pa.ArrowInvalid as error:
-            found = f"found {str(error).splitlines()[0]}; remove it to have it made again"
-            raise UserError(f"{path}: expected a Parquet file, {found}") from None
+            table = read_parquet(self.shard_path(shard), self.key, names and ["row", *names])
+        except ValueError as error:
+            raise self.damage(shard, "a Parquet file", str(error)) from None
+        rows, found = self.rows(shard), _row_numbers(table)
+        if found != list(rows):
+            others = f"{len(found)} rows" + (f" from {found[0]} to {found[-1]}" if found else "")
+            raise self.damage(shard, f"the rows {rows.start} to {rows.stop - 1} in order", others)
+        names, there = names or table.column_names, {field.name: field for field in table.schema}
+        for name in names:
+            wanted = there.get(name) if self.schema is None else self.schema.field(name)
+            if name not in there or there[name] != wanted:
+                other = _about(there[name]) if name in there else ", ".join(there)
+                raise self.damage(shard, f"the column {name if wanted is None else _about(wanted)}", other)
+        return table.select(names)
+
+    def damage(self, shard: int, expected: str, found: str) -> UserError:
+        """The error that names a shard and says how it is mended."""
+        return UserError(f"{self.shard_path(shard)}: expected {expected}, found {found}; {MADE_ANEW}")
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
         """All rows in order, all columns or the named ones; a `UserError` if shards are missing."""
@@ -180,3 +229,12 @@ class Stage:
     def _require_all(self) -> None:
         if missing := len(self.missing()):
             raise UserError(f"{self.path}: {missing} of {self.num_shards} shards are missing; run the stage again")
+
+
+def _row_numbers(table: pa.Table) -> list[int]:
+    """What tells rows apart, wherever their shard lies; none without the column."""
+    return table["row"].to_pylist() if "row" in table.column_names else []
+
+
+def _about(field: pa.Field) -> str:
+    return f"{field.name}: {field.type}{'' if field.nullable else ' not null'}"

@@ -8,6 +8,7 @@ crop. Another learning rate, or SFT on the same data, finds it; a seed counts on
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -16,16 +17,18 @@ import numpy as np
 import torch
 from datasets import Dataset
 from huggingface_hub.constants import HF_HOME
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from tqdm.auto import tqdm
 
 from ..core.files import atomic_write_bytes
 from ..core.records import derive_seed
 from ..errors import UserError
+from ..models.checks import warn_of_cut_prompts
 from ..models.family import Components, Family
 from ..models.latents import encode_images, latent_scales, latent_shape, vae_fingerprint
 from ..objectives.base import Objective
-from .pictures import as_vae_input, crop_image, read_pictures
+from .pictures import as_pictures, as_vae_input, crop_image, read_pictures
 from .rows import TrainingData
 from .settings import DataSettings
 
@@ -33,6 +36,7 @@ from .settings import DataSettings
 logger = logging.getLogger(__name__)
 
 _CACHE_FORMAT = 3
+_HASH = "sha256"  # of the tensors, in the metadata of the cache
 _PROMPTS_A_BATCH = 32
 _PIXELS_A_BATCH = 8 * 512 * 512  # bounds the VAE's activations: 8 images of 512 px, 2 of 1024 px
 _CHECKED_LATENTS = 4  # rows encoded to see whether latents of unknown origin fit
@@ -56,24 +60,25 @@ def prepare_training_data(
         UserError: if a column is missing, or a row has no caption, no picture, no finite advantage, or a latent of
             another shape or VAE.
     """
-    for flag in ("caption_column", "latent_column" if settings.use_generated_latents else "image_column"):
-        check_column(dataset, settings, flag)
+    settings = settings.for_model(family, components)
+    check_columns(dataset, settings)
     if settings.max_train_samples is not None and settings.max_train_samples < len(dataset):
         dataset = dataset.shuffle(seed=settings.seed).select(range(settings.max_train_samples))
     if len(dataset) == 0:
-        raise UserError("--dataset_name: expected at least one row, found none")
+        raise UserError(f"{settings.data_flag}: expected at least one row, found none")
+    if settings.image_column in dataset.column_names:
+        dataset = as_pictures(dataset, settings.image_column)
     if settings.use_generated_latents:
         _check_latents(dataset, components.vae, settings)
     weights = _row_weights(dataset, settings, objective)
     captions, prompt_rows = _distinct(read_captions(dataset, settings))
+    warn_of_cut_prompts(components.pipeline, captions, "captions")
 
     name = _fingerprint(dataset, captions, family, components, settings)
     path = Path(settings.cache_dir or HF_HOME).expanduser() / "diffusers_craft" / f"{name}.safetensors"
-    if path.is_file():
-        tensors = load_file(path)
-    else:
+    if (tensors := _read_cache(path)) is None:
         tensors = _encode(dataset, captions, family, components, settings)
-        atomic_write_bytes(path, save(tensors))
+        atomic_write_bytes(path, save(tensors, metadata={_HASH: _hash(tensors)}))
     return TrainingData(
         latents=tensors["latents"],
         latent_stds=tensors.get("latent_stds"),
@@ -89,7 +94,8 @@ def prepare_prompt_data(
     captions: Sequence[str], family: Family, components: Components, settings: DataSettings
 ) -> TrainingData:
     """n captions alone, for objectives that make their own images: the latents are zeros, the sizes those of a square."""
-    distinct, prompt_rows = _distinct(captions)
+    settings, (distinct, prompt_rows) = settings.for_model(family, components), _distinct(captions)
+    warn_of_cut_prompts(components.pipeline, distinct, "captions")
     shape = latent_shape(components.vae, settings.resolution)
     return TrainingData(
         latents=torch.zeros(1, 1, *shape).expand(1, len(captions), *shape),
@@ -100,6 +106,12 @@ def prepare_prompt_data(
         weights=torch.ones(len(captions)),
         captions=tuple(distinct),
     )
+
+
+def check_columns(dataset: Dataset, settings: DataSettings) -> None:
+    """Raises a `UserError` unless the columns of captions and of images or latents are there."""
+    for flag in ("caption_column", "latent_column" if settings.use_generated_latents else "image_column"):
+        check_column(dataset, settings, flag)
 
 
 def check_column(dataset: Dataset, settings: DataSettings, flag: str) -> None:
@@ -117,6 +129,8 @@ def read_captions(dataset: Dataset, settings: DataSettings) -> list[str]:
     for row, caption in enumerate(captions):
         if not isinstance(caption, str):
             raise UserError(f"--caption_column: expected text in column {column!r}, found {caption!r} in row {row}")
+    if blank := sum(not caption.strip() for caption in captions):
+        logger.warning(f"--caption_column: {blank} of {len(captions)} captions are empty")
     return captions
 
 
@@ -133,12 +147,11 @@ def _row_weights(dataset: Dataset, settings: DataSettings, objective: Objective 
     if settings.advantage_column not in dataset.column_names:
         logger.warning("The dataset has no column %r: training as SFT.", settings.advantage_column)
         return torch.ones(len(dataset))
-    values = [float("nan") if value is None else float(value) for value in dataset[settings.advantage_column]]
+    values = list(dataset[settings.advantage_column])
+    for row, value in enumerate(values):
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise UserError(f"--advantage_column: expected finite numbers, found {value!r} in row {row}")
     advantages = torch.tensor(values, dtype=torch.float32)
-    wrong = (~advantages.isfinite()).nonzero()
-    if len(wrong):
-        row = int(wrong[0])
-        raise UserError(f"--advantage_column: expected finite numbers, found {values[row]} in row {row}")
     weights = objective.row_weights(advantages)
     if not weights.any():
         raise UserError(f"--advantage_column: expected a row that is not 0, found {len(weights)} zeros")
@@ -264,6 +277,31 @@ def _fingerprint(
         digest.update(str(array.shape).encode())
         digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()[:32]
+
+
+def _read_cache(path: Path) -> dict[str, torch.Tensor] | None:
+    """The tensors in a cache; `None` where there is none, or a broken one, which is thrown away with one line."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+        if _HASH not in about or about[_HASH] == _hash(tensors):  # earlier versions kept none
+            return tensors
+        problem: Exception | str = "a changed byte"
+    except SafetensorError as error:
+        problem = error
+    logger.warning("--cache_dir: expected whole encodings in %s, found %s; they are made anew", path, problem)
+    path.unlink()
+    return None
+
+
+def _hash(tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _with_prefix(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@
 A build keeps every candidate with its raw scores, so pairs come out of the same images as CRAFT's dataset.
 """
 
+import glob
 import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,13 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from datasets import Dataset, Image, concatenate_datasets, load_dataset
 from tqdm.auto import tqdm
 
 from ..core.files import read_json
 from ..core.records import derive_seed
-from ..core.workdir import BUILD_FILE, CONSTANTS_FILE
+from ..core.workdir import BUILD_FILE, CONSTANTS_FILE, OPTIONS_FILE, Stage
 from ..errors import UserError
 from ..selection.composite import composite_reward
 from ..selection.filtering import PAIRINGS, check_num_pairs, group_pairs
@@ -72,14 +72,14 @@ def load_preferences(name_or_folder: str | Path, settings: DataSettings) -> Pref
     image 1 did, 0.5 for a tie. Every pair with a winner must have its images and a caption.
     """
     if is_build(name_or_folder):
-        return _pairs_of_build(Path(name_or_folder), settings)
+        return _pairs_of_build(Path(name_or_folder).expanduser(), settings)
     if settings.pairing != PAIRINGS[0]:
         raise UserError(
             f"--pairing: expected a build's folder with {settings.pairing}, found a dataset, whose pairs are made"
         )
     expected = "a build's folder or a dataset of pairs"
-    where = (settings.dataset_config_name, "train", settings.cache_dir)
-    return _pairs_of_dataset(load_or_refuse(name_or_folder, name_or_folder, expected, *where))
+    where = (settings.dataset_config_name, "train", settings.cache_dir, settings.data_flag)
+    return _pairs_of_dataset(load_or_refuse(name_or_folder, name_or_folder, expected, *where), settings.data_flag)
 
 
 def best_pairs(preferences: Preferences, count: int | None) -> Preferences:
@@ -99,7 +99,9 @@ def composite_scores(folder: str | Path) -> tuple[np.ndarray, np.ndarray, np.nda
     for name in (BUILD_FILE, CONSTANTS_FILE):
         if not (folder / name).is_file():
             raise UserError(f"--dataset_name: expected a finished build, found {folder} without {name}")
-    weights, constants = read_json(folder / BUILD_FILE)["composite_weights"], read_json(folder / CONSTANTS_FILE)
+    weights, constants = (read_json(folder / name) for name in (BUILD_FILE, CONSTANTS_FILE))
+    if not isinstance(weights := weights.get("composite_weights"), dict) or "normalization" not in constants:
+        raise UserError(f"--dataset_name: expected the weights and constants of a build, found others in {folder}")
     rewards = {name: _column(folder / "scores" / name, "score") for name in weights}
     composite = composite_reward(rewards, weights, constants["normalization"], constants)
     groups, variants = (_column(folder / "candidates", name) for name in ("group", "variant"))
@@ -117,27 +119,32 @@ def labels_of_pairs(pairs: np.ndarray, num_images: int) -> tuple[np.ndarray, np.
 
 def prompts_of_build(folder: str | Path) -> list[str]:
     """All prompts, each once, in order."""
-    return list(dict.fromkeys(_column(Path(folder) / "candidates", "prompt").tolist()))
+    return list(dict.fromkeys(_column(Path(folder).expanduser() / "candidates", "prompt").tolist()))
 
 
 def _pairs_of_build(folder: Path, settings: DataSettings) -> Preferences:
     composite, groups, variants = composite_scores(folder)
     pairs = group_pairs(composite, groups, variants, settings.pairing, settings.num_pairs)
     if not len(pairs):
-        raise UserError(f"--dataset_name: expected groups with a better and a worse image, found none in {folder}")
-    files = [str(path) for path in _shards(folder / "candidates")]
-    images = load_dataset("parquet", data_files=files, split="train", columns=["image", "prompt"])
+        words = "expected groups with a better and a worse image"
+        raise UserError(f"{settings.data_flag}: {words}, found none in {folder}")
+    stage = _stage(folder / "candidates")
+    shards, columns = map(stage.shard_path, range(stage.num_shards)), ["image", "prompt"]
+    files = [glob.escape(str(shard)) for shard in shards]
+    for shard in range(stage.num_shards):
+        stage.read_shard(shard, columns)  # for its checksums, which `datasets` does not look at
+    images = load_dataset("parquet", data_files=files, split="train", columns=columns)
     preferences = Preferences(images.cast_column("image", Image()), pairs, composite[pairs], spread(composite))
     return preferences.without_unused_images()
 
 
-def _pairs_of_dataset(dataset: Dataset) -> Preferences:
+def _pairs_of_dataset(dataset: Dataset, flag: str) -> Preferences:
     """Images are those of all rows, ties too, which count for the range of scores."""
     found = set(dataset.column_names)
     names = next((names for names in _PAIR_COLUMNS if {*names, "label_0"} <= found), None)
     if names is None:
         wanted = " or ".join(", ".join([*names, "label_0"]) for names in _PAIR_COLUMNS[:2])
-        raise UserError(f"--dataset_name: expected the columns {wanted}, found {', '.join(dataset.column_names)}")
+        raise UserError(f"{flag}: expected the columns {wanted}, found {', '.join(dataset.column_names)}")
     labels = _numbers(dataset, "label_0")  # NaN where there is none
     known = np.isfinite(labels)
     if len(wrong := np.flatnonzero(known & ~np.isin(labels, (0.0, _TIE, 1.0)))):
@@ -147,7 +154,7 @@ def _pairs_of_dataset(dataset: Dataset) -> Preferences:
     if "has_label" in found:
         decided &= np.asarray(dataset["has_label"], dtype=bool)
     if not decided.any():
-        raise UserError(f"--dataset_name: expected pairs with a winner, found {len(labels)} rows without one")
+        raise UserError(f"{flag}: expected pairs with a winner, found {len(labels)} rows without one")
     kept = np.flatnonzero(decided | _complete(dataset, names, decided))
     pairs, scores, score_range = len(kept) * np.arange(2) + np.arange(len(kept))[:, None], None, None
     pairs, is_second = pairs[decided[kept]], labels[decided] < _TIE
@@ -225,12 +232,11 @@ def _image_names(images: Dataset) -> list[Any]:
     return names
 
 
-def _shards(folder: Path) -> list[Path]:
-    return sorted(folder.glob("part-*.parquet"))
+def _stage(folder: Path) -> Stage:
+    if not (folder / OPTIONS_FILE).is_file():
+        raise UserError(f"--dataset_name: expected a finished build, found no rows in {folder}")
+    return Stage.there(folder)
 
 
 def _column(folder: Path, name: str) -> np.ndarray:
-    shards = _shards(folder)
-    if not shards:
-        raise UserError(f"--dataset_name: expected a finished build, found no rows in {folder}")
-    return np.concatenate([pq.read_table(path, columns=[name])[name].to_numpy() for path in shards])
+    return _stage(folder).read([name])[name].to_numpy()

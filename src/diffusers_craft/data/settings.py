@@ -1,11 +1,12 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Which rows a training reads, and how."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from ..core.flags import option
 from ..errors import UserError
 from ..models.families import FAMILIES
+from ..models.family import Components, Family
 from ..selection.filtering import PAIRINGS
 
 
@@ -17,7 +18,8 @@ class DataSettings:
         backbone (`str`, *optional*, defaults to SD1.5's): Family of the model.
         dataset_name (`str`, *optional*): Hub id, or the folder that build_craft_dataset.py wrote.
         dataset_config_name (`str`, *optional*): Configuration of the dataset, if it has several.
-        train_data_dir (`str`, *optional*): Folder of images with a metadata.jsonl (datasets' imagefolder).
+        train_data_dir (`str`, *optional*): Folder of images, all of them, with a metadata.jsonl or .csv or with a .txt
+            file beside each (column text).
         image_column (`str`, *optional*, defaults to `"image"`): The images.
         caption_column (`str`, *optional*, defaults to `"prompt"`): The text that training conditions on.
         advantage_column (`str`, *optional*, defaults to `"advantage"`): Weight of a row; a dataset without it trains as
@@ -26,7 +28,7 @@ class DataSettings:
         use_generated_latents (`bool`, *optional*, defaults to `False`): Train on the latents that the base model
             generated instead of encoding the images again.
         max_train_samples (`int`, *optional*): Train on a random subset of this many rows.
-        resolution (`int`, *optional*): Side of the training images, pixels; the default is the family's.
+        resolution (`int`, *optional*): Side of the training images, pixels; the default is the model's own.
         center_crop (`bool`, *optional*, defaults to `False`): Crop the centre; the default is a random place per image.
         random_flip (`bool`, *optional*, defaults to `False`): Flip every other draw (no good for texts or sides).
         pairing (`str`, *optional*, defaults to `"best_worst"`): Pairs of a build's folder: the best against the worst
@@ -68,10 +70,17 @@ class DataSettings:
                 raise UserError(f"--{field.name}: expected one of {', '.join(choices)}, found {value!r}")
         if self.use_generated_latents and self.random_flip:
             raise UserError("--random_flip: expected no flips with --use_generated_latents, which are not images")
-        if self.resolution is None:
-            object.__setattr__(self, "resolution", FAMILIES[self.backbone].resolution)
+
+    def for_model(self, family: Family, components: Components) -> "DataSettings":
+        """The same settings with the resolution that the model was made for, where none is given."""
+        return self if self.resolution else replace(self, resolution=family.native_resolution(components))
 
     @property
     def data_source(self) -> str | None:
         """Hub id or folder."""
         return self.dataset_name or self.train_data_dir
+
+    @property
+    def data_flag(self) -> str:
+        """The flag that named it."""
+        return "--train_data_dir" if self.dataset_name is None and self.train_data_dir else "--dataset_name"

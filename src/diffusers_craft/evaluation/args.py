@@ -4,20 +4,23 @@
 import argparse
 import logging
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
-from ..core.files import read_json
-from ..core.run_record import recorded_option
+from ..core.files import MAX_NAME, is_file_name
+from ..core.run_record import read_run_json, recorded_option
 from ..core.script import PRECISIONS, parse_pairs
 from ..core.workdir import RUN_FILE
 from ..data.dataset import load_craft_dataset
 from ..errors import UserError
 from ..models.loading import add_source_arguments
+from ..prompts.sets import PromptSet, load_prompt_set
 from ..rewards.settings import reward_source
 from ..tiny import is_tiny
 from .measures import Embed, clip_embedding, thumbnail_embedding
@@ -43,9 +46,13 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser, prompt_sets: Seque
         nargs="+",
         default=[],
         help="Tuned models, each as MODEL or NAME=MODEL: pipelines as the base, or LoRA weights, a UNet or a training's"
-        " checkpoint for it.",
+        " checkpoint for it; one file of the Hub is ORG/NAME/FILE.",
     )
     add_source_arguments(parser)
+    add(
+        "--pretrained_vae_model_name_or_path",
+        help="VAE of all models instead of their own: Hub id or folder; a single file without one needs it.",
+    )
     add(
         "--prompts",
         nargs="+",
@@ -88,12 +95,29 @@ def parse_models(base: str, tuned: Sequence[str]) -> dict[str, str]:
     for flag, text in [("--base", base), *(("--tuned", text) for text in tuned)]:
         name, _, model = text.rpartition("=") if not Path(text).exists() else ("", "", text)
         name = name or Path(model.rstrip("/")).name
-        if not re.fullmatch(r"[\w.-]+", name) or not model:
+        if not is_file_name(name) or not model:
             raise UserError(f"{flag}: expected MODEL or NAME=MODEL (name: letters, digits, . _ -), found {text!r}")
         if name in models:
             raise UserError(f"{flag}: expected distinct names, found {name!r} twice; write NAME=MODEL")
         models[name] = model
     return models
+
+
+def open_prompt_set(given: str | PromptSet, column: str, num_prompts: int | None, seed: int) -> PromptSet:
+    """What a text of `--prompts` names, or a set that exists, under a name for folders and files.
+
+    The name of a file is made into one; a NAME= is taken at its word or refused.
+    """
+    found, chosen = given, True
+    if isinstance(given, str):
+        found, chosen = load_prompt_set(given, column, num_prompts, seed), "=" in given and not Path(given).exists()
+    if not is_file_name(name := found.name) and not chosen:
+        name = re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", name)).strip("-")
+        name = name.encode()[:MAX_NAME].decode(errors="ignore")
+    if not is_file_name(name):
+        wanted = "expected SOURCE or NAME=SOURCE (name: letters, digits, . _ -)"
+        raise UserError(f"--prompts: {wanted}, found the name {found.name!r}")
+    return replace(found, name=name)
 
 
 def find_training_data(models: Mapping[str, str], given: Mapping[str, str] | Sequence[str] = ()) -> dict[str, Dataset]:
@@ -103,7 +127,7 @@ def find_training_data(models: Mapping[str, str], given: Mapping[str, str] | Seq
     for name in tuned:
         folder = Path(models[name])
         record = (folder.parent if folder.name.startswith("checkpoint-") else folder) / RUN_FILE
-        run = read_json(record) if record.is_file() else {"options": {}}
+        run = read_run_json(record) if record.is_file() else {"options": {}}
         known = (recorded_option(run, option) for option in ("dataset_name", "train_data_dir"))
         source = named.get(name) or next(filter(None, known), None)
         try:

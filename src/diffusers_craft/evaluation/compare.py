@@ -13,26 +13,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.files import atomic_write_bytes, atomic_write_json, read_json
+from ..core.files import atomic_write_bytes, atomic_write_json
 from ..errors import UserError
-from .tables import STATISTICS, category_tables, distinct, format_csv, model_table, to_latex, to_markdown
+from .tables import (
+    STATISTICS,
+    category_tables,
+    distinct,
+    format_csv,
+    markdown_text,
+    model_table,
+    one_line,
+    to_latex,
+    to_markdown,
+)
 
 
 MODEL_SETTINGS = ("scheduler", "num_inference_steps", "guidance_scale", "resolution", "seed", "dtype")
-
-
-def load_results(path: str | Path) -> dict[str, Any]:
-    """Reads a `results.json` of an evaluation, or that of a folder; numbers of a paper in that form will do."""
-    file = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
-    try:
-        found = read_json(file)
-        valid = isinstance(found["settings"], dict) and all({"model", "metric"} <= set(row) for row in found["rows"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = type(error).__name__
-        raise UserError(f"results: expected a results.json of an evaluation, found {file} ({reason})") from None
-    if not valid:
-        raise UserError(f"results: expected rows with model and metric in {file}, found other ones")
-    return found
 
 
 def flat_settings(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,7 +138,7 @@ class _Line:
         if None not in (weights, self.weights) and weights != self.weights:
             return False
         pairs = [(self.rows[place], rows[place]) for place in self.rows.keys() & rows.keys()]
-        return all(a.get(key) == b.get(key) for a, b in pairs for key in ("n", "mean", "median"))
+        return all(a.get(key) == b.get(key) for a, b in pairs for key in ("n", "mean"))
 
 
 def write_comparison(folder: str | Path, merged: Mapping[str, Any]) -> str:
@@ -151,8 +147,8 @@ def write_comparison(folder: str | Path, merged: Mapping[str, Any]) -> str:
     models = distinct([row for row in rows if row.get(statistic) is not None], "model")
     tables = [model_table(rows, statistic, models), *(category_tables(rows) if statistic == "mean" else [])]
     notes = [f"Not comparable, {name} differs: {text}" for name, text in merged["differences"].items()]
-    text = "\n\n".join([*map(to_markdown, tables), *(f"- {note}" for note in notes)]) + "\n"
-    latex = "\n".join(f"% {note}" for note in notes) + "\n\n".join(["", *map(to_latex, tables)]) + "\n"
+    text = "\n\n".join([*map(to_markdown, tables), *(f"- {markdown_text(note)}" for note in notes)]) + "\n"
+    latex = "\n".join(f"% {one_line(note)}" for note in notes) + "\n\n".join(["", *map(to_latex, tables)]) + "\n"
     atomic_write_json(Path(folder) / "comparison.json", dict(merged))
     for kind, content in {"md": text, "csv": format_csv(rows), "tex": latex}.items():
         atomic_write_bytes(Path(folder) / f"comparison.{kind}", content.encode())

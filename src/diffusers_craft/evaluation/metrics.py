@@ -4,7 +4,6 @@
 A new one is a class with `name` and `compute`; a line in `_METRICS`, `register_metric` or `module:Class` names it.
 """
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from ..core.files import is_file_name
 from ..core.load import import_object
 from ..core.workdir import Stage
 from ..errors import UserError
@@ -76,7 +76,7 @@ def register_metric(name: str, factory: str | Callable[[], SetMetric]) -> None:
     Raises:
         UserError: if the name cannot be the name of a folder and of a column.
     """
-    if not re.fullmatch(r"[\w.-]+", name):
+    if not is_file_name(name):
         raise UserError(f"register_metric: expected a name of letters, digits, '.', '_' and '-', found {name!r}")
     _METRICS[name] = factory
 
@@ -93,6 +93,9 @@ def load_set_metrics(wanted: Iterable[str | SetMetric], taken: Iterable[str] = (
             metric = (import_object(factory, flag="--set_metrics") if isinstance(factory, str) else factory)()
         if not callable(getattr(metric, "compute", None)) or not isinstance(getattr(metric, "name", None), str):
             raise UserError(f"--set_metrics: expected an object with name and compute(images), found {one!r}")
+        if not is_file_name(metric.name):
+            wanted = "expected a name of letters, digits, '.', '_' and '-'"
+            raise UserError(f"--set_metrics: {wanted}, found {metric.name!r}")
         if metric.name in metrics or metric.name in taken:
             raise UserError(f"--set_metrics: expected metrics of different names, found {metric.name} twice")
         metrics[metric.name] = metric

@@ -10,13 +10,15 @@ import numpy as np
 import pyarrow as pa
 
 from ..core.files import fingerprint
+from ..core.records import CANDIDATE_SCHEMA, SCORE_SCHEMA
 from ..core.workdir import Stage, WorkDir
 from ..models.generation import ROWS_PER_SHARD, GenerationSettings
 from ..prompts.sets import PromptSet
 from ..rewards.settings import reward_source
+from ..scoring.run import read_scores
 from .alarms import Check, run_checks
-from .measures import Embed, StoredImages, measure_images, read_statistics
-from .metrics import SetMetric, measure_set, set_metric_rows
+from .measures import STATISTICS_SCHEMA, Embed, StoredImages, measure_images, read_statistics
+from .metrics import VALUE_SCHEMA, SetMetric, measure_set, set_metric_rows
 from .results import ExampleRow
 from .summary import evaluation_rows, summarize
 
@@ -62,16 +64,17 @@ class PromptRun:
         size, base = (len(self.rows), ROWS_PER_SHARD), next(iter(evaluated))
         for name, one in evaluated.items():
             place, options = f"{self.prompts.name}/{name}", one.options | self.about
-            self.images[name] = work.stage(f"images/{place}", options, *size)
-            self.statistics[name] = work.stage(f"statistics/{place}", options | embedding, *size)
+            self.images[name] = work.stage(f"images/{place}", options, *size, CANDIDATE_SCHEMA)
+            statistics = f"statistics/{place}", options | embedding
+            self.statistics[name] = work.stage(*statistics, *size, STATISTICS_SCHEMA)
             self.scores[name], self.set_values[name] = {}, {}
             for title, metric in self.metrics.items():
                 about = options | {f"reward {title}": reward_source(metric)}
-                self.scores[name][title] = work.stage(f"scores/{place}/{title}", about, *size)
+                self.scores[name][title] = work.stage(f"scores/{place}/{title}", about, *size, SCORE_SCHEMA)
             for title, metric in self.set_metrics.items():
                 about = options | {f"metric {title}": reward_source(metric)}
                 about |= {} if name == base else {"base": evaluated[base].options}
-                self.set_values[name][title] = work.stage(f"set_metrics/{place}/{title}", about, 1, 1)
+                self.set_values[name][title] = work.stage(f"set_metrics/{place}/{title}", about, 1, 1, VALUE_SCHEMA)
 
     def measure(self, embed: Embed) -> None:
         """Measures what the alarms look at, and computes the metrics of whole sets."""
@@ -86,7 +89,7 @@ class PromptRun:
         """Model to metric to (n, k) raw scores."""
 
         def read(stage: Stage) -> np.ndarray:
-            return stage.read(["score"])["score"].to_numpy().reshape(-1, self.num_images)
+            return read_scores(stage).reshape(-1, self.num_images)
 
         return {model: {name: read(stage) for name, stage in one.items()} for model, one in self.scores.items()}
 

@@ -15,14 +15,16 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from ..core.files import atomic_write_bytes
+from ..core.printed import PRINTED_TIMES, metric_label, printed_score
 from ..figures import page
 from ..figures.grid import image_grid
 from .results import EvaluationResults, ExampleRow
-from .tables import PRINTED_TIMES, Rows, Table, all_tables, check_table, distinct, metric_label, printed_score
+from .tables import Rows, Table, all_tables, check_table, distinct
 
 
 COLORS, MARKERS = (page.BLUE, page.ORANGE, page.GREEN, page.PINK), "os^D"  # of tuned models in turn
 LINES = ("-", (0, (4, 1.5)), (0, (1, 1)), "-.")
+LARGE, MANY = 768, 60  # pixels at which pictures are embedded, unless there are many: a phone opens the page, too
 
 
 def win_rate_panel(rows: Rows, axes: Axes) -> None:
@@ -70,7 +72,7 @@ def _alarms(results: EvaluationResults) -> str:
     return f'{head}<p class="muted">{about}</p>{marked}' + (f'<ul class="muted">{notes}</ul>' if notes else "")
 
 
-def _side_by_side(rows: Sequence[ExampleRow]) -> str:
+def _side_by_side(rows: Sequence[ExampleRow], size: int) -> str:
     """One prompt under the other, its models beside each other; the best score of a metric is bold."""
     parts = []
     for row in rows:
@@ -82,14 +84,14 @@ def _side_by_side(rows: Sequence[ExampleRow]) -> str:
         for model, image in row.images.items():
             numbers = ""
             for metric, value in row.scores[model].items():
-                text = printed_score(metric, value) if np.isfinite(value) else "–"
+                text = printed_score(metric, value)
                 text = f"<b>{text}</b>" if value == best[metric] else text
                 numbers += f"<dt>{html.escape(metric_label(metric))}</dt><dd>{text}</dd>"
             missing = '<div class="muted">no valid image</div>'
-            picture = missing if image is None else page.image_tag(image, f"{model}: {row.prompt}")
+            picture = missing if image is None else page.image_tag(image, f"{model}: {row.prompt}", size)
             caption = f"<figcaption><b>{html.escape(model)}</b><dl>{numbers}</dl></figcaption>"
             figures.append(f"<figure>{picture}{caption}</figure>")
-        parts.append(f'<h3>{html.escape(row.prompt)}</h3><div class="row">{"".join(figures)}</div>')
+        parts.append(f'{page.clamped(row.prompt, "h3")}<div class="row">{"".join(figures)}</div>')
     return "".join(parts)
 
 
@@ -104,17 +106,18 @@ def _by_set(content: Mapping[str, str]) -> str:
 
 
 def draw_comparison(rows: Sequence[ExampleRow]) -> Image.Image:
-    """The same as one picture: prompts as rows, models as columns, raw scores under each image."""
+    """The same as one picture: prompts as rows, models as columns, scores under each image as the report has them."""
     models = list(rows[0].images)
-    captions = ["\n".join(f"{m} {v:.4g}" for m, v in row.scores[name].items()) for row in rows for name in models]
+    scores = [row.scores[name] for row in rows for name in models]
+    captions = ["\n".join(f"{metric_label(m)} {printed_score(m, v)}" for m, v in one.items()) for one in scores]
     pictures, prompts = [row.images[name] for row in rows for name in models], [row.prompt for row in rows]
     return image_grid(pictures, len(models), captions, models, prompts, caption_lines=captions[0].count("\n") + 1)
 
 
 _STYLE = """<style>.alarm { color: #B00020; font-weight: 600; } h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
-.row { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(8rem, 12rem); gap: .8rem; overflow-x: auto; }
+.row { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(8rem, 22rem); gap: .8rem; overflow-x: auto; }
 .row dl { grid-template-columns: 1fr auto; gap: 0 .4rem; font-size: .78rem; } dt { overflow-wrap: normal; } pre { overflow-x: auto; font-size: .8rem; }
-.wide { margin: 0 0 1.6rem; } td { white-space: nowrap; } th { min-width: 3.5rem; } th:first-child { min-width: 5.5rem; }</style>"""
+details { margin: 1.6rem 0 .4rem; } .wide { margin: 0 0 1.6rem; } td { white-space: nowrap; } th { min-width: 3.5rem; } th:first-child { min-width: 5.5rem; }</style>"""
 
 
 def write_evaluation_report(folder: str | Path, results: EvaluationResults) -> None:
@@ -134,14 +137,16 @@ def write_evaluation_report(folder: str | Path, results: EvaluationResults) -> N
     tables = all_tables(results.rows)
     by_category = [table for table in tables if " by category" in table.title]
     notes = "".join(f'<p class="muted">{html.escape(note)}</p>' for note in settings.get("notes", ()))
-    pictures = _by_set({name: _side_by_side(found) for name, found in results.examples.items()})
+    number = sum(len(row.images) for rows in results.examples.values() for row in rows)
+    size = LARGE if number <= MANY else page.EMBEDDED
+    pictures = _by_set({name: _side_by_side(found, size) for name, found in results.examples.items()})
     sections = {
         "Alarms": _alarms(results) if results.checks else "",
         "Scores": notes + "".join(_html(table) for table in tables if table not in by_category),
         "Win rates": _by_set(wins),
         "Distributions": _by_set(histograms),
         "By category": "".join(map(_html, by_category)),
-        "Side by side": '<p class="muted">Same prompt, same noise.</p>' + pictures,
+        "Side by side": '<p class="muted">Same prompt, same noise. A click enlarges.</p>' + pictures,
         "Settings": f"{_STYLE}<pre>{html.escape(json.dumps(settings, indent=2, ensure_ascii=False))}</pre>",
     }
     counts = {name: len(next(iter(next(iter(by_model.values())).values()))) for name, by_model in scores.items()}

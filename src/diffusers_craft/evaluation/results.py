@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..core.files import atomic_write_bytes, atomic_write_json
-from .tables import Rows, format_checks, format_csv, format_latex, format_table
+from .tables import Rows, format_checks, format_csv, format_latex, format_table, markdown_text
 
 
 RESULTS_FORMAT = 1  # of results.json
@@ -73,7 +73,9 @@ class EvaluationResults:
         content |= {"alarms": self.alarms, "checks": list(self.checks)}
         atomic_write_json(Path(folder) / "results.json", content)
         lines = [*self.settings.get("notes", ()), *(f"Alarm: {alarm['message']}" for alarm in self.alarms)]
-        markdown = format_table(self.rows) + "".join(f"\n- {line}" for line in lines) + "\n" * bool(lines)
+        markdown = (
+            format_table(self.rows) + "".join(f"\n- {markdown_text(line)}" for line in lines) + "\n" * bool(lines)
+        )
         if self.checks:
             markdown += "\n" + format_checks(self.checks)
         for kind, text in {"md": markdown, "csv": format_csv(self.rows), "tex": format_latex(self.rows)}.items():

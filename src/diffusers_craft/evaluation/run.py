@@ -20,13 +20,14 @@ from ..core.script import default_device
 from ..core.workdir import WorkDir, is_first_rank, rank_and_world
 from ..errors import UserError
 from ..models.generation import GenerationSettings, generate_candidates, generation_options
-from ..models.loading import load_pipeline, load_tuned_pipeline
-from ..prompts.sets import PromptSet, load_prompt_set
+from ..models.loading import denoiser_name, load_pipeline, load_vae
+from ..models.tuned import load_tuned_pipeline
+from ..prompts.sets import PromptSet
 from ..rewards.settings import RewardSettings, load_rewards, parse_reward_weights, reward_source
 from ..scoring.run import CandidateImages, ScoringJob, score_images
 from ..tiny import is_tiny
 from ..tiny.scorer import ExactReward
-from .args import as_texts, choose_embedding, choose_metrics, find_training_data, parse_models
+from .args import as_texts, choose_embedding, choose_metrics, find_training_data, open_prompt_set, parse_models
 from .measures import decode_image
 from .metrics import SetMetric, load_set_metrics
 from .prompt_run import EvaluatedModel, PromptRun
@@ -69,6 +70,7 @@ class Evaluation:
         device (`str`, *optional*): defaults to the GPU of this rank if there is one, else the CPU.
         source (`Mapping[str, Any]`, *optional*): further arguments of `load_pipeline` for all models: `revision`,
             `variant`, `config`, `cache_dir`.
+        vae (`str`, *optional*): Hub id or folder of a VAE for all models, instead of their own.
         output_dir (`str` or `Path`, *optional*): work folder, which also receives tables and report; by default a
             temporary one, without them.
         seed (`int`, *optional*, defaults to 0): of prompts, images and bootstrap.
@@ -90,6 +92,7 @@ class Evaluation:
     dtype: torch.dtype = torch.float16
     device: str | None = None
     source: Mapping[str, Any] = field(default_factory=dict)
+    vae: str | None = None
     output_dir: str | Path | None = None
     seed: int = 0
 
@@ -104,13 +107,13 @@ class Evaluation:
                 a work folder that was made with others.
         """
         if self.output_dir is not None:
-            return self._run(Path(self.output_dir))
+            return self._run(self.output_dir)
         if rank_and_world()[1] > 1:
             raise UserError("output_dir: expected a folder, which several processes share, found none")
         with tempfile.TemporaryDirectory(prefix="craft-evaluation-") as folder:
-            return self._run(Path(folder))
+            return self._run(folder)
 
-    def _run(self, folder: Path) -> EvaluationResults | None:
+    def _run(self, folder: str | Path) -> EvaluationResults | None:
         # What can be wrong is found before a model generates.
         device = self.device or default_device()
         models = parse_models(self.base, as_texts(self.tuned))
@@ -121,10 +124,11 @@ class Evaluation:
         set_metrics = load_set_metrics(self.set_metrics, taken=metrics)
         embed, embedding = choose_embedding(self.alarm_embedding, base, metrics)
         training = find_training_data(models, self.training_data)
+        work = WorkDir(folder)
         evaluated = self._open_models(models, device)
         for run in runs:
             run.set_metrics = set_metrics
-            run.open(WorkDir(folder), evaluated, embedding)
+            run.open(work, evaluated, embedding)
 
         self._generate(evaluated, runs)
         self._score(runs, device)
@@ -143,13 +147,13 @@ class Evaluation:
             examples={run.prompts.name: run.read_examples() for run in runs},
         )
         if self.output_dir is not None:
-            results.write(folder)
+            results.write(work.path)
         return results
 
     def _load_prompt_sets(self) -> list[PromptRun]:
         given = [self.prompts] if isinstance(self.prompts, str | PromptSet) else list(self.prompts)
         options = (self.prompt_column, self.num_prompts, self.seed)
-        sets = [load_prompt_set(one, *options) if isinstance(one, str) else one for one in given]
+        sets = [open_prompt_set(one, *options) for one in given]
         if not sets:
             raise UserError("--prompts: expected at least one prompt set, found none")
         if len({one.name for one in sets}) < len(sets):
@@ -172,6 +176,7 @@ class Evaluation:
         for name, model in models.items():
             source = {"name_or_path": model, "dtype": self.dtype, "device": device, **self.source}
             source |= {"base": next(iter(models.values()))} if evaluated else {}
+            source |= {"vae": self.vae} if self.vae else {}
             pipeline = load_model(source)
             settings = settings.resolve(pipeline)  # what the settings leave open, the base decides for all
             options = generation_options(pipeline, settings, self.seed, save_latents=False)
@@ -221,5 +226,10 @@ class Evaluation:
 
 
 def load_model(source: Mapping[str, Any]) -> DiffusionPipeline:
-    """The base, or a tuned model, which may be LoRA weights or a UNet for it."""
-    return (load_tuned_pipeline if "base" in source else load_pipeline)(**source)
+    """The base, or a tuned model, which may be LoRA weights or a UNet for it; a `vae` is loaded by its name."""
+    load, vae = load_tuned_pipeline if "base" in source else load_pipeline, source.get("vae")
+    if vae is None:
+        return load(**source)
+    pipeline = load(**{**source, "vae": load_vae(vae, source.get("cache_dir"))})
+    pipeline.vae.to(getattr(pipeline, denoiser_name(pipeline)).dtype)  # as the pipeline's own would be
+    return pipeline

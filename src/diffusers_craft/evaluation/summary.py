@@ -121,8 +121,10 @@ def _row(values: np.ndarray, base: np.ndarray | None, seed: int) -> dict[str, An
     counted = ~np.isnan(means) & (True if base is None else ~np.isnan(_per_prompt(base)))
     keys = ("mean", "median", "mean_of_categories", "win_rate", "win_rate_low", "win_rate_high")
     row = {"n": int(counted.sum()), **dict.fromkeys(keys)}
-    if counted.any():
-        row |= {"mean": float(np.mean(means[counted])), "median": float(np.median(means[counted]))}
+    if len(found := means[counted]):
+        # Of yes and no a median says which is more frequent, no more.
+        median = None if np.isin(found, (0, 1)).all() else float(np.median(found))
+        row |= {"mean": float(np.mean(found)), "median": median}
     if base is not None and len(outcomes := _outcomes(values, base)):
         low, high = bootstrap_interval(outcomes, seed=seed)
         row |= {"win_rate": float(outcomes.mean()), "win_rate_low": low, "win_rate_high": high}

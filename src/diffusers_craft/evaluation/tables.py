@@ -6,20 +6,23 @@ A column's best value is bold, the second best underlined. Higher is better unle
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
+from ..core.printed import metric_label, printed_score
 
-PRINTED_TIMES = {"hps_v2.1": 100, "geneval": 100}  # raw score to the number that papers print
+
 STATISTICS = {"mean": "Mean", "median": "Median", "mean_of_categories": "Mean of categories", "win_rate": "Win rate"}
 CSV_COLUMNS = ("prompts", "category", "model", "metric", "n", *STATISTICS, "win_rate_low", "win_rate_high")
 MARKDOWN_MARKS = ("{}", "**{}**", "<ins>{}</ins>")  # by rank
 LATEX_MARKS = ("{}", r"\textbf{{{}}}", r"\underline{{{}}}")
 LATEX_ESCAPES = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 LATEX_ESCAPES |= {char: f"\\{char}" for char in "&%$#_{}"}
+FORMULA_STARTS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # of cells that a spreadsheet computes
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -46,17 +49,27 @@ class Table:
         if len(self.groups) < 2:
             return [self.title, *self.columns]
         names = [name for name, width in self.groups for _ in range(width)]
-        return [self.title, *(f"{name}: {column}" for name, column in zip(names, self.columns))]
+        return [self.title, *(f"{name}: {column}" if name else column for name, column in zip(names, self.columns))]
 
 
-def metric_label(metric: str) -> str:
-    """A metric's column title: with the factor by which it is printed."""
-    return f"{metric} x{PRINTED_TIMES[metric]}" if metric in PRINTED_TIMES else metric
+def one_line(text: str) -> str:
+    """A text without line breaks and other characters that do not print."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
-def printed_score(metric: str, value: float) -> str:
-    """A raw score in the scale of the papers."""
-    return f"{value * PRINTED_TIMES.get(metric, 1):.4g}"
+def markdown_text(text: str) -> str:
+    """A text as Markdown that shows it: no cell ends in it, no tag, link or picture is made of it."""
+    return re.sub(r"[\\`*|]|(?<=\])\(", r"\\\g<0>", one_line(text)).replace("<", "&lt;")
+
+
+def _plain_text(text: str) -> str:
+    """A text for a terminal, where only the end of a cell is escaped."""
+    return one_line(text).replace("|", r"\|")
+
+
+def csv_text(value: Any) -> Any:
+    """A value of a CSV file; a text that a spreadsheet would compute gets the quote that makes it text."""
+    return f"'{value}" if isinstance(value, str) and value.lstrip().startswith(FORMULA_STARTS) else value
 
 
 def _printed(row: Mapping[str, Any] | None, key: str) -> tuple[str, float | None]:
@@ -64,8 +77,9 @@ def _printed(row: Mapping[str, Any] | None, key: str) -> tuple[str, float | None
     if row is None or row.get(key) is None:
         return "-", None
     if key == "win_rate":
-        text = f"{row[key]:.1%} [{row['win_rate_low']:.1%}, {row['win_rate_high']:.1%}]".replace("%", "")
-        return text, round(row[key], 3)
+        low, high = row.get("win_rate_low"), row.get("win_rate_high")  # papers print none
+        interval = "" if None in (low, high) else f" [{low:.1%}, {high:.1%}]"
+        return f"{row[key]:.1%}{interval}".replace("%", ""), round(row[key], 3)
     text = printed_score(row["metric"], row[key])
     return text, float(text)
 
@@ -114,16 +128,17 @@ def category_tables(rows: Rows) -> list[Table]:
                 )
                 for name, key in statistics.items()
             ]
-            title = f"{metric_label(metric)} by category" + (f", {prompts}" if len(sets) > 1 else "")
+            title = f"{metric_label(metric)} by category" + (f", {prompts}" if len(sets) > 1 and prompts else "")
             tables.append(Table(title, models, lines))
     return tables
 
 
 def to_markdown(table: Table, marks: bool = True) -> str:
     """A table as Markdown whose columns also line up in a terminal."""
-    formats = MARKDOWN_MARKS if marks else ("{}",) * 3
-    text = [table.header, *([line, *(formats[c.rank].format(c.text) for c in cells)] for line, cells in table.lines)]
-    first, *widths = [max(map(len, column)) for column in zip(*text)]
+    formats, shown = (MARKDOWN_MARKS, markdown_text) if marks else (("{}",) * 3, _plain_text)
+    text = [list(map(shown, table.header))]
+    text += [[shown(line), *(formats[c.rank].format(shown(c.text)) for c in cells)] for line, cells in table.lines]
+    first, *widths = [max(2, *map(len, column)) for column in zip(*text)]  # ":" alone divides no table
     lines = [[line[0].ljust(first), *map(str.rjust, line[1:], widths)] for line in text]
     lines.insert(1, ["-" * first, *("-" * (width - 1) + ":" for width in widths)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -133,7 +148,8 @@ def to_latex(table: Table) -> str:
     """A table as a `tabular` of the package booktabs."""
 
     def escape(text: str) -> str:
-        return text.translate(str.maketrans(LATEX_ESCAPES))
+        text = one_line(text).translate(str.maketrans(LATEX_ESCAPES))
+        return f"{{}}{text}" if text.startswith(("[", "*")) else text  # else an argument of the line's end before it
 
     lines = [rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule"]
     if any(name for name, _ in table.groups):
@@ -164,7 +180,7 @@ def format_table(rows: Rows, marks: bool = True) -> str:
     counts = [row["n"] for row in rows if row.get("category") is None]
     sets = [name for name in distinct(rows, "prompts") if name]
     n = str(max(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    head = f"{n} prompts" + (f" of {', '.join(sets)}" if sets else "") + "."
+    head = f"{n} prompts" + (f" of {markdown_text(', '.join(sets))}" if sets else "") + "."
     return "\n\n".join([head, *(to_markdown(table, marks) for table in all_tables(rows))]) + "\n"
 
 
@@ -176,9 +192,9 @@ def format_latex(rows: Rows) -> str:
 def format_csv(rows: Rows) -> str:
     """Every row with all its numbers, raw and not rounded, one line each."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    writer.writerows([csv_text(row.get(column)) for column in CSV_COLUMNS] for row in rows)
     return buffer.getvalue()
 
 
@@ -204,4 +220,4 @@ def check_table(checks: Rows) -> tuple[Table, list[str]]:
 def format_checks(checks: Rows) -> str:
     """The checks against reward hacking as Markdown; below, as a list, what was not checked and why."""
     table, notes = check_table(checks)
-    return to_markdown(table) + "\n" + "".join(["\n" * bool(notes), *(f"- {note}\n" for note in notes)])
+    return to_markdown(table) + "\n" + "".join(["\n" * bool(notes), *(f"- {markdown_text(note)}\n" for note in notes)])

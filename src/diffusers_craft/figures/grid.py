@@ -1,24 +1,34 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Images side by side with titles and captions, as one picture."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
-from matplotlib import font_manager
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
+
+from .fonts import Typeface, is_mark
 
 
 INK, FAINT = "#222222", "#999999"
+BREAKS = ",;/，、。"  # after which a word that is too long for a line rather ends
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float, max_lines: int) -> list[str]:
-    """Breaks each line of `text` at words to `width` pixels; what exceeds `max_lines` ends in an ellipsis."""
+def _wrap(text: str, font: Typeface, width: float, max_lines: int) -> list[str]:
+    """Breaks `text` at words, too long ones inside, to `width` pixels; the rest after `max_lines` is an ellipsis."""
     lines: list[str] = []
-    for paragraph in text.split("\n"):
+    room = max_lines * int(width) + 1  # letters: none is less than a pixel wide, so more need not be measured
+    for paragraph in text.split("\n", max_lines + 1)[: max_lines + 1]:
         line = ""
-        for word in paragraph.split():
+        for word in paragraph[:room].split():
             candidate = f"{line} {word}".strip()
-            if line and font.getlength(candidate) > width:
-                lines.append(line)
+            if font.getlength(candidate) > width:
+                if line:
+                    lines.append(line)
+                while font.getlength(word) > width and len(lines) <= max_lines:
+                    end = _fitting(word, font, width)
+                    end = max(word.rfind(mark, end // 2, end) for mark in BREAKS) + 1 or end
+                    lines.append(word[:end])
+                    word = word[end:]
                 candidate = word
             line = candidate
         lines.append(line)
@@ -27,13 +37,19 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float, max_lines: int)
     return [_shorten(line, font, width) for line in lines]
 
 
-def _shorten(line: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+def _fitting(text: str, font: Typeface, width: float) -> int:
+    """How many letters fit into `width` pixels, at least one; marks are not cut from their letter."""
+    end = max(1, bisect_right(range(len(text) + 1), width, key=lambda count: font.getlength(text[:count])) - 1)
+    while 1 < end < len(text) and is_mark(text[end]):
+        end -= 1
+    return end
+
+
+def _shorten(line: str, font: Typeface, width: float) -> str:
     if font.getlength(line) <= width:
         return line
     line = line.rstrip("…")
-    while line and font.getlength(line + "…") > width:
-        line = line[:-1]
-    return line.rstrip() + "…"
+    return line[: _fitting(line, font, width - font.getlength("…"))].rstrip() + "…"
 
 
 def _fit(image: Image.Image, size: int) -> Image.Image:
@@ -55,7 +71,7 @@ def image_grid(
     caption_lines: int = 3,
 ) -> Image.Image:
     """Lays images out row by row, with titles and captions; sizes in pixels, `None` leaves a cell marked as empty."""
-    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 14)
+    font = Typeface(14)
     pad, line_height = 8, 18
     left = cell_size + pad if row_titles else 0
     top = line_height + pad if column_titles else 0
@@ -67,7 +83,7 @@ def image_grid(
 
     def write(text: str, x: int, y: int, max_lines: int) -> None:
         for i, line in enumerate(_wrap(text, font, cell_size, max_lines)):
-            draw.text((x, y + i * line_height), line, fill=INK, font=font)
+            font.draw(canvas, x, y + i * line_height, line, INK)
 
     for column, title in enumerate(column_titles or ()):
         write(title, left + pad + column * step_x, pad, 1)

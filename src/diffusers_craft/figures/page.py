@@ -17,7 +17,10 @@ Panel = Callable[[Axes], None]  # draws one chart
 # Okabe and Ito's, which colour-blind readers can tell apart; every series also differs in its line or fill.
 BLUE, ORANGE, GREEN, PINK, GRAY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#999999"
 LEGEND = {"fontsize": 8, "handlelength": 1.6, "columnspacing": 1.2, "handletextpad": 0.5}
-THUMBNAIL = 320  # pixels; larger images are embedded at this size
+EMBEDDED = 512  # pixels; larger images are embedded at this size unless told otherwise
+SMALL = 160  # pixels; images up to this size are enlarged without smoothing
+LOSSLESS = 320  # pixels; images up to this size are embedded as PNG
+LONG_TEXT = 300  # letters of a text that are shown at once
 
 
 def png_bytes(image: Image.Image | Figure) -> bytes:
@@ -53,14 +56,30 @@ def data_uri(data: bytes, kind: str = "png") -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def image_tag(image: Image.Image, about: str) -> str:
-    """A picture in the page: large ones as JPEG of at most `THUMBNAIL` pixels, small ones enlarged not smoothed."""
+def image_tag(image: Image.Image, about: str, size: int = EMBEDDED) -> str:
+    """A picture in the page, which a click shows as large as the window; JPEG of at most `size` pixels if large."""
     picture, buffer = image.convert("RGB"), io.BytesIO()
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))  # leaves small ones as they are
-    kind, options = ("png", {"optimize": True}) if picture.size == image.size else ("jpeg", {"quality": 88})
+    picture.thumbnail((size, size))  # leaves small ones as they are
+    kind, options = ("png", {"optimize": True}) if max(image.size) <= LOSSLESS else ("jpeg", {"quality": 88})
     picture.save(buffer, kind, **options)
-    small = ' class="small"' if max(image.size) <= THUMBNAIL // 2 else ""
-    return f'<img{small} loading="lazy" alt="{html.escape(about)}" src="{data_uri(buffer.getvalue(), kind)}">'
+    small = ' class="small"' if max(image.size) <= SMALL else ""
+    about = about if len(about) <= LONG_TEXT else about[:LONG_TEXT] + "…"
+    source = data_uri(buffer.getvalue(), kind)
+    shown = f'<img{small} loading="lazy" alt="{html.escape(about)}" src="{source}">'
+    # A checkbox needs no script and no second copy of the picture, and works from the keyboard.
+    return f'<label class="view"><input type="checkbox" aria-label="larger view" />{shown}</label>'
+
+
+def clamped(text: str, tag: str = "span") -> str:
+    """A text in a tag; a long one shows its beginning, and the rest unfolds."""
+    if len(text) <= LONG_TEXT:
+        return f"<{tag}>{html.escape(text)}</{tag}>"
+    space = text.rfind(" ", LONG_TEXT // 2, LONG_TEXT)
+    cut = LONG_TEXT if space < 0 else space
+    start, rest = text[:cut], text[cut:]
+    more = f'<span class="more"> … {len(rest):,} letters more</span>'
+    head = f"<{tag}>{html.escape(start)}{more}</{tag}>"
+    return f"<details><summary>{head}</summary>{html.escape(rest)}</details>"
 
 
 def html_table(header: Sequence[str], rows: Sequence[Sequence[str | tuple[str, str]]]) -> str:
@@ -94,7 +113,19 @@ _PAGE = """<!DOCTYPE html>
 body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 72rem; margin: 0 auto;
  padding: 0 1rem 3rem; }}
 h1 {{ font-size: 1.6rem; margin-bottom: 0; }} h2 {{ font-size: 1.2rem; margin-top: 2.2rem; }}
-.wide {{ overflow-x: auto; }} img {{ max-width: 100%; display: block; }}
+h1, h2, h3, p, li, summary, details {{ overflow-wrap: anywhere; }} img {{ max-width: 100%; display: block; }}
+/* A shadow on the side where a table goes on: sheets of the page's colour, which move with it, cover its ends. */
+.wide {{ overflow-x: auto; background: linear-gradient(to right, #fff 40%, #fff0) 0 0,
+ linear-gradient(to left, #fff 40%, #fff0) 100% 0, linear-gradient(to right, #0004, #0000) 0 0,
+ linear-gradient(to left, #0004, #0000) 100% 0;
+ background-repeat: no-repeat; background-size: 2.5rem 100%, 2.5rem 100%, .8rem 100%, .8rem 100%;
+ background-attachment: local, local, scroll, scroll; }}
+.view {{ display: block; position: relative; cursor: zoom-in; }} .view input {{ position: absolute; opacity: 0; }}
+figure .view input:checked + img {{ position: fixed; inset: 0; z-index: 1; width: 100vw; height: 100vh;
+ max-width: none; object-fit: contain; background: #000d; border-radius: 0; cursor: zoom-out; }}
+.view input:focus-visible + img {{ outline: 3px solid #0072B2; }}
+summary {{ cursor: pointer; }} summary > * {{ display: inline; }} .more {{ color: #595959; font-weight: 400; }}
+details[open] .more {{ display: none; }}
 .charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: .5rem 1rem;
  margin: 1rem 0; }} .charts img {{ width: 100%; max-width: 27rem; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}

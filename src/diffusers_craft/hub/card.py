@@ -3,7 +3,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 ARXIV = "2603.18991"
@@ -16,6 +16,34 @@ CITATION = """```bibtex
   year    = {2026}
 }
 ```"""
+
+
+class License(NamedTuple):
+    """What a card states: the Hub's identifiers, and of `other` which licence that is."""
+
+    ids: tuple[str, ...]
+    name: str | None = None
+    link: str | None = None
+
+    @classmethod
+    def stated(cls, data: Mapping[str, Any], repo_id: str | None = None) -> "License | None":
+        """That of a card's metadata; `repo_id` is the card's, in which a link may name a file."""
+        found = data.get("license") or []
+        ids = tuple(map(str, found if isinstance(found, list) else [found]))
+        name, link = (str(data[key]) if data.get(key) else None for key in ("license_name", "license_link"))
+        if link and "://" not in link:
+            link = f"https://huggingface.co/{repo_id}/blob/main/{link.removeprefix('./')}" if repo_id else None
+        return cls(ids, name, link) if ids else None
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The same for another card."""
+        own = {"license": self.ids[0] if len(self.ids) == 1 else list(self.ids)}
+        return own | {key: value for key, value in zip(("license_name", "license_link"), self[1:]) if value}
+
+    def __str__(self) -> str:
+        about = ", ".join(filter(None, self[1:]))
+        return ", ".join(self.ids) + (f" ({about})" if about else "")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -16,7 +16,7 @@ from ..core.workdir import BUILD_FILE, CONSTANTS_FILE, DATASET_FOLDER, SCORED_FI
 from ..errors import UserError
 from ..selection.pool import funnel_rows
 from ..tiny import PROMPTS
-from .card import ARXIV, CITATION, PAPER, link, table, versions_text, without_paths
+from .card import ARXIV, CITATION, PAPER, License, link, table, versions_text, without_paths
 from .upload import Files, HubRepo, as_hub_id, hub_license
 
 
@@ -130,7 +130,7 @@ def publish_dataset(
     missing = [name for name in _NEEDED if not (folder / name).is_file()] + [DATASET_FOLDER] * (not data)
     if missing:
         raise UserError(f"work folder {folder}: expected a finished build, found no {missing[0]}; run the build again")
-    repo = HubRepo(repo_id, "dataset", private, token, revision)
+    repo = HubRepo(repo_id, "dataset", private, token, revision, license=license)
     files: Files = {f"data/{path.name}": path for path in data}
     files["scores/train-00000-of-00001.parquet"] = folder / SCORED_FILE
     files |= {f"images/{name}": folder / "report" / name for name in PICTURES}
@@ -140,11 +140,11 @@ def publish_dataset(
     return repo.upload(folder, files, "Upload the CRAFT dataset", replaced)
 
 
-def _prompts_license(record: Mapping[str, Any], token: str | None) -> str | None:
+def _prompts_license(record: Mapping[str, Any], token: str | None) -> License | None:
     """The licence that the prompts' source states on the Hub; the embedded prompts have this project's."""
     source = record["options"]["prompts"]
     if source in PROMPTS:
-        return "apache-2.0"
+        return License(("apache-2.0",))
     repo_id = as_hub_id(str(source).split(":")[0], record.get("paths"))
     return hub_license(repo_id, "dataset", token) if repo_id else None
 
@@ -170,7 +170,7 @@ def _card(folder: Path, tables: Mapping[str, Path], repo: HubRepo, license: str 
         record=record,
         repo_id=repo_id,
         funnel=table(("stage", "count"), funnel_rows(counts)),
-        recipe=table(("step", "setting"), _recipe(options, record, licenses).items()),
+        recipe=table(("step", "setting"), recipe({**record, "options": options}, licenses).items()),
         rewards=table(header, _reward_rows(record, constants)),
         normalization=constants["normalization"],
         columns="\n\n".join(columns),
@@ -192,16 +192,16 @@ def _metadata(repo_id: str, num_selected: int, license: str | None) -> DatasetCa
     )
 
 
-def _recipe(options: Mapping[str, Any], record: Mapping[str, Any], licenses: Mapping[str, str]) -> dict[str, Any]:
-    """Step to setting."""
-    model, rule = options.get("refiner_model"), options["filter_rule"]
-    refiner = f"{options['refiner']}{f' ({model})' if model else ''}: {options['num_refinements']} refinements"
+def recipe(record: Mapping[str, Any], licenses: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Step to setting of a recorded build."""
+    options = record["options"]
+    rule = options["filter_rule"]
     limit = f"at most {options['max_per_prompt']} of a prompt (0: no limit)"
     return {
         "base model": f"{options['pretrained_model_name_or_path']}, {options['dtype']}",
         "prompts": "; ".join(dict.fromkeys([options["prompts"], record["stage_options"]["prompts"]])),
-        **licenses,
-        "refiner": f"{refiner}, {options['num_seeds']} image(s) of each",
+        **(licenses or {}),
+        "refiner": _refiner_text(options, record["funnel"]),
         "sampler": ", ".join(f"{key} {value}" for key, value in options.get("scheduler", {}).items()),
         "resolution, pixels": options["resolution"],
         "denoising steps": options["num_inference_steps"],
@@ -211,6 +211,16 @@ def _recipe(options: Mapping[str, Any], record: Mapping[str, Any], licenses: Map
         "seed": options["seed"],
         "versions": versions_text(record),
     }
+
+
+def _refiner_text(options: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
+    """What was refined in fact, which a service that fails makes less than what was asked for."""
+    name, model, per_text = options["refiner"], options.get("refiner_model"), options["num_seeds"]
+    if name == "none":
+        return f"none; {options['num_refinements'] * per_text} images of each prompt by other seeds"
+    asked = f"{options['num_refinements']} refinements of each prompt asked for, {per_text} image(s) of each"
+    made = f"; refined {counts['refined']:,} of {counts['refinements']:,} candidates" if "refined" in counts else ""
+    return f"{name}{f' ({model})' if model else ''}: {asked}{made}"
 
 
 def _reward_rows(record: Mapping[str, Any], constants: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:

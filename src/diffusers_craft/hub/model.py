@@ -12,16 +12,18 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
 from PIL import Image
+from tqdm.auto import tqdm
 
 from ..core.files import atomic_write_json, fingerprint, read_json
 from ..core.records import derive_seed
-from ..core.run_record import recorded_option
+from ..core.run_record import read_run_json, recorded_option
 from ..core.workdir import RUN_FILE
 from ..errors import UserError
 from ..figures.grid import image_grid
-from ..models.loading import LORA_FILE, TUNED_FILES, denoiser_folder, load_tuned_pipeline
+from ..models.loading import LORA_FILE, TUNED_FILES, denoiser_folder, denoiser_name, load_vae
+from ..models.tuned import load_tuned_pipeline
 from ..tiny import is_tiny
-from .card import without_paths
+from .card import License, without_paths
 from .model_card import Published, model_card, read_results
 from .upload import RETRY, Files, HubRepo, as_hub_id, hub_license, published_id
 
@@ -82,7 +84,7 @@ def publish_model(
     named_ids = {value for value in options.values() if isinstance(value, str) and as_hub_id(value, paths)}
     files = model_files(folder, kind, base_id, None if paths is None else named_ids)
 
-    repo = HubRepo(repo_id, "model", private, token, revision, retry)
+    repo = HubRepo(repo_id, "model", private, token, revision, retry, license)
     full_id = repo.open()
     pictures, prompts = sample_pictures(folder, record)
     config = folder / denoiser_folder(folder) / "config.json"
@@ -91,7 +93,7 @@ def publish_model(
         kind=kind,
         base_id=base_id,
         dataset_id=as_hub_id(data, paths) or published_id(data),
-        license=license or _license_of(base, base_id, token),
+        license=License((license,)) if license else _license_of(base, base_id, token),
         prompts=prompts,
         component=config.parent.name,
         part_class=read_json(config)["_class_name"] if config.is_file() else "",  # only LoRA weights have no config
@@ -108,7 +110,7 @@ def _finished_run(folder: Path) -> dict[str, Any]:
     """The record of a training run, with all that the card needs."""
     if not (folder / RUN_FILE).is_file():
         raise UserError(f"{folder}: expected the --output_dir of a finished training run, found no {RUN_FILE}")
-    record = read_json(folder / RUN_FILE)
+    record = read_run_json(folder / RUN_FILE)
     if missing := sorted({"family", "captions", "device", "speed"} - record.keys()):
         raise UserError(f"{folder}: expected a run of this version, found no {missing[0]} in {RUN_FILE}; train again")
     return record
@@ -136,14 +138,14 @@ def model_files(folder: Path, kind: str, base_id: str | None = None, known: Coll
     return {name: _without_origin(path, base_id, known) for name, path in paths.items() if not name.endswith(".tmp")}
 
 
-def _license_of(base: str, base_id: str | None, token: str | None) -> str | None:
+def _license_of(base: str, base_id: str | None, token: str | None) -> License | None:
     """The licence of the base model: from the Hub, or from the card in its folder."""
     if is_tiny(base):
-        return "apache-2.0"
+        return License(("apache-2.0",))
     if base_id is not None:
         return hub_license(base_id, "model", token)
     card = Path(base) / "README.md"
-    return ModelCard.load(card).data.license if card.is_file() else None
+    return License.stated(ModelCard.load(card).data.to_dict()) if card.is_file() else None
 
 
 def sample_pictures(folder: Path, record: Mapping[str, Any]) -> tuple[list[Path], list[str]]:
@@ -164,7 +166,8 @@ def sample_pictures(folder: Path, record: Mapping[str, Any]) -> tuple[list[Path]
         pipeline = load_trained(folder, record)
         pipeline.set_progress_bar_config(disable=True)
         target.mkdir(exist_ok=True)
-        for index, (path, text) in enumerate(zip(pictures, prompts)):
+        bar = tqdm(zip(pictures, prompts), total=len(prompts), desc="Drawing for the card", unit="image")
+        for index, (path, text) in enumerate(bar):
             generator = torch.Generator().manual_seed(derive_seed(options["seed"], "card", index))
             size, steps = options["resolution"], NUM_INFERENCE_STEPS
             images = pipeline(text, height=size, width=size, num_inference_steps=steps, generator=generator).images
@@ -177,9 +180,13 @@ def sample_pictures(folder: Path, record: Mapping[str, Any]) -> tuple[list[Path]
 def load_trained(folder: Path, record: Mapping[str, Any]) -> DiffusionPipeline:
     """The pipeline that a finished run made, in float16 on a GPU: its own, or the base with its LoRA."""
     where = {name: record["options"][name] for name in ("revision", "variant")}
-    paths = ("pretrained_model_name_or_path", "single_file_config", "cache_dir")
-    base, config, where["cache_dir"] = (recorded_option(record, name) for name in paths)
-    return load_tuned_pipeline(str(folder), base, dtype=torch.float16, config=config, fuse=False, **where)
+    paths = ("pretrained_model_name_or_path", "single_file_config", "cache_dir", "pretrained_vae_model_name_or_path")
+    base, config, where["cache_dir"], vae = (recorded_option(record, name) for name in paths)
+    if vae and record["options"].get("use_lora"):  # a pipeline has it in its folder
+        where["vae"] = load_vae(vae, where["cache_dir"])
+    pipeline = load_tuned_pipeline(str(folder), base, dtype=torch.float16, config=config, fuse=False, **where)
+    pipeline.vae.to(getattr(pipeline, denoiser_name(pipeline)).dtype)  # as the pipeline's own would be
+    return pipeline
 
 
 def _picture_files(pictures: Sequence[Path], prompts: Sequence[str]) -> Files:

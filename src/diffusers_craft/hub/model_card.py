@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..core.files import read_json
+from ..core.printed import metric_label, printed_score
 from ..errors import UserError
 from ..objectives.registry import find
-from .card import ARXIV, CITATION, PAPER, link, table, versions_text, without_paths
+from .card import ARXIV, CITATION, PAPER, License, link, table, versions_text, without_paths
 from .upload import as_hub_id
 
 
@@ -42,6 +43,7 @@ _NOT_HYPERPARAMETERS = re.compile(
     r"output_dir|cache_dir|logging_dir|report_to|push_.*|hub_.*|resume_from_checkpoint|checkpoint.*|.*validation.*"
 )
 _LORA = ("rank", "lora_alpha", "lora_dropout")
+_NO_ADDRESS = r"[^\w.-]+"  # what ends the address of a picture in Markdown, or needs escapes in it
 _CARD = """# {title}
 
 {kind}, aligned with human preference {text}: {base_link} fine-tuned on {num_rows} {rows}. Trained with diffusers-craft
@@ -92,7 +94,7 @@ class Published(NamedTuple):
     kind: str  # pipeline, unet (the denoiser alone) or lora
     base_id: str | None
     dataset_id: str | None
-    license: str | None
+    license: License | None
     prompts: Sequence[str]  # of images/0.png, images/1.png ...
     component: str = "unet"  # what denoises in the pipeline
     part_class: str = "UNet2DConditionModel"  # its class in diffusers
@@ -159,7 +161,7 @@ def _metadata(family: str, published: Published, arxiv: str, results: Results | 
         pictures = enumerate(published.prompts)
         optional["widget"] = [{"text": text, "output": {"url": f"images/{index}.png"}} for index, text in pictures]
     return ModelCardData(
-        license=published.license or "other",
+        **(published.license or License(("other",))).metadata,
         library_name="diffusers",
         pipeline_tag="text-to-image",
         datasets=[published.dataset_id] if published.dataset_id else None,
@@ -219,7 +221,8 @@ def read_results(evaluation: str | Path, folder: Path, repo_id: str) -> Results:
     if name is None:
         found = ", ".join(without_paths([models[n] for n in others])) or "none"
         raise UserError(f"--evaluation_dir: expected an evaluation of {folder}, found one of {found} in {path}")
-    grids = {f"images/evaluation_{grid.stem}.png": grid for grid in sorted(Path(evaluation).glob("grid*.png"))}
+    pictures = sorted(Path(evaluation).glob("grid*.png"))
+    grids = {f"images/evaluation_{re.sub(_NO_ADDRESS, '-', picture.stem)}.png": picture for picture in pictures}
     alarms = [alarm["message"] for alarm in content["alarms"] if alarm["model"] == name]
     return Results(base, list(_rows(content, base, name)), alarms, grids)
 
@@ -258,7 +261,13 @@ def results_text(results: Results) -> str:
     """Markdown: how it was measured, the table, the alarms, the pictures."""
     header = ("prompts", "n", "metric", f"{results.base}, mean", "this model, mean", "win rate")
     rows = [
-        (f"`{row['prompts']}`", row["n"], row["metric"], _number(row["base_mean"]), _number(row["mean"]), _rate(row))
+        (
+            f"`{row['prompts']}`",
+            row["n"],
+            metric_label(row["metric"]),
+            *("-" if mean is None else printed_score(row["metric"], mean) for mean in (row["base_mean"], row["mean"])),
+            _rate(row),
+        )
         for row in results.rows
     ]
     parts = [
@@ -269,10 +278,6 @@ def results_text(results: Results) -> str:
         "\n".join(f"![base and tuned models]({path})" for path in results.grids),
     ]
     return "\n\n".join(filter(None, parts))
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
 
 
 def _rate(row: Mapping[str, Any]) -> str:

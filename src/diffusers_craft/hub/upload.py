@@ -1,6 +1,7 @@
 # Copyright 2026 The diffusers-craft authors. Licensed under the Apache License, Version 2.0.
 """Uploads to the Hugging Face Hub: one commit per publication, and one line that says what to do when it fails."""
 
+import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,11 +10,13 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard, get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from ..core.files import atomic_write_json, read_json
 from ..errors import UserError
-from .card import is_path
+from .card import License, is_path
 
 
 logger = logging.getLogger(__name__)
@@ -22,6 +25,7 @@ RECORD_FILE = "craft_hub.json"  # in a published folder: where it went
 RETRY = "repeat the same command to go on: what the Hub has received is not sent again"
 Files = dict[str, Path | bytes]  # path in the repository to a local file or to its content
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_LICENSES = "https://huggingface.co/docs/hub/repositories-licenses"
 _TRANSPORTS = {"httpx", "httpx2", "requests"}  # of the generations of huggingface_hub
 _REASONS = {
     401: "no valid token (401); set HF_TOKEN or log in with `hf auth login`",
@@ -54,7 +58,7 @@ def forget_published(folder: str | Path) -> None:
     (Path(folder) / RECORD_FILE).unlink(missing_ok=True)
 
 
-def hub_license(repo_id: str, repo_type: str, token: str | None = None) -> str | None:
+def hub_license(repo_id: str, repo_type: str, token: str | None = None) -> License | None:
     """The licence that the card of a repository states, or `None` if it states none or cannot be read."""
     try:
         card = HfApi(token=token).repo_info(repo_id, repo_type=repo_type).card_data
@@ -63,7 +67,8 @@ def hub_license(repo_id: str, repo_type: str, token: str | None = None) -> str |
             raise
         logger.warning("%s %s: its licence could not be read (%s)", repo_type, repo_id, _reason(error, token))
         return None
-    return card.to_dict().get("license") if card else None
+    place = f"datasets/{repo_id}" if repo_type == "dataset" else repo_id
+    return License.stated(card.to_dict(), place) if card else None
 
 
 @dataclass(frozen=True)
@@ -76,12 +81,20 @@ class HubRepo:
     token: str | None = field(default=None, repr=False)  # defaults to HF_TOKEN or the login
     revision: str | None = None  # branch; made if missing
     retry: str = RETRY  # what the user shall do after a failure
+    license: str | None = None  # for the card
 
     def open(self) -> str:
-        """Makes the repository and the branch if there are none, before any work; the complete id."""
-        if not re.fullmatch(r"([\w.-]+/)?[\w.-]+", self.repo_id):
-            raise UserError(f"{self.repo_type} {self.repo_id!r}: expected ORG/NAME, found another form")
+        """Makes the repository and the branch if there are none, before any work; the complete id.
+
+        What no repetition can help, an impossible id or licence, is refused first.
+        """
+        try:
+            validate_repo_id(self.repo_id)
+        except HFValidationError as error:
+            found = f"found another form ({str(error).split(':')[0]})"
+            raise UserError(f"{self.repo_type} {self.repo_id!r}: expected ORG/NAME, {found}") from None
         with self._explained("a repository to write to"):
+            self._check_license()
             return self._open()
 
     def upload(self, folder: str | Path, files: Files, message: str, replaced: Sequence[str] = ()) -> str:
@@ -105,6 +118,17 @@ class HubRepo:
         logger.info("Published %s", commit.commit_url)
         return commit.commit_url
 
+    def _check_license(self) -> None:
+        if self.license is None:
+            return
+        try:
+            RepoCard(f"---\nlicense: {json.dumps(self.license)}\n---\n").validate(self.repo_type)
+        except ValueError as error:
+            if isinstance(error, OSError):  # a connection's or the Hub's
+                raise
+            wanted = f"expected an identifier such as openrail++, apache-2.0 or other (all: {_LICENSES})"
+            raise UserError(f"--hub_license: {wanted}, found {self.license!r}") from None
+
     def _open(self) -> str:
         api = HfApi(token=self.token)
         repo_id = api.create_repo(self.repo_id, repo_type=self.repo_type, private=self.private, exist_ok=True).repo_id
@@ -119,6 +143,8 @@ class HubRepo:
         """Turns what network, Hub or account refuse into one `UserError` without tokens."""
         try:
             yield
+        except UserError:
+            raise
         except Exception as error:
             if not _is_expected(error):
                 raise

@@ -13,7 +13,9 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 
 from ..errors import UserError
-from .loading import dtype_argument, library_errors, load_pipeline, pipeline_class_name
+from .checks import check_trainable
+from .latents import latent_factor
+from .loading import check_single_file_config, load_pipeline, load_vae, pipeline_class_name
 from .noise import NoisePath
 
 
@@ -38,8 +40,8 @@ class Components:
     pipeline: DiffusionPipeline | None  # for `Family.encode_prompts`
 
     def encoders(self) -> list[torch.nn.Module]:
-        """The text encoders."""
-        parts = self.pipeline.components.items()
+        """The text encoders; none once they are dropped."""
+        parts = self.pipeline.components.items() if self.pipeline is not None else ()
         return [part for name, part in parts if name.startswith("text_encoder") and part is not None]
 
     def tokens(self, prompts: Sequence[str]) -> dict[str, list[list[int]]]:
@@ -52,6 +54,12 @@ class Components:
     def zeroes_empty_prompt(self) -> bool:
         """Whether the pipeline takes zeros for the conditioning of the empty prompt."""
         return bool(self.pipeline.config.get("force_zeros_for_empty_prompt", False))
+
+    @property
+    def encoder_bytes(self) -> int:
+        """Of VAE and text encoders as they are saved."""
+        modules = [module for module in (self.vae, *self.encoders()) if module is not None]
+        return sum(value.numel() * value.element_size() for module in modules for value in module.parameters())
 
     def free_encoders(self) -> None:
         """Drops VAE and text encoders: latents and embeddings are cached."""
@@ -109,6 +117,11 @@ class Family:
         """
         raise NotImplementedError
 
+    def native_resolution(self, components: Components) -> int:
+        """Side in pixels of the images that a model was made for, as generation takes it, while its VAE is there."""
+        size = components.denoiser.config.get("sample_size")
+        return size * latent_factor(components.vae) if isinstance(size, int) else self.resolution
+
     def load(
         self, source: ModelSource, device: str | torch.device = "cpu", prediction_type: str | None = None
     ) -> Components:
@@ -117,7 +130,9 @@ class Family:
         VAE and text encoders go to `device`. The denoiser stays on the CPU: a small card holds it only once the
         encoders are gone, and perhaps not in float32.
         """
+        check_single_file_config(source.name, source.config)
         pipeline = self.pipeline(source)
+        check_trainable(source.name, pipeline)
         path = NoisePath.from_scheduler(pipeline.scheduler, prediction_type)
         components = Components(getattr(pipeline, self.component), path, pipeline.vae, pipeline)
         for module in (components.vae, *components.encoders()):
@@ -134,8 +149,6 @@ class Family:
             raise UserError(f"--pretrained_model_name_or_path: {expected}, found a {found} in {source.name!r}")
         components = {} if denoiser is None else {self.component: denoiser}
         if source.vae is not None:
-            options = {"cache_dir": source.cache_dir, **dtype_argument(torch.float32)}
-            with library_errors("--pretrained_vae_model_name_or_path", "expected a Hub id or folder of a VAE"):
-                components["vae"] = AutoencoderKL.from_pretrained(source.vae, **options)
+            components["vae"] = load_vae(source.vae, source.cache_dir)
         where = {"revision": source.revision, "variant": source.variant, "cache_dir": source.cache_dir}
         return load_pipeline(source.name, device=device, config=source.config, **where, **components)

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from ..core.records import CANDIDATE_SCHEMA, derive_seed, pack_latent
 from ..core.workdir import Stage
 from ..errors import UserError
+from .checks import warn_of_cut_prompts
 from .latents import decode_latents
 from .loading import denoiser_name
 
@@ -210,6 +211,8 @@ def generate_candidates(
     settings = settings.resolve(pipeline)
     shards = stage.missing() if shards is None else shards
     constants = _shared_columns(pipeline, settings)
+    if 0 in shards:  # once, of all processes
+        warn_of_cut_prompts(pipeline, refined["refined_prompt"].to_pylist(), "prompts")
     total = sum(len(stage.rows(shard)) for shard in shards)
     with tqdm(total=total, desc="Generating", unit="image", disable=not total) as bar, ThreadPoolExecutor() as pool:
         for shard in shards:

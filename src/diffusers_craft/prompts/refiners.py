@@ -9,19 +9,18 @@ import math
 import random
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from inspect import signature
 from typing import Any, Protocol
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
-from tqdm.auto import tqdm
+from jinja2 import TemplateError
 
 from ..core.chat import ChatClient, back_off
-from ..core.records import REFINED_SCHEMA, derive_seed
-from ..core.workdir import Stage
+from ..core.load import hub_reason
+from ..core.records import derive_seed
+from ..core.replies import opens_thought, without_thoughts
 from ..errors import UserError
+from .replies import MAX_WORDS, clean_reply
 
 
 logger = logging.getLogger(__name__)
@@ -30,7 +29,9 @@ logger = logging.getLogger(__name__)
 MODIFIERS = ("sharp focus", "vivid colors", "crisp edges", "clean composition", "high quality", "masterpiece")
 MODIFIERS += ("professional", "highly detailed")
 MAX_MODIFIERS = 4
-MAX_WORDS = 60  # CLIP text encoders read 77 tokens
+_THOUGHT_TOKENS = 1024
+# Of the 77 tokens that CLIP reads, those that a prompt leaves for the words; a longer one gets them in front.
+MAX_TOKENS_BEFORE = 50
 
 INSTRUCTION = f"""You rewrite prompts for a text-to-image model. Reply with one rewritten prompt and nothing else.
 - Keep the subject, the intent and every stated number, colour and relation.
@@ -78,7 +79,10 @@ class IdentityRefiner:
 
 
 class TemplateRefiner:
-    """Appends one to four words of quality to the prompt; the `n` results for a prompt are distinct sets of words."""
+    """Appends one to four words of quality to the prompt; the `n` results for a prompt are distinct sets of words.
+
+    Before a prompt that fills CLIP's window the words come first: behind it nobody would read them.
+    """
 
     name = "template"
     options: dict[str, Any] = {}
@@ -91,20 +95,14 @@ class TemplateRefiner:
         texts: dict[frozenset[str], str] = {}
         while len(texts) < n:
             words = rng.sample(MODIFIERS, rng.randint(1, MAX_MODIFIERS))
-            texts.setdefault(frozenset(words), ", ".join([prompt, *words]))
+            parts = [*words, prompt] if _tokens(prompt) > MAX_TOKENS_BEFORE else [prompt, *words]
+            texts.setdefault(frozenset(words), ", ".join(parts))
         return list(texts.values())
 
 
-def clean_reply(text: str) -> str:
-    """A language model's reply as one line: no thoughts, label or enclosing quotes, at most `MAX_WORDS` words."""
-    text = re.sub(r"<think>.*?(</think>|$)", " ", text, flags=re.DOTALL)
-    label = r"^\s*(\*\*)?((refined|rewritten|enhanced) )?(prompt|description)(\*\*)?\s*:(\*\*)?"
-    text = re.sub(label, "", text, flags=re.IGNORECASE)
-    text = " ".join(text.split()[:MAX_WORDS])
-    for quote in ('"', "'", "`"):
-        if len(text) > 1 and text[0] == text[-1] == quote and text.count(quote) == 2:
-            text = text[1:-1].strip()
-    return text
+def _tokens(prompt: str) -> int:
+    """About how many tokens CLIP makes of a prompt: one of a word, a digit or a mark, more of other scripts by their bytes."""
+    return len(re.findall(r"[^\W\d_]+|\d|[^\w\s]|_", prompt)) + len(prompt.encode()) - len(prompt)
 
 
 class OpenAIRefiner:
@@ -131,6 +129,7 @@ class OpenAIRefiner:
         options = {"model": model, "base_url": self._chat.endpoint, "temperature": temperature}
         self.options = {f"refiner_{name}": value for name, value in options.items()}
         self._is_down = False
+        self.problem: str | None = None  # why there was no text, the last time that there was none
 
     def refine(self, prompt: str, n: int, seed: int) -> list[str]:
         texts: list[str] = []
@@ -150,6 +149,8 @@ class OpenAIRefiner:
                 self._is_down = False
                 return text
             repeated = text or repeated
+        if repeated is None:
+            self.problem = f"no prompt in the reply {' '.join(reply.split()):.80}" if reply else self._chat.problem
         self._is_down = repeated is None
         return repeated or prompt
 
@@ -168,27 +169,52 @@ class TransformersRefiner:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(model)
             self._model = transformers.AutoModelForCausalLM.from_pretrained(model, **dtype)
         except (OSError, ValueError) as error:
-            reason = (str(error).splitlines() or [""])[0]
+            reason = hub_reason(error) or (str(error).splitlines() or [""])[0]
             raise UserError(f"--refiner_model: expected a causal language model, found {model!r}: {reason}") from None
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._model.to(device).eval()
+        # A template that knows thoughts may be of a model that thinks whatever it is told.
+        thinks = "think" in (self._tokenizer.chat_template or "")
+        self._max_tokens = 2 * MAX_WORDS + (_THOUGHT_TOKENS if thinks else 0)
         self.temperature = temperature
         self.options = {"refiner_model": str(model), "refiner_temperature": temperature}
 
     def refine(self, prompt: str, n: int, seed: int) -> list[str]:
         device, tokenizer, request = self._model.device, self._tokenizer, f"Prompt: {prompt}"
-        text = f"{INSTRUCTION}\n\n{request}\nRewritten prompt:"
-        if tokenizer.chat_template:  # writes the special tokens itself
-            messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": request}]
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = (
+            self._chat_text(request) if tokenizer.chat_template else f"{INSTRUCTION}\n\n{request}\nRewritten prompt:"
+        )
+        # A chat template writes the special tokens itself.
         inputs = tokenizer(text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template).to(device)
         options = {"do_sample": True, "temperature": self.temperature, "num_return_sequences": n}
-        options |= {"max_new_tokens": 2 * MAX_WORDS, "pad_token_id": tokenizer.pad_token_id or tokenizer.eos_token_id}
+        options |= {
+            "max_new_tokens": self._max_tokens,
+            "pad_token_id": tokenizer.pad_token_id or tokenizer.eos_token_id,
+        }
         with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             tokens = self._model.generate(**inputs, **options)
-        replies = tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [clean_reply(reply) or prompt for reply in replies]
+        # Marks of thoughts may be special tokens, so these go after the thoughts.
+        replies = tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :])
+        opened = "<think>" if opens_thought(text) else ""
+        return [self._prompt_of(opened + reply) or prompt for reply in replies]
+
+    def _prompt_of(self, reply: str) -> str:
+        text = without_thoughts(reply)
+        added = {str(token) for token in self._tokenizer.added_tokens_decoder.values() if token.special}
+        for token in added.union(self._tokenizer.all_special_tokens):
+            text = text.replace(token, " ")
+        return clean_reply(text)
+
+    def _chat_text(self, request: str) -> str:
+        """The request in the model's chat format: without thoughts where it can, in one turn where it knows no system."""
+        options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+        system, user = {"role": "system", "content": INSTRUCTION}, {"role": "user", "content": request}
+        try:
+            return self._tokenizer.apply_chat_template([system, user], **options)
+        except TemplateError:  # as Gemma's and Mistral's raise for a system's message
+            merged = {"role": "user", "content": f"{INSTRUCTION}\n\n{request}"}
+            return self._tokenizer.apply_chat_template([merged], **options)
 
 
 REFINERS = {kind.name: kind for kind in (OpenAIRefiner, TransformersRefiner, TemplateRefiner, IdentityRefiner)}
@@ -217,55 +243,3 @@ def load_refiner(name: str, **options: Any) -> PromptRefiner:
     if "model" in allowed and "model" not in options:
         raise UserError(f"--refiner_model: expected the name of a model with --refiner {name}, found none")
     return REFINERS[name](**options)
-
-
-def refine_prompts(
-    prompts: Sequence[str], refiner: PromptRefiner, num_refinements: int, num_seeds: int, seed: int, stage: Stage
-) -> pa.Table:
-    """Writes the texts of all candidates to a stage, one row per candidate, and returns all rows (`REFINED_SCHEMA`).
-
-    Prompt i is group i of 1 + R * S rows; variant j is of refinement (j - 1) // S. A refiner's failures (the prompt itself)
-    are marked `refined=False`. Shards that are done are kept, and a group on two shards is refined for each.
-    """
-    size = 1 + num_refinements * num_seeds
-    if num_refinements < 1 or num_seeds < 1:
-        found = f"found {num_refinements} and {num_seeds}"
-        raise UserError(f"--num_refinements, --num_seeds: expected at least 1 each, {found}")
-    if stage.num_rows != size * len(prompts):
-        raise RuntimeError(f"{stage.path}: expected a stage of {size * len(prompts)} rows, found {stage.num_rows}")
-
-    def refine(group: int) -> list[str]:
-        """The texts of a group: the prompt itself, then the S candidates of each refinement."""
-        prompt = prompts[group]
-        texts = refiner.refine(prompt, num_refinements, derive_seed(seed, "refine", group))
-        if len(texts) != num_refinements or not all(isinstance(text, str) and text.strip() for text in texts):
-            expected = f"expected {num_refinements} texts for the prompt {prompt!r}"
-            raise UserError(f"refiner {refiner.name!r}: {expected}, found {texts!r:.200}")
-        return [prompt, *(text for text in texts for _ in range(num_seeds))]
-
-    if not stage.is_complete:
-        done = sum(len(stage.rows(shard)) for shard in range(stage.num_shards) if stage.is_done(shard))
-        bar = tqdm(desc="Refine", unit="prompt", total=len(prompts), initial=done // size)
-        with bar, ThreadPoolExecutor(getattr(refiner, "num_workers", 1)) as pool:
-            for shard in stage.missing():
-                rows = stage.rows(shard)
-                groups = range(rows.start // size, (rows.stop - 1) // size + 1)
-                texts = []
-                for found in pool.map(refine, groups):
-                    texts.append(found)
-                    bar.update()
-                records = []
-                for row in rows:
-                    group, variant = divmod(row, size)
-                    prompt, text = prompts[group], texts[group - groups.start][variant]
-                    record = {"row": row, "group": group, "variant": variant, "prompt": prompt, "refined_prompt": text}
-                    records.append({**record, "refined": text != prompt, "refiner": refiner.name})
-                stage.write(shard, pa.Table.from_pylist(records, schema=REFINED_SCHEMA))
-        stage.mark_complete()
-    table = stage.read()
-    asked = pc.greater(table["variant"], 0)
-    failed = pc.sum(pc.and_not(asked, table["refined"])).as_py()
-    if failed and not isinstance(refiner, IdentityRefiner):
-        message = "refiner %r gave nothing new for %d of %d candidates: they keep the original prompt (refined=False)"
-        logger.warning(message, refiner.name, failed, pc.sum(asked).as_py())
-    return table

@@ -4,21 +4,28 @@
 import csv
 import io
 import json
+import logging
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .. import tiny
-from ..core.load import load_hub_dataset
+from ..core.load import HubSource, hub_reason, read_hub_columns
 from ..core.records import derive_seed
+from ..core.tables import read_csv, read_jsonl, read_text, require_unicode
 from ..errors import UserError
+from .compbench import read_compbench
 
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 # Beside prompt and category: what the rules of GenEval and T2I-CompBench read.
@@ -28,13 +35,13 @@ CATEGORIES = ("category", "Category", "tag")
 # The benchmarks: files of zhwang/HPDv2, other datasets of the Hub with their splits, how many prompts these have, and what
 # file to bring where the Hub has none.
 HPD_FILES = {"hpdv2": ("anime", "concept-art", "paintings", "photo"), "drawbench": ("drawbench",)}
-HUB_SETS = {"partiprompts": ("nateraw/parti-prompts", "train")}
-HUB_SETS |= {"pickapic": ("yuvalkirstain/pickapic_v1_no_images", "validation_unique")}
+HUB_SETS = {"partiprompts": HubSource("nateraw/parti-prompts", None, "train")}
+HUB_SETS |= {"pickapic": HubSource("yuvalkirstain/pickapic_v1_no_images", None, "validation_unique")}
 SIZES = {"hpdv2": 3200, "partiprompts": 1632, "pickapic": 500, "drawbench": 200}
 OWN_FILES = {
     "geneval": "evaluation_metadata.jsonl of github.com/djghosh13/geneval, or JSONL with prompt, category and metadata",
-    "t2i_compbench": "JSONL with prompt, category and, for complex prompts, three_in_one, from "
-    "github.com/Karine-Huang/T2I-CompBench",
+    "t2i_compbench": "examples/dataset of github.com/Karine-Huang/T2I-CompBench or one of its files such as color_val.txt, or"
+    " JSONL with prompt, category and, for complex prompts, three_in_one",
 }
 PROMPT_SETS = (*SIZES, *OWN_FILES)
 
@@ -69,8 +76,8 @@ def load_prompts(
 
     Args:
         source (`str` or `os.PathLike`): a file (`.txt` with one prompt per line, `.jsonl`, `.json` with a list, `.csv`,
-            `.tsv`, `.parquet`), a dataset of the Hub as `name` or `name:split` (default split `train`) or a local folder of
-            one, or `tiny-train` / `tiny-heldout`.
+            `.tsv`, `.parquet`), a dataset of the Hub as `name`, `name:split` or `name:config:split` (default split
+            `train`) or a local folder of one, or `tiny-train` / `tiny-heldout`.
         column (`str`, *optional*, defaults to `"prompt"`): where the prompts stand; text lines have none.
         num_prompts (`int`, *optional*): size of a sample, which keeps the order. A larger sample with the same seed
             contains the smaller one.
@@ -79,11 +86,29 @@ def load_prompts(
     Raises:
         UserError: if the source is missing, cannot be read, lacks the column or holds too few prompts.
     """
-    values = [_check_prompt(row[column], column, source) for row in _read_rows(str(source), [column])]
-    prompts = list(dict.fromkeys(filter(None, values)))
-    if not prompts:
-        raise UserError(f"--prompts: expected at least one prompt in {source}, found none")
-    return [prompts[i] for i in _sample(prompts, num_prompts, seed, source)]
+    return load_build_prompts(source, column, num_prompts, seed).prompts
+
+
+def load_build_prompts(
+    source: str | os.PathLike, column: str = "prompt", num_prompts: int | None = None, seed: int = 0
+) -> PromptSet:
+    """The prompts of `load_prompts` with the categories, if any, of their first appearance in the source."""
+    first: dict[str, EvaluationPrompt] = {}
+    for row in _rows(_read_rows(str(source), [column], CATEGORIES), column, str(source)):
+        first.setdefault(row.prompt, row)
+    chosen = _sample(list(first), num_prompts, seed, source)
+    rows = list(first.values())
+    return PromptSet(str(source), tuple(rows[i] for i in chosen))
+
+
+def distinct_prompts(prompts: Iterable[str]) -> list[str]:
+    """A caller's prompts as `load_prompts` would give them: stripped, without empty and repeated ones."""
+    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
+        raise UserError(f"prompts: expected a list of texts, found {prompts!r:.60}")
+    prompts = list(prompts)
+    if any(prompt is None for prompt in prompts):  # which a file may have in a row of other columns
+        raise UserError("prompts: expected text, found None")
+    return list(dict.fromkeys(filter(None, map(_check_prompt, prompts))))
 
 
 def load_prompt_set(source: str, column: str = "prompt", num_prompts: int | None = None, seed: int = 0) -> PromptSet:
@@ -93,7 +118,8 @@ def load_prompt_set(source: str, column: str = "prompt", num_prompts: int | None
 
     Args:
         source (`str`): `hpdv2`, `partiprompts`, `pickapic`, `drawbench` (loaded from the Hub); `NAME=SOURCE` with a
-            file or Hub dataset for any benchmark or a name of your own; or such a source alone, see `load_prompts`.
+            file or Hub dataset for any benchmark or a name of your own, for `t2i_compbench` also the folder of its own
+            files; or such a source alone, see `load_prompts`.
         column, num_prompts, seed: as in `load_prompts`; the column is that of sources of your own.
 
     Raises:
@@ -103,17 +129,21 @@ def load_prompt_set(source: str, column: str = "prompt", num_prompts: int | None
     if not equals or Path(source).exists():
         name, place = (source, "") if source in PROMPT_SETS else ("", source)
     if place:
-        records = _read_rows(place, COLUMNS if name in PROMPT_SETS else [column], (*CATEGORIES, *DETAILS))
+        records = read_compbench(place) if name == "t2i_compbench" else None
+        if records is None:
+            records = _read_rows(place, COLUMNS if name in PROMPT_SETS else [column], (*CATEGORIES, *DETAILS))
     else:
         records = _load_known(name)
-    rows = [row for record in records if (row := _row(record, column, source)).prompt]
+    rows = _rows(records, column, source)
+    if source in tiny.PROMPTS:  # the embedded lists are text files; a caption tells its task
+        from ..tiny.world import parse_caption
+
+        rows = [replace(row, category=parse_caption(row.prompt).task) for row in rows]
     if name not in PROMPT_SETS:
         first: dict[tuple, EvaluationPrompt] = {}
         for row in rows:
             first.setdefault((row.prompt, row.category), row)
         rows = list(first.values())
-    if not rows:
-        raise UserError(f"--prompts: expected at least one prompt in {source}, found none")
     chosen = _sample([row.prompt for row in rows], num_prompts, seed, source)
     return PromptSet(name or Path(place.split(":")[0].rstrip("/")).stem, tuple(rows[i] for i in chosen))
 
@@ -125,6 +155,7 @@ def _load_known(name: str) -> list[dict[str, Any]]:
     from huggingface_hub import hf_hub_download
 
     records = []
+    wanted = f"--prompts {name}: expected its prompts on the Hub or in the cache"
     try:
         for style in HPD_FILES.get(name, ()):
             file = hf_hub_download("zhwang/HPDv2", f"benchmark/{style}.json", repo_type="dataset")
@@ -132,38 +163,43 @@ def _load_known(name: str) -> list[dict[str, Any]]:
             rows = enumerate(_read_rows(file, COLUMNS))
             records += [{**row, "category": category, "index": index} for index, row in rows]
         if name in HUB_SETS:
-            import datasets
-
-            place, split = HUB_SETS[name]
-            dataset = datasets.load_dataset(place, split=split)
-            records = dataset.select_columns(_choose(dataset.column_names, COLUMNS, CATEGORIES, place)).to_list()
+            choose = partial(_choose, columns=COLUMNS, extras=CATEGORIES, source=HUB_SETS[name].name)
+            records = read_hub_columns(HUB_SETS[name], choose, f"{wanted}; a local file works too: {name}=FILE")
     except UserError:
         raise
     except (OSError, RuntimeError, ValueError) as error:  # huggingface_hub's errors are OSErrors
-        reason = (str(error).splitlines() or [""])[0][:160]
-        found = f"found {type(error).__name__} ({reason}); a local file works too: {name}=FILE"
-        raise UserError(f"--prompts {name}: expected its prompts on the Hub or in the cache, {found}") from None
+        reason = shorten((str(error).splitlines() or [""])[0], 160, placeholder=" …")
+        found = hub_reason(error) or f"{type(error).__name__} ({reason})"
+        raise UserError(f"{wanted}, found {found}; a local file works too: {name}=FILE") from None
     if len(records) != SIZES[name]:
         raise UserError(f"--prompts {name}: expected {SIZES[name]} prompts from the Hub, found {len(records)}")
     return records
 
 
+def _rows(records: Sequence[Mapping[str, Any]], column: str, source: str) -> list[EvaluationPrompt]:
+    """Those of the records that have a prompt, of which there must be one; says how many have none."""
+    rows = [row for record in records if (row := _row(record, column, source)).prompt]
+    if not rows:
+        raise UserError(f"--prompts: expected at least one prompt in {source}, found none")
+    if empty := len(records) - len(rows):
+        logger.warning("--prompts: %d of %d rows of %s have no prompt and are left out", empty, len(records), source)
+    return rows
+
+
 def _row(record: Mapping[str, Any], column: str, source: str) -> EvaluationPrompt:
     prompt = next((record[name] for name in (column, *COLUMNS) if name in record), None)
     category = next((record[name] for name in CATEGORIES if record.get(name)), None)
-    if source in tiny.PROMPTS and prompt:  # the embedded lists are text files; a caption tells its task
-        from ..tiny.world import parse_caption
-
-        category = parse_caption(prompt).task
     details = {name: record[name] for name in DETAILS if record.get(name) is not None}
-    return EvaluationPrompt(_check_prompt(prompt, column, source), str(category) if category else None, details)
+    text = _check_prompt(prompt, "--prompt_column", f" in column {column!r} of {source}")
+    category = require_unicode(str(category), "--prompts", f" as a category in {source}") if category else None
+    return EvaluationPrompt(text, category, details)
 
 
-def _check_prompt(value: Any, column: str, source: str | os.PathLike) -> str:
+def _check_prompt(value: Any, flag: str = "prompts", where: str = "") -> str:
     """A prompt without surrounding space, `""` for none; refuses what is no text."""
     if not isinstance(value, str | None):
-        raise UserError(f"--prompt_column: expected text in column {column!r} of {source}, found {value!r:.60}")
-    return (value or "").strip()
+        raise UserError(f"{flag}: expected text{where}, found {value!r:.60}")
+    return require_unicode(value or "", flag, where).strip()
 
 
 def _sample(prompts: Sequence[str], num_prompts: int | None, seed: int, source: str | os.PathLike) -> Sequence[int]:
@@ -184,22 +220,19 @@ def _sample(prompts: Sequence[str], num_prompts: int | None, seed: int, source: 
 def _read_rows(source: str, columns: Sequence[str], extras: Collection[str] = ()) -> list[dict[str, Any]]:
     """The rows of a source: the first of the prompts' `columns` that it has, and those of the `extras`.
 
-    Text lines and bare strings get the first name. A `.tsv` is read without quoting, as PartiPrompts' own is written.
+    Text lines and bare strings get the first name.
     """
     path = Path(tiny.prompt_file(source) or source).expanduser()
     suffix = path.suffix.lower()
     if path.is_file() and suffix in SUFFIXES:
         return _read_file(path, columns, extras)
-    name, split = (source, "train") if path.is_dir() or ":" not in source else source.rsplit(":", 1)
-    folder = Path(name).expanduser()
+    place = HubSource.parse(source)
     expected = f"--prompts: expected a file ({', '.join(SUFFIXES)}) or a dataset of the Hub"
     if path.is_file():
         raise UserError(f"{expected}, found the file {source}")
-    if not folder.is_dir() and (suffix in SUFFIXES or source.startswith((".", "/", "~"))):
+    if not Path(place.name).is_dir() and (suffix in SUFFIXES or source.startswith((".", "/", "~"))):
         raise UserError(f"{expected}, found no file at {source}")
-    name = str(folder) if folder.is_dir() else name
-    dataset = load_hub_dataset(name, split or "train", expected=expected)
-    return dataset.select_columns(_choose(dataset.column_names, columns, extras, name)).to_list()
+    return read_hub_columns(place, partial(_choose, columns=columns, extras=extras, source=place.name), expected)
 
 
 def _read_file(path: Path, columns: Sequence[str], extras: Collection[str]) -> list[dict[str, Any]]:
@@ -210,43 +243,43 @@ def _read_file(path: Path, columns: Sequence[str], extras: Collection[str]) -> l
         except pa.ArrowInvalid:
             raise UserError(f"--prompts: expected a Parquet file, found other bytes in {path}") from None
         return pq.read_table(path, columns=_choose(names, columns, extras, path)).to_pylist()
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"--prompts: expected UTF-8 text in {path}, found other bytes") from None
-    if suffix in (".csv", ".tsv"):
-        style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}
-        records = list(csv.DictReader(io.StringIO(text), **style))
+    if suffix == ".csv":
+        records: list[Any] = read_csv(path, "--prompts")
+    elif suffix == ".tsv":
+        records = _read_tsv(path)
     elif suffix == ".txt":
-        records = text.split("\n")
+        records = [line for line in read_text(path, "--prompts").split("\n") if line.strip()]
     else:
-        records = _parse_json(text, path)
+        records = read_jsonl(path, "--prompts", objects=False) if suffix == ".jsonl" else _read_json(path)
     if all(isinstance(record, str) for record in records):
         return [{columns[0]: record} for record in records]
     if not all(isinstance(record, dict) for record in records):
         raise UserError(f"--prompts: expected JSON objects with a column {columns[0]!r} in {path}, found other values")
-    # Cells beyond a CSV's header stand under the name None.
-    names = list(dict.fromkeys(name for record in records for name in record if name is not None))
+    names = list(dict.fromkeys(name for record in records for name in record))
     wanted = _choose(names, columns, extras, path)
     return [{name: record.get(name) for name in wanted} for record in records]
 
 
-def _parse_json(text: str, path: Path) -> list[Any]:
-    """The values of a JSON list, or of the lines of a `.jsonl`."""
-    if path.suffix.lower() != ".jsonl":
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"--prompts: expected JSON in {path}, found {error.msg} in line {error.lineno}") from None
-        if not isinstance(values, list):
-            raise UserError(f"--prompts: expected a JSON list in {path}, found {type(values).__name__}")
-        return values
-    values = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        try:
-            values += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError as error:
-            raise UserError(f"--prompts: expected JSON in line {number} of {path}, found {error.msg}") from None
+def _read_tsv(path: Path) -> list[dict[str, str]]:
+    """With quotes around cells as spreadsheets and pandas write them; without, as PartiPrompts' own, where that fails."""
+    try:
+        return read_csv(path, "--prompts", "\t")
+    except UserError:
+        text = io.StringIO(read_text(path, "--prompts"))
+        rows = list(csv.DictReader(text, delimiter="\t", quoting=csv.QUOTE_NONE, restkey="more"))
+        if any(cell.strip() for row in rows for cell in row.get("more", ())):
+            raise
+        return rows
+
+
+def _read_json(path: Path) -> list[Any]:
+    """The values of a JSON list."""
+    try:
+        values = json.loads(read_text(path, "--prompts"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"--prompts: expected JSON in {path}, found {error.msg} in line {error.lineno}") from None
+    if not isinstance(values, list):
+        raise UserError(f"--prompts: expected a JSON list in {path}, found {type(values).__name__}")
     return values
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from ..core.bars import one_bar
 from ..errors import UserError
 from .base import CheckpointReward, l2_normalize
 from .checkpoints import build_linear_head, file_hash, find_checkpoint, load_tensors, tower_precision
@@ -51,7 +52,8 @@ class ClipImageTower:
 
     @cached_property
     def model(self) -> CLIPVisionModelWithProjection:
-        return ImageHalf.from_pretrained(self.folder).float().eval().to(self.device)
+        with one_bar():
+            return ImageHalf.from_pretrained(self.folder).float().eval().to(self.device)
 
     def __call__(self, images: list[Image.Image]) -> torch.Tensor:
         """(B, D) float32 embeddings of one batch, not normalised, on `device`."""
@@ -127,6 +129,7 @@ class AestheticReward(ClipTowerReward):
     """
 
     name, unit = "aesthetic", "LAION aesthetic score, about 1 to 10"
+    reads_prompts = False
     hub_id = f"{CLIP_ID} + {HEAD_NAME}"
 
     def _find(self, checkpoint: str | None) -> Path:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..core.bars import one_bar
 from ..errors import UserError
 from .checkpoints import checkpoint_revision, find_checkpoint, tower_precision
 
@@ -37,9 +38,9 @@ class Reward(ABC):
 
     Subclasses set `name` and `unit`, resolve their files in `__init__`, and implement `_load` and `_score`. They are
     used as `--rewards my_module:MyReward`, by `register_reward`, or as an entry point of the group
-    `diffusers_craft.rewards`. Optional are `abstains = True` (a score may be NaN: no answer), `note` (a sentence for
-    the reports of evaluations) and `bind(prompt_set) -> bool` (learns the prompts of an evaluation, and says whether
-    it can judge them).
+    `diffusers_craft.rewards`. Optional are `abstains = True` (a score may be NaN: no answer), `reads_prompts = False`
+    (images without captions are scored, too), `note` (a sentence for the reports of evaluations) and
+    `bind(prompt_set) -> bool` (learns the prompts of an evaluation, and says whether it can judge them).
 
         class Redness(Reward):
             name, unit = "redness", "mean of the red channel, 0 to 255"
@@ -59,6 +60,7 @@ class Reward(ABC):
 
     name: str
     unit: str  # convention of the raw score, e.g. "cosine, no logit scale"
+    reads_prompts: bool = True
 
     def __init__(
         self, device: str | torch.device | None = None, dtype: torch.dtype | None = None, batch_size: int = 16
@@ -90,7 +92,8 @@ class Reward(ABC):
     @cached_property
     def model(self) -> Any:
         """The loaded model; the first access reads the weights."""
-        return self._load()
+        with one_bar():
+            return self._load()
 
     def release(self) -> None:
         """Frees the weights; the next `score` loads them again."""
@@ -144,9 +147,13 @@ class CheckpointReward(Reward):
     filename: str | None = None  # of the weights; without one they are a folder of transformers
     architecture: str = "CLIPModel"  # of such a folder
     size: str  # of the download, e.g. "1.97 GB"
+    rests_in_half: bool = False  # see `rest_in_checkpoint_precision`
 
     def __init__(self, checkpoint: str | None = None, **options: Any):
         super().__init__(**options)
+        if self.rests_in_half and self.device.type == "cpu" and self.dtype != torch.float32:
+            found = str(self.dtype).removeprefix("torch.")  # where the norms would mix it with float32
+            raise UserError(f"--reward_precision: expected fp32 or auto for {self.name} on a CPU, found {found}")
         self._asked = checkpoint or self.hub_id
         self._path = self._find(checkpoint)
 

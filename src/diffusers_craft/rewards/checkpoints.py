@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.func import functional_call
 
+from ..core.load import hub_reason
 from ..errors import UserError
 
 
@@ -40,10 +41,10 @@ def find_checkpoint(reward: str, checkpoint: str, filename: str | None, size: st
         patterns = ["*.json", "*.txt", "*.safetensors"]
         return Path(snapshot_download(checkpoint, allow_patterns=patterns, revision=revision))
     except (OSError, HFValidationError) as error:  # the Hub's other errors are kinds of OSError
-        offline = "offline" if os.environ.get("HF_HUB_OFFLINE") else type(error).__name__
+        why = "offline" if os.environ.get("HF_HUB_OFFLINE") else hub_reason(error) or type(error).__name__
         raise UserError(
             f"reward {reward}: needs {wanted} ({size}) from huggingface.co/{checkpoint}, which is not in the cache and "
-            f"could not be downloaded ({offline}); download it, or name a local copy: --reward_checkpoint {reward}=PATH"
+            f"could not be downloaded ({why}); download it, or name a local copy: --reward_checkpoint {reward}=PATH"
         ) from None
 
 

@@ -37,6 +37,7 @@ class HPSReward(PromptImageReward):
     name, unit = "hps_v2.1", "cosine, no logit scale"
     hub_id, revision = "xswu/HPSv2", "697403c78157020a1ae59d23f111aa58ced35b0a"
     filename, size = "HPS_v2.1_compressed.pt", "1.97 GB"
+    rests_in_half = True
 
     def _load(self) -> SimpleNamespace:
         if self._asked == self.hub_id and (found := file_hash(self._path)) != HPS_SHA256:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..core.chat import ChatClient, back_off
 from ..core.records import derive_seed
+from ..core.replies import without_fences, without_thoughts
 from ..errors import UserError
 
 
@@ -39,17 +40,18 @@ SCHEMA = {"type": "object", "properties": _GRADES, "required": list(ASPECTS), "a
 # A service that refuses JSON schemas is asked for plain JSON, then for nothing.
 _STRICT = {"type": "json_schema", "json_schema": {"name": "grades", "strict": True, "schema": SCHEMA}}
 FORMATS = (_STRICT, {"type": "json_object"}, {})
+_REFUSALS = 4  # pictures of the first batch, all refused, that end the run: the model sees none
 MAX_SIDE = 1024  # pixels sent
 NUM_WORKERS = 8  # images in flight
 
 
 def parse_grades(text: str | None) -> dict[str, float] | None:
-    """The five grades of a reply that is one JSON object with five numbers from 0 to 10 (fences forgiven), else `None`."""
-    text = (text or "").strip()
-    if text.startswith("```") and text.endswith("```"):
-        text = text.removeprefix("```json").removeprefix("```").removesuffix("```")
+    """The five grades of a reply that is one JSON object with five numbers from 0 to 10, else `None`.
+
+    Fences around it and thoughts before it are forgiven.
+    """
     try:
-        found = json.loads(text)
+        found = json.loads(without_fences(without_thoughts(text or "")))
     except ValueError:
         return None
     if not isinstance(found, dict) or set(found) != set(ASPECTS):
@@ -89,7 +91,12 @@ class MLLMReward:
         with ThreadPoolExecutor(NUM_WORKERS) as pool:
             grades = list(pool.map(self.grade, prompts, images))
         if missing := grades.count(None):
-            logger.warning("mllm: no usable answer for %d of %d images, which get no score", missing, len(grades))
+            why = self._chat.problem or "replies without the five numbers"
+            if missing == len(grades) >= _REFUSALS and not self._chat.answered:
+                raise UserError(f"--rewards mllm: expected grades of {self._chat.endpoint}, found none ({why})")
+            logger.warning(
+                "mllm: no usable answer for %d of %d images, which get no score (%s)", missing, len(grades), why
+            )
         means = [np.nan if grade is None else float(np.mean(list(grade.values()))) for grade in grades]
         return np.array(means, dtype=np.float32)
 

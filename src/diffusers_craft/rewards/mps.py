@@ -78,6 +78,7 @@ class MPSReward(CheckpointReward):
     """
 
     name, unit, hub_id = "mps", "logit_scale.exp() * cosine", URL
+    rests_in_half = True
 
     def __init__(self, checkpoint: str | None = None, condition: str = CONDITION, threshold: float = 0.3, **options):
         super().__init__(checkpoint, **options)

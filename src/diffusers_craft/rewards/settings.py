@@ -153,6 +153,16 @@ def load_reward(
     return reward
 
 
+def any_reads_prompts(names: Sequence[str]) -> bool:
+    """Whether one of the rewards looks at prompts; known of a class before it finds its checkpoint."""
+    factories = [_find_factory(name) for name in names]
+    try:
+        classes = [import_object(one) if isinstance(one, str) else one for one in factories]
+    except (ImportError, AttributeError, ValueError):
+        return True  # loading it will say what is wrong
+    return any(getattr(one, "reads_prompts", True) for one in classes)
+
+
 def parse_reward_weights(values: Sequence[str]) -> dict[str, float]:
     """The weights by name of `name=weight` texts, in their order, 1 for a bare name; registers every `module:Class`."""
     weights: dict[str, float] = {}
@@ -242,11 +252,11 @@ def add_reward_arguments(
     """`--rewards` and a flag for every field of `RewardSettings`; `embedded` is more help of `--reward_checkpoint`."""
     text = "Reward models by name, or MODULE:CLASS for one of your own; =WEIGHT counts in a composite reward."
     parser.add_argument("--rewards", nargs="+", default=list(rewards), metavar="NAME=WEIGHT", help=text)
-    text = "Checkpoint of a reward model (file, folder, Hub id, or tiny for the embedded one); may be given several times."
+    text = "Checkpoints of reward models (file, folder, Hub id, or tiny for the embedded one)."
     text = f"{text} {embedded}".rstrip()
-    parser.add_argument("--reward_checkpoint", action="append", default=[], metavar="NAME=PATH", help=text)
+    parser.add_argument("--reward_checkpoint", action="extend", nargs="+", default=[], metavar="NAME=PATH", help=text)
     text = "Score hps_v2.1 or image_reward with its authors' own package, where that is installed and works."
-    parser.add_argument("--reward_backend", action="append", default=[], metavar="NAME=package", help=text)
+    parser.add_argument("--reward_backend", action="extend", nargs="+", default=[], metavar="NAME=package", help=text)
     for flag in flags_of(RewardSettings):
         name = "dataloader_num_workers" if flag.name == "num_workers" else f"reward_{flag.name}"
         add_flag(parser, flag._replace(name=name), {"default": flag.default})
@@ -261,7 +271,7 @@ def load_rewards(
 ) -> dict[str, Any]:
     """The reward models by name. Finds all checkpoints now; those of this package read their weights on first use.
 
-    `base` is the model whose images are scored: an embedded one brings embedded rewards. `models` are rewards that exist already.
+    `base` is the model whose images are scored: an embedded one brings embedded rewards. `models` are rewards made already.
     """
     rewards, checkpoints = dict(models or {}), dict(settings.checkpoints)
     for name in [name for name, path in checkpoints.items() if path == EMBEDDED]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from ..core.records import SCORE_SCHEMA
@@ -125,6 +125,19 @@ class _Task(NamedTuple):
     shards: dict[str, int]  # reward -> which shard of its stage these rows are
 
 
+def read_scores(stage: Stage, valid: np.ndarray | None = None) -> np.ndarray:
+    """(n,) raw scores of a finished stage, NaN where there is none; what `score_images` never writes is a `UserError`.
+
+    That is an infinite score, and none for a row that is `valid`, (n,) bool.
+    """
+    scores = stage.read(["score"])["score"].to_numpy()
+    wrong = np.isinf(scores) if valid is None else np.isinf(scores) | (np.isnan(scores) & valid)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise stage.damage(row // stage.rows_per_shard, "finite scores", f"{scores[row]} in row {row}")
+    return scores
+
+
 def _score_pass(
     jobs: Sequence[ScoringJob], rewards: "Mapping[str, Reward | Any]", num_workers: int, unreadable: set[str] | None
 ) -> None:
@@ -175,14 +188,23 @@ def _begin(
 
 
 def decode_image(data: bytes) -> Image.Image | str:
-    """The picture in an encoded image of any format, with its own mode and palette, or one line on what is wrong."""
+    """The picture in an encoded image of any format, upright, with its own mode, or one line on what is wrong."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return image.copy()
+            image.load()
+            return _upright(image)
     except UnidentifiedImageError:
         return "no image of a known format"
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on damaged files
         return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """A copy as training sees it; as it is stored where only its tags are broken."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # as for pictures: Pillow raises whatever comes
+        return image.copy()
 
 
 def _pictures(
@@ -203,13 +225,18 @@ def _pictures(
     return pictures
 
 
+def as_array(scores: Any) -> np.ndarray:
+    """What a reward gave: a user's own tensor may be on a GPU, in bfloat16, or ask for gradients."""
+    return np.asarray(scores.detach().float().cpu() if hasattr(scores, "detach") else scores)
+
+
 def _score_rows(name: str, reward: "Reward | Any", rows: list[ImageRow], pictures: dict[int, Any]) -> np.ndarray:
     """Raw scores of the rows of one shard, NaN where there is no picture: (n,) float32."""
     scores = np.full(len(rows), np.nan, dtype=np.float32)
     if not pictures:
         return scores
     chosen = list(pictures)
-    found = np.asarray(reward.score([rows[i].prompt for i in chosen], list(pictures.values())), dtype=np.float32)
+    found = as_array(reward.score([rows[i].prompt for i in chosen], list(pictures.values()))).astype(np.float32)
     if found.shape != (len(chosen),):
         raise UserError(f"reward {name}: expected {len(chosen)} scores, found shape {found.shape}")
     # A reward that may abstain (a grader without an answer, a rule for other prompts) says so by NaN.

@@ -14,6 +14,7 @@ from ..core.workdir import CONSTANTS_FILE
 from ..errors import UserError
 from ..rewards.settings import RewardSettings, load_rewards, parse_reward_weights
 from ..selection.composite import composite_reward
+from .run import as_array
 
 
 class CompositeScorer:
@@ -30,7 +31,7 @@ class CompositeScorer:
 
     def score(self, prompts: list[str], images: list[Image.Image]) -> np.ndarray:
         """(B,) float64 composite rewards."""
-        rewards = {name: self.models[name].score(prompts, images) for name in self.weights}
+        rewards = {name: as_array(self.models[name].score(prompts, images)) for name in self.weights}
         if self.constants is None:
             return sum(weight * np.asarray(rewards[name], np.float64) for name, weight in self.weights.items())
         return composite_reward(rewards, self.weights, self.constants["normalization"], self.constants)

@@ -2,10 +2,8 @@
 """Images with captions from a folder, Parquet files or the Hub; any range of rows is read without the rest."""
 
 import argparse
-import csv
-import json
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -13,22 +11,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..core.files import fingerprint
-from ..core.load import load_hub_dataset
+from ..core.files import fingerprint, is_hidden
+from ..core.load import HubSource, load_hub_dataset
+from ..core.tables import read_text
 from ..errors import UserError
+from .captions import METADATA_FILES, check_caption, folder_captions, pick_caption_column, read_captions, read_schema
 from .run import ImageRow
 
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-METADATA_FILES = ("metadata.jsonl", "metadata.csv")  # of an image folder as `datasets` defines it
-CAPTION_COLUMNS = ("prompt", "caption", "text")  # tried in this order
 EXPECTED = "expected a folder, a Parquet file or a dataset of the Hub"
 
 
 def add_image_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Declares what `open_images` takes."""
-    add, text = parser.add_argument, "Folder of images or Parquet files, Parquet file, or Hub id (NAME, NAME:SPLIT)."
-    add("--images", required=True, help=text)
+    add, text = parser.add_argument, "Folder of images or Parquet files, Parquet file, or Hub id"
+    add("--images", required=True, help=f"{text} (NAME, NAME:SPLIT or NAME:CONFIG:SPLIT).")
     add("--image_column", default="image", help="Column of Parquet and datasets that holds the images.")
     add("--caption_column", help="Column with the captions; default: prompt, caption or text.")
     add("--captions", help="CSV or JSONL file with a column file_name, for a folder of images.")
@@ -46,7 +44,7 @@ def open_images(
 
     Args:
         source (`str`): a folder of images (with subfolders) or of Parquet files, a Parquet file, or a dataset of the
-            Hub, `name` or `name:split` (default split `train`).
+            Hub, `name`, `name:split` or `name:config:split` (default split `train`).
         image_column (`str`, *optional*, defaults to `"image"`): of Parquet and datasets.
         caption_column (`str`, *optional*): by default the first of `prompt`, `caption` and `text`.
         captions (`str`, *optional*): a `.csv` or `.jsonl` file with a column `file_name`, for a folder of images; by
@@ -61,7 +59,7 @@ def open_images(
         UserError: if there is no such source or column, or an image has no caption; names the first one.
     """
     path = Path(source).expanduser()
-    tables = [path] if path.suffix == ".parquet" and path.is_file() else sorted(path.glob("*.parquet"))
+    tables = [path] if path.suffix == ".parquet" and path.is_file() else _tables(path, image_column)
     if captions is not None and (prompt is not None or tables or not path.is_dir()):
         raise UserError(f"--captions: expected without --prompt and with a folder of images, found {captions!r}")
     if tables:
@@ -74,29 +72,27 @@ def open_images(
     return DatasetImages(source, image_column, caption_column, prompt)
 
 
-def _pick_caption_column(columns: Iterable[str], asked: str | None, place: str) -> str:
-    found = ", ".join(columns := list(columns))
-    if asked is not None and asked not in columns:
-        raise UserError(f"--caption_column: expected one of the columns of {place} ({found}), found {asked!r}")
-    name = asked or next((name for name in CAPTION_COLUMNS if name in columns), None)
-    if name is None:
-        wanted = f"expected the column of {place} with the captions ({found})"
-        missing = f"found none named {', '.join(CAPTION_COLUMNS)}; name it, or give one --prompt"
-        raise UserError(f"--caption_column: {wanted}, {missing}")
-    return name
+def _tables(folder: Path, image_column: str) -> list[Path]:
+    """The Parquet files of a folder; in one with images only those that hold images, for another may be our own."""
+    tables = sorted(path for path in folder.glob("*.parquet") if path.name not in METADATA_FILES)
+    if not tables or not any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.rglob("*")):
+        return tables
+    return [path for path in tables if _holds_images(read_schema(path), image_column)]
 
 
-def _caption(value: Any, label: str) -> str:
-    if not isinstance(value, str):
-        raise UserError(f"--images: expected a text as the caption of {label}, found {value!r:.60}")
-    return value
+def _holds_images(schema: pa.Schema, column: str) -> bool:
+    """Whether a column is there and holds encoded files, as bytes or as `datasets`' struct."""
+    kind = schema.field(column).type if column in schema.names else pa.null()
+    encoded = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
+    return pa.types.is_binary(encoded) or pa.types.is_large_binary(encoded)
 
 
 class FolderImages:
     """The images under a folder in the order of their names; captions as `open_images` finds them."""
 
     def __init__(self, folder: Path, caption_column: str | None, captions: str | None, prompt: str | None):
-        self.files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir())
+        self.files = sorted(path for path in found if not is_hidden(path, folder))
         if not self.files:
             raise UserError(f"--images: expected images ({', '.join(IMAGE_SUFFIXES)}) in {folder}, found none")
         self.names = [path.relative_to(folder).as_posix() for path in self.files]
@@ -108,7 +104,8 @@ class FolderImages:
 
     @property
     def identity(self) -> str:
-        facts = [(path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
+        states = [path.stat() if path.exists() else path.lstat() for path in self.files]  # a link may lead nowhere
+        facts = [(state.st_size, state.st_mtime_ns) for state in states]
         return f"{self.num_rows} images, hash {fingerprint([self.names, self.captions, facts])}"
 
     def name(self, row: int) -> str:
@@ -118,47 +115,26 @@ class FolderImages:
         return self.captions
 
     def read_rows(self, rows: range) -> list[ImageRow]:
-        return [ImageRow(self.names[row], self.captions[row], self.files[row].read_bytes()) for row in rows]
+        return [ImageRow(self.names[row], self.captions[row], self._data(row)) for row in rows]
+
+    def _data(self, row: int) -> bytes:
+        """A link that leads nowhere is an image that cannot be read."""
+        return self.files[row].read_bytes() if self.files[row].exists() else b""
 
     def _read(self, folder: Path, column: str | None, captions: str | None) -> list[str]:
-        metadata = Path(captions).expanduser() if captions is not None else None
-        metadata = metadata or next((folder / name for name in METADATA_FILES if (folder / name).is_file()), None)
-        if metadata is not None:
-            found, place = read_captions(metadata, column), str(metadata)
+        if captions is not None:
+            found, place = read_captions(Path(captions).expanduser(), column), captions
+        elif tables := folder_captions(folder, column):
+            found, place = tables
         else:
             texts = {name: path.with_suffix(".txt") for name, path in zip(self.names, self.files)}
-            found = {name: path.read_text(encoding="utf-8").strip() for name, path in texts.items() if path.is_file()}
+            found = {name: read_text(path, "--images").strip() for name, path in texts.items() if path.is_file()}
             place = "its text file"
         for name in self.names:
             if name not in found:
                 wanted = f"expected a caption for {name} in {place}"
                 raise UserError(f"--images: {wanted}, found none; give --captions FILE or --prompt TEXT")
         return [found[name] for name in self.names]
-
-
-def read_captions(path: Path, column: str | None = None) -> dict[str, str]:
-    """`file_name` to caption from a `.csv` or `.jsonl` file; refuses other files, and those that lack a column."""
-    if path.suffix not in (".csv", ".jsonl") or not path.is_file():
-        raise UserError(f"--captions: expected a .csv or .jsonl file, found {str(path)!r}")
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        if path.suffix == ".csv":
-            records: list[Mapping[str, Any]] = list(csv.DictReader(file))
-        else:
-            records = [_parse_line(line, number, path) for number, line in enumerate(file, 1) if line.strip()]
-    if not records or "file_name" not in records[0]:
-        raise UserError(f"--captions: expected a column file_name in {path}, found none")
-    column = _pick_caption_column((name for name in records[0] if name != "file_name"), column, str(path))
-    return {record["file_name"]: _caption(record.get(column), record["file_name"]) for record in records}
-
-
-def _parse_line(line: str, number: int, path: Path) -> Mapping[str, Any]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"--captions: expected JSON in line {number} of {path}, found {error.msg}") from None
-    if not isinstance(record, dict):
-        raise UserError(f"--captions: expected a JSON object in line {number} of {path}, found {line.strip():.60}")
-    return record
 
 
 class ColumnImages:
@@ -180,13 +156,16 @@ class ColumnImages:
         return f"row {row}"
 
     def prompts(self) -> list[str]:
-        return self._captions() if self.prompt is None else [self.prompt] * self.num_rows
+        """All captions, checked: one that is missing is known before anything is scored."""
+        if self.prompt is not None:
+            return [self.prompt] * self.num_rows
+        return [check_caption(text, self.name(row)) for row, text in enumerate(self._captions())]
 
     def read_rows(self, rows: range) -> list[ImageRow]:
         found = []
         for row, record in zip(rows, self._records(rows)):
             label = self.name(row)
-            prompt = self.prompt if self.prompt is not None else _caption(record[self.caption_column], label)
+            prompt = self.prompt if self.prompt is not None else check_caption(record[self.caption_column], label)
             found.append(ImageRow(label, prompt, _image_bytes(record[self.image_column])))
         return found
 
@@ -222,14 +201,12 @@ class ParquetImages(ColumnImages):
         if self.image_column not in columns:
             found = f"{self.image_column!r} among {', '.join(columns)}"
             raise UserError(f"--image_column: expected the column of images in {path}, found no {found}")
-        kind = schema.field(self.image_column).type
-        encoded = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
-        if not (pa.types.is_binary(encoded) or pa.types.is_large_binary(encoded)):
+        if not _holds_images(schema, self.image_column):
             wanted = f"expected encoded images in {self.image_column!r} of {path}"
-            raise UserError(f"--image_column: {wanted}, found {kind}")
+            raise UserError(f"--image_column: {wanted}, found {schema.field(self.image_column).type}")
         if self.prompt is None:
             others = [name for name in columns if name != self.image_column]
-            self.caption_column = _pick_caption_column(others, self.caption_column, str(path))
+            self.caption_column = pick_caption_column(others, self.caption_column, str(path))
 
     def _records(self, rows: range) -> list[dict[str, Any]]:
         records: list[dict[str, Any]] = []
@@ -256,14 +233,14 @@ class DatasetImages(ColumnImages):
         import datasets
 
         super().__init__(image_column, None if prompt is not None else caption_column, prompt)
-        name, _, split = source.partition(":")
-        dataset = load_hub_dataset(name, split or "train", expected=f"--images: {EXPECTED}", found=source)
+        place = HubSource.parse(source)
+        name, dataset = place.name, load_hub_dataset(place, expected=f"--images: {EXPECTED}", found=source)
         if not isinstance(dataset.features.get(image_column), datasets.Image):
             wanted = f"expected a column of images of {name} ({', '.join(dataset.column_names)})"
             raise UserError(f"--image_column: {wanted}, found {image_column!r}")
         others = [column for column in dataset.column_names if column != image_column]
         if prompt is None:
-            self.caption_column = _pick_caption_column(others, caption_column, name)
+            self.caption_column = pick_caption_column(others, caption_column, name)
         # Still encoded, so that the decoding threads have something to do.
         self.dataset = dataset.select_columns(self.columns).cast_column(image_column, datasets.Image(decode=False))
         self.num_rows, self.facts = len(dataset), dataset._fingerprint

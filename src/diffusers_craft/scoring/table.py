@@ -17,10 +17,11 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from ..core.files import atomic_write_bytes
+from ..core.records import SCORE_SCHEMA
 from ..core.workdir import WorkDir, is_first_rank
 from ..errors import UserError
 from ..rewards.settings import reward_source
-from .run import ScoringJob, score_images
+from .run import ScoringJob, read_scores, score_images
 from .sources import ImageFiles
 
 
@@ -54,9 +55,11 @@ class ScoreTable:
         for name, row in summary.items():
             numbers = ["-" if row[key] is None else f"{row[key]:.5g}" for key in ("mean", "median")]
             lines.append(f"{name:<{width}} {row['images']:>8,} {numbers[0]:>10} {numbers[1]:>10}")
-        unreadable = num_rows - min(row["images"] for row in summary.values())
-        if unreadable:
-            lines.append(f"{unreadable:,} of {num_rows:,} images could not be read and have no score")
+        missing = num_rows - min(row["images"] for row in summary.values())
+        if missing:
+            lines.append(
+                f"{missing:,} of {num_rows:,} images have no score: they cannot be read, or a reward gave none"
+            )
         return "\n".join(lines)
 
     def write(self, path: str | Path) -> None:
@@ -91,16 +94,17 @@ def score_table(
     In `output_dir` a run with the same images goes on, also with further rewards; other images, or the same rewards from
     another source, are refused.
     """
+    prompts = images.prompts()
     work, sources = WorkDir(output_dir), {name: reward_source(reward) for name, reward in rewards.items()}
     stages = {}
     for name, source in sources.items():
         options = {"images": images.identity, f"reward {name}": source}
-        stages[name] = work.stage(f"scores/{name}", options, images.num_rows, ROWS_PER_SHARD)
+        stages[name] = work.stage(f"scores/{name}", options, images.num_rows, ROWS_PER_SHARD, SCORE_SCHEMA)
     score_images([ScoringJob(images, stages)], rewards, residency, num_workers, skip_unreadable=True)
     if not is_first_rank():
         return None
-    columns = {"image": [images.name(row) for row in range(images.num_rows)], "prompt": images.prompts()}
+    columns = {"image": [images.name(row) for row in range(images.num_rows)], "prompt": prompts}
     for name, stage in stages.items():
-        scores = stage.read(["score"])["score"].to_numpy()
+        scores = read_scores(stage)
         columns[name] = pa.array(scores, pa.float32(), mask=np.isnan(scores))
     return ScoreTable(pa.table(columns), sources)

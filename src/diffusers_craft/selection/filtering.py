@@ -23,9 +23,11 @@ RULES: dict[str, tuple[str, ...]] = {
     "hpa": ("hps_v2.1", "pickscore", "aesthetic"),
     "none": (),
 }
+_PAPER_REWARDS = RULES["hpa"]  # those of them that a rule leaves out do not count, as in the paper's ablation
 STRATEGIES = ("top", "random", "low", "all")
 PAIRINGS = ("best_worst", "best_baseline")
 ADVANTAGE_EPS = 1e-6
+_NO_ADVANTAGE = 1e-9  # standard deviations; less is what rounding leaves of 0
 
 
 def rule_rewards(rule: str | Sequence[str], scored: Collection[str] | None = None) -> tuple[str, ...]:
@@ -44,9 +46,18 @@ def rule_rewards(rule: str | Sequence[str], scored: Collection[str] | None = Non
 
 
 def restrict_weights(weights: Mapping[str, float], rule: str | Sequence[str] = "none") -> dict[str, float]:
-    """The weights of the rewards that a filter rule compares, scaled to sum 1; of all rewards for `"none"`."""
+    """The weights of the rewards that a filter rule compares, scaled to sum 1; of all rewards for `"none"`.
+
+    The composite reward is that of the filter's rewards (section 3.3), so the weight of another one would change nothing:
+    it is a `UserError`, but for the paper's own three.
+    """
     check_weights(weights, weights)
     required = rule_rewards(rule)
+    outside = [name for name, weight in weights.items() if weight and name not in (*required, *_PAPER_REWARDS)]
+    if required and outside:
+        wanted = f"expected weights of the rewards that --filter_rule compares ({', '.join(required)})"
+        advice = f"name {outside[0]} in --filter_rule too, or give {outside[0]}=0 to score it only"
+        raise UserError(f"--rewards: {wanted}, found {outside[0]}={weights[outside[0]]:g}; {advice}")
     kept = {name: float(weight) for name, weight in weights.items() if not required or name in required}
     total = sum(kept.values())
     if total <= 0:
@@ -83,7 +94,8 @@ def crf_filter(
     """Composite reward filter, eq. 4: keeps a group if one refined image beats the baseline on all its rewards.
 
     The same j >= 1 must win on every required reward, strictly. Membership is decided per group: all valid images of a
-    kept group are members, also the baseline j = 0, which `select_samples` never takes.
+    kept group are members, also the baseline j = 0, which `select_samples` never takes. Only rewards of the rule decide
+    what is valid; all of them for `"none"`.
 
     Args:
         rewards (`Mapping[str, Sequence[float]]`): (n,) raw scores of each reward; NaN where the image is not valid.
@@ -98,8 +110,10 @@ def crf_filter(
     """
     required = rule_rewards(rule, rewards)
     groups, variants = np.asarray(groups), np.asarray(variants)
-    valid = valid_rows(rewards, len(groups))
-    wins = valid & beats_baseline({name: rewards[name] for name in required}, groups, variants)
+    columns = {name: score_column(name, scores, len(groups)) for name, scores in rewards.items()}
+    compared = {name: columns[name] for name in required}
+    valid = valid_rows(compared or columns, len(groups))
+    wins = valid & beats_baseline(compared, groups, variants)
     return valid & np.isin(groups, groups[wins])
 
 
@@ -126,6 +140,7 @@ def group_advantages(composite: Sequence[float], groups: Sequence[int], variants
     std = np.sqrt(np.bincount(index, centered**2) / count)
     advantages = np.zeros(len(groups))
     advantages[rows] = centered / (std[index] + ADVANTAGE_EPS)
+    advantages[np.abs(advantages) < _NO_ADVANTAGE] = 0
     return advantages
 
 
@@ -141,6 +156,7 @@ def select_samples(
 ) -> np.ndarray:
     """The rows to train on (section 3.3, table 5): never j = 0, never an image that is not valid.
 
+    Nor one whose siblings j >= 1 are all not valid: there is nothing that it could be better than, its advantage is 0.
     Rows are ordered (`"top"`: highest composite first, `"low"`: lowest first, `"random"`: shuffled), at most
     `max_per_prompt` of a group are taken in this order, and the first `k` of these are selected. Ties stand in order
     of (group, variant), so the result does not depend on the order of the rows.
@@ -166,7 +182,8 @@ def select_samples(
         raise UserError(f"--max_per_prompt: expected at least 0 (0 is no limit), found {max_per_prompt}")
     groups, variants = np.asarray(groups), np.asarray(variants)
     composite = score_column("composite", composite, len(groups))
-    rows = np.flatnonzero(np.asarray(mask, dtype=bool) & (variants > 0) & ~np.isnan(composite))
+    alone = _lost_siblings(composite, groups, variants)
+    rows = np.flatnonzero(np.asarray(mask, dtype=bool) & (variants > 0) & ~np.isnan(composite) & ~alone)
     if strategy == "random":
         rows = rows[np.lexsort((variants[rows], groups[rows]))]
         rows = np.random.default_rng(seed).permutation(rows)
@@ -183,6 +200,16 @@ def select_samples(
         limit = f", --max_per_prompt {max_per_prompt}" if max_per_prompt else ""
         raise UserError(f"--num_samples: expected at most {len(rows)} (what the filter kept{limit}), found {k}")
     return rows[:k]
+
+
+def _lost_siblings(composite: np.ndarray, groups: np.ndarray, variants: np.ndarray) -> np.ndarray:
+    """(n,) bool: rows of groups that have one valid image j >= 1, out of several."""
+    unique, index = np.unique(groups, return_inverse=True)
+    refined = variants > 0
+    made, valid = (
+        np.bincount(index[rows], minlength=len(unique)) for rows in (refined, refined & ~np.isnan(composite))
+    )
+    return ((made > 1) & (valid == 1))[index]
 
 
 def _occurrence(values: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@
 import logging
 import os
 from dataclasses import fields, replace
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,17 +12,25 @@ import diffusers
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, GradientAccumulationPlugin, ProjectConfiguration
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs, ProjectConfiguration
 
+from ..core.output import probe_folder
 from ..errors import UserError
 from .settings import TrainingSettings
 
 
 logger = logging.getLogger(__name__)
 
+# Of processes that wait while the main one encodes, saves or uploads: NCCL's default, ten minutes, would end them.
+_PATIENCE = timedelta(days=1)
+
 
 def create_accelerator(settings: TrainingSettings) -> Accelerator:
-    """Accelerate's environment with the flags' precision, accumulation and tracker; only the main process logs."""
+    """Accelerate's environment with the flags' precision, accumulation and tracker; only the main process logs.
+
+    Whether the output folder can be written is known before anything is loaded.
+    """
+    probe_folder(settings.output_dir)
     tracker = settings.report_to or ("tensorboard" if find_spec("tensorboard") else "none")
     if tracker != "none" and find_spec(tracker) is None:
         fix = f"`pip install {tracker}` or --report_to none"
@@ -29,7 +38,8 @@ def create_accelerator(settings: TrainingSettings) -> Accelerator:
     without_gpu = not (torch.cuda.is_available() or torch.xpu.is_available() or torch.backends.mps.is_available())
     precision = settings.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision == "fp16" and without_gpu:
-        raise UserError("--mixed_precision: expected bf16 or no without a GPU, found fp16")
+        given = "--mixed_precision" if settings.mixed_precision else "accelerate's configuration, mixed_precision"
+        raise UserError(f"{given}: expected bf16 or no without a GPU, found fp16")
     if settings.train_dtype == "bf16" and precision != "bf16":
         raise UserError(f"--train_dtype bf16: expected --mixed_precision bf16 with it, found {precision}")
     logging_dir = str(Path(settings.output_dir) / settings.logging_dir)
@@ -42,6 +52,7 @@ def create_accelerator(settings: TrainingSettings) -> Accelerator:
         log_with=None if tracker == "none" else tracker,
         project_config=ProjectConfiguration(str(settings.output_dir), logging_dir=logging_dir),
         step_scheduler_with_optimizer=False,  # the schedule counts optimizer steps, whatever the processes
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
     )
     _prepare_sharding(accelerator, settings)
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # it reports every file of a checkpoint

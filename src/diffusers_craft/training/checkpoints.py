@@ -6,14 +6,15 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from ..core.files import atomic_write_json, read_json
+from ..core.files import atomic_write_json, checksums, read_json
+from ..core.output import full_disk_named
 from ..errors import UserError
 from ..objectives.base import Objective
 from .model import TrainedModel
@@ -23,6 +24,7 @@ from .settings import TrainingSettings
 logger = logging.getLogger(__name__)
 
 _STATE_FILE = "training_state.json"
+_DEFAULT_STEPS = 50  # of the recipe's 120 and 200
 
 
 def checkpoint_step(path: Path) -> int:
@@ -52,39 +54,91 @@ def find_checkpoint(resume_from: str, output_dir: str | Path) -> Path | None:
 
 
 class Checkpoints:
-    """The checkpoints that a run writes, of which `total_limit` are kept; all processes call its methods."""
+    """The checkpoints that a run writes, every `period` steps; all processes call its methods.
 
-    def __init__(self, accelerator: Accelerator, output_dir: str | Path, total_limit: int | None) -> None:
-        self.accelerator, self.output_dir, self.total_limit = accelerator, Path(output_dir), total_limit
-        self._newest: int | None = None  # until the loss after it is known
+    Where the user asks for none, the latest one is kept to go on from, until the run has ended; those that an earlier
+    run was asked for stay. `size` is a checkpoint's in bytes.
+    """
+
+    def __init__(self, accelerator: Accelerator, settings: TrainingSettings, size: int) -> None:
+        self.accelerator, self.output_dir, self.size = accelerator, Path(settings.output_dir), size
+        self.passing = settings.checkpointing_steps is None
+        self.period = _DEFAULT_STEPS if self.passing else settings.checkpointing_steps
+        self.total_limit = 1 if self.passing else settings.checkpoints_total_limit
+        self.newest: int | None = None  # until the loss after it is known
+        if accelerator.is_main_process:
+            self._remove_leftovers()
+
+    def space(self, step: int, last_step: int, result: int) -> int:
+        """Bytes that the steps after `step` need at once, with the `result` in the end, beside what is there already.
+
+        While a checkpoint is written the one before it stays; the result is written beside those that are kept.
+        """
+        there = len(self._own())
+        count = last_step // self.period - step // self.period
+        if self.passing and last_step % self.period == 0:  # the end itself needs none
+            count = max(0, count - 1)
+        kept = there + count if self.total_limit is None else min(there + count, max(self.total_limit, there))
+        extra = self.size if kept < there + count else 0
+        return self.size * (kept - there) + max(extra, result)
+
+    def _own(self) -> list[Path]:
+        """The checkpoints that rotation may remove, oldest first."""
+        there = list_checkpoints(self.output_dir)
+        return [path for path in there if _is_passing(path)] if self.passing else there
+
+    def _remove_leftovers(self) -> None:
+        for leftover in self.output_dir.glob(".checkpoint-*.tmp"):  # of a killed run, or one that met a full disk
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def save(self, step: int, state: dict) -> Path:
         """Writes `checkpoint-{step}` under a temporary name and renames it; `state` is what else to remember, as JSON."""
         final = self.output_dir / f"checkpoint-{step}"
         temporary = final.with_name(f".{final.name}.tmp")
         if self.accelerator.is_main_process:
-            for leftover in self.output_dir.glob(".checkpoint-*.tmp"):  # of a killed run
-                shutil.rmtree(leftover)
+            self._remove_leftovers()
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(temporary))
+        try:
+            with full_disk_named(self.output_dir, self.size, f"checkpoint-{step}"):
+                self.accelerator.save_state(str(temporary))
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                passing = self.passing or step % self.period != 0  # as of SIGTERM
+                state = state | {"step": step, "passing": passing, "checksums": checksums(temporary)}
+                atomic_write_json(temporary / _STATE_FILE, state)
+                shutil.rmtree(final, ignore_errors=True)
+                temporary.rename(final)
+                logger.info("Saved %s", final)
+        except Exception:
+            if self.accelerator.is_main_process:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            atomic_write_json(temporary / _STATE_FILE, state | {"step": step})
-            shutil.rmtree(final, ignore_errors=True)
-            temporary.rename(final)
-            logger.info("Saved %s", final)
-        self.accelerator.wait_for_everyone()
-        self._newest = step
+        self.newest = step
         return final
 
     def drop_old(self, finite_step: int) -> None:
         """Rotation, once the loss after the newest checkpoint is known to be finite: until then the one before it stays."""
-        if self._newest is None or finite_step <= self._newest:
+        if self.newest is None or finite_step <= self.newest:
             return
-        self._newest = None
+        self.newest = None
         if self.accelerator.is_main_process:
-            for old in list_checkpoints(self.output_dir)[: -self.total_limit if self.total_limit else 0]:
+            for old in self._own()[: -self.total_limit if self.total_limit else 0]:
                 shutil.rmtree(old)
+
+    def end(self) -> None:
+        """Removes what only a run that did not end would have needed."""
+        if self.accelerator.is_main_process:
+            for old in filter(_is_passing, list_checkpoints(self.output_dir)):
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_passing(path: Path) -> bool:
+    """Whether a checkpoint is one that nobody asked for."""
+    try:
+        return read_json(path / _STATE_FILE).get("passing") is True
+    except (OSError, UserError):
+        return False
 
 
 def recipe(settings: TrainingSettings, objective: Objective) -> dict[str, Any]:
@@ -110,7 +164,7 @@ def resume(model: TrainedModel, objective: Objective, identity: Mapping[str, int
     path = find_checkpoint(settings.resume_from_checkpoint, settings.output_dir)
     if path is None:
         return {}
-    state = read_json(path / _STATE_FILE)
+    state = _read_state(path, identity)
     step = state["step"]
     if there and checkpoint_step(there[-1]) > step:  # rotation and `latest` would take it for this run's
         wanted = f"expected no later checkpoint than {path.name} in {settings.output_dir}"
@@ -119,10 +173,36 @@ def resume(model: TrainedModel, objective: Objective, identity: Mapping[str, int
     if step > max_train_steps:
         raise UserError(f"--max_train_steps: expected at least {step}, the steps of {path}, found {max_train_steps}")
     _check_recipe(state["recipe"], recipe(settings, objective), path)
+    if model.accelerator.is_main_process:
+        _check_files(path, state.get("checksums", {}))
     _load(model, path)
     logger.info("Resuming from %s after step %d", path, step)
     _warn_of_changes("%s of the checkpoint is %s, now %s: not the same run.", state, identity)
     return state
+
+
+def _read_state(path: Path, identity: Iterable[str]) -> dict:
+    try:
+        state = read_json(path / _STATE_FILE)
+        kinds = {"step": int, "recipe": dict, "history": list, "cost": dict} | dict.fromkeys(identity, int)
+        if wrong := [name for name, kind in kinds.items() if not isinstance(state.get(name), kind)]:
+            raise UserError(f"{path / _STATE_FILE}: no {wrong[0]}")
+    except (OSError, UserError) as error:
+        raise _damaged(path, str(error)) from error
+    return state
+
+
+def _check_files(path: Path, expected: Mapping[str, str]) -> None:
+    """Refuses a checkpoint of which a file is not as it was written; those of earlier versions do not say."""
+    found = checksums(path) if expected else {}
+    if wrong := next((name for name in expected if found.get(name) != expected[name]), None):
+        raise _damaged(path, f"{wrong} is {'not as it was written' if wrong in found else 'missing'}")
+
+
+def _damaged(path: Path, reason: str) -> UserError:
+    wanted, fix = "expected a whole checkpoint", "move it away to go on from the one before"
+    reason = " ".join(reason.split())
+    return UserError(f"--resume_from_checkpoint: {wanted}, found {path} ({reason:.200}); {fix}")
 
 
 def _check_recipe(then: Mapping, now: Mapping, path: Path) -> None:
@@ -146,7 +226,12 @@ def _load(model: TrainedModel, path: Path) -> None:
     """Weights, optimizer and schedule of a checkpoint; rate, betas, decay and so on stay those of this run's flags."""
     accelerator, groups = model.accelerator, model.optimizer.param_groups
     wanted = [{name: value for name, value in group.items() if name != "params"} for group in groups]
-    accelerator.load_state(str(path))
+    try:
+        accelerator.load_state(str(path))
+    except UserError:
+        raise
+    except Exception as error:  # torch, safetensors, diffusers and json each have their own for a damaged file
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
     accelerator.step = 0  # accelerate's count of micro-batches; every checkpoint lies between two batches
     if accelerator.distributed_type == DistributedType.DEEPSPEED:  # which keeps rates of its own
         return

@@ -14,7 +14,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..data.dataset import is_build, load_craft_dataset
-from ..data.encoding import prepare_prompt_data, prepare_training_data, read_captions
+from ..data.encoding import check_columns, prepare_prompt_data, prepare_training_data, read_captions
 from ..data.preferences import (
     Preferences,
     best_pairs,
@@ -67,39 +67,54 @@ def check_data_settings(settings: TrainingSettings, objective: Objective, reward
             raise UserError(f"--score_range: expected MIN below MAX, found {low:g} {high:g}")
 
 
-def load_data(
+def load_rows(
+    settings: TrainingSettings,
+    objective: Objective,
+    accelerator: Accelerator,
+    load_scorer: Callable[[], CompositeScorer] | None = None,
+) -> Dataset | Preferences | list[str]:
+    """What the objective's unit asks for: images, pairs (also for labels), or prompts alone; nothing is encoded yet.
+
+    `load_scorer` gives the rewards for pairs that have no scores.
+    """
+    if objective.unit in ("pair", "label"):
+        return load_pairs(settings, objective, accelerator, load_scorer)
+    with accelerator.main_process_first():
+        if objective.unit == "prompt":
+            return _prompts(settings)
+        dataset = _load_images(settings)
+        check_columns(dataset, settings)  # before the model is loaded
+        return dataset
+
+
+def encode_rows(
+    rows: Dataset | Preferences | list[str],
     settings: TrainingSettings,
     objective: Objective,
     family: Family,
     components: Components,
     accelerator: Accelerator,
-    load_scorer: Callable[[], CompositeScorer] | None = None,
 ) -> TrainingData | PairData:
-    """Encodes what the objective's unit asks for: images, images with a label, pairs, or prompts alone.
-
-    The main process encodes, the others find its cache. `load_scorer` gives the rewards for pairs that have no scores.
-    """
-    preferences, encoders = None, (family, components)
-    if objective.unit in ("pair", "label"):
-        preferences = load_pairs(settings, objective, accelerator, load_scorer)
+    """Encodes what `load_rows` gave; the main process does, the others find its cache."""
+    encoders = (family, components)
     with accelerator.main_process_first():
         if objective.unit == "prompt":
-            return prepare_prompt_data(_prompts(settings), *encoders, settings)
-        if preferences is None:
-            return prepare_training_data(_load_images(settings), *encoders, settings, objective)
+            return prepare_prompt_data(rows, *encoders, settings)
+        if objective.unit == "single":
+            return prepare_training_data(rows, *encoders, settings, objective)
         every_row = dataclasses.replace(settings, max_train_samples=None)
         if objective.unit == "label":
-            rows, labels = labels_of_pairs(preferences.pairs, len(preferences.images))
-            chosen = random_rows(len(rows), settings.max_train_samples, settings.seed)
-            data = prepare_training_data(preferences.images.select(rows[chosen]), *encoders, every_row)
+            images, labels = labels_of_pairs(rows.pairs, len(rows.images))
+            chosen = random_rows(len(images), settings.max_train_samples, settings.seed)
+            data = prepare_training_data(rows.images.select(images[chosen]), *encoders, every_row)
             data.weights = torch.tensor(labels[chosen], dtype=torch.float32)
             return data
-        images = prepare_training_data(preferences.images, *encoders, every_row)
-        factors = torch.ones(len(preferences.pairs))
+        images = prepare_training_data(rows.images, *encoders, every_row)
+        factors = torch.ones(len(rows.pairs))
         if objective.uses_scores:
-            scores = torch.as_tensor(preferences.scores, dtype=torch.float64)
-            factors = objective.pair_weights(scores, preferences.score_range).float()
-        return PairData(images, torch.as_tensor(preferences.pairs), factors)
+            scores = torch.as_tensor(rows.scores, dtype=torch.float64)
+            factors = objective.pair_weights(scores, rows.score_range).float()
+        return PairData(images, torch.as_tensor(rows.pairs), factors)
 
 
 def load_pairs(
@@ -120,7 +135,7 @@ def load_pairs(
             preferences = _random_pairs(preferences, settings).without_unused_images()
         preferences = score_preferences(preferences.without_repeated_images(), load_scorer(), accelerator)
     if objective.uses_scores:
-        preferences = _with_finite_scores(preferences, settings.score_range)
+        preferences = _with_finite_scores(preferences, settings)
     if not is_build(name):
         preferences = best_pairs(preferences, settings.num_pairs)
     if objective.unit == "pair":
@@ -143,13 +158,14 @@ def score_preferences(preferences: Preferences, scorer: CompositeScorer, acceler
     return preferences._replace(scores=scores[preferences.pairs], score_range=spread(scores))
 
 
-def _with_finite_scores(preferences: Preferences, score_range: Sequence[float] | None) -> Preferences:
+def _with_finite_scores(preferences: Preferences, settings: TrainingSettings) -> Preferences:
     """Without the pairs of which an image has no score: rewards may abstain."""
+    flag, score_range = settings.data_flag, settings.score_range
     if preferences.scores is None:
-        raise UserError("--dataset_name: expected score_0 and score_1, or --rewards to score with, found neither")
+        raise UserError(f"{flag}: expected score_0 and score_1, or --rewards to score with, found neither")
     scored = np.isfinite(preferences.scores).all(axis=1)
     if not scored.any():
-        raise UserError(f"--dataset_name: expected pairs with both scores, found none of {len(scored)}")
+        raise UserError(f"{flag}: expected pairs with both scores, found none of {len(scored)}")
     if not scored.all():
         words = "%d of %d pairs have an image without a score and are left out."
         logger.warning(words, (~scored).sum(), len(scored))
@@ -157,7 +173,7 @@ def _with_finite_scores(preferences: Preferences, score_range: Sequence[float] |
     if score_range is not None:
         return preferences._replace(score_range=score_range[1] - score_range[0])
     if not preferences.score_range > 0:
-        raise UserError("--dataset_name: expected scores that differ, found all alike")
+        raise UserError(f"{flag}: expected scores that differ, found all alike")
     return preferences
 
 
@@ -175,4 +191,5 @@ def _prompts(settings: TrainingSettings) -> list[str]:
 
 
 def _load_images(settings: TrainingSettings) -> Dataset:
-    return load_craft_dataset(settings.data_source, settings.dataset_config_name, cache_dir=settings.cache_dir)
+    where = {"cache_dir": settings.cache_dir, "flag": settings.data_flag}
+    return load_craft_dataset(settings.data_source, settings.dataset_config_name, **where)

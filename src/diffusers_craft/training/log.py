@@ -44,14 +44,18 @@ class StepSums:
         sums |= {"bad rows": bad.sum(), "rows": torch.full_like(bad.sum(), len(errors))}
         self._sums = {name: self._sums.get(name, 0.0) + value for name, value in sums.items()}
 
-    def means(self) -> dict[str, torch.Tensor]:
-        """The step's scalars; those of rows that there are not are not finite. Begins anew."""
-        total = self.accelerator.reduce(torch.stack(list(self._sums.values())), reduction="sum")
-        *own, good, num_good, bad, num_bad, num_rows = total.unbind()
+    def means(self, stop: bool) -> dict[str, torch.Tensor]:
+        """The step's scalars, and in how many processes `stop` is true; those of rows that there are not are not finite.
+
+        Begins anew.
+        """
+        sums = torch.stack([*self._sums.values(), torch.full_like(self._sums["rows"], float(stop))])
+        *total, stops = self.accelerator.reduce(sums, reduction="sum").unbind()
+        *own, good, num_good, bad, num_bad, num_rows = total
         means = {name: value / self.batch_size for name, value in zip(self._sums, own)}
         self._sums = {}
         means |= {"error_positive": good / num_good, "error_negative": bad / num_bad}
-        return means | {"share_negative": num_bad / num_rows}
+        return means | {"share_negative": num_bad / num_rows, "stop": stops}
 
 
 class MetricLog:
@@ -70,7 +74,7 @@ class MetricLog:
         advice: str = "try a lower --learning_rate",
     ) -> None:
         self.accelerator, self.output_dir, self.history, self.advice = accelerator, output_dir, list(history), advice
-        self.check_gradients = check_gradients
+        self.check_gradients, self.must_stop = check_gradients, False
         self._pending: tuple[int, float, list[str], torch.Tensor, torch.cuda.Event | None] | None = None
 
     def push(self, step: int, learning_rate: float, metrics: dict[str, torch.Tensor]) -> dict:
@@ -91,6 +95,7 @@ class MetricLog:
             if copied is not None:
                 copied.synchronize()
             values = dict(zip(names, tensor.tolist(), strict=True))
+            self.must_stop |= values.pop("stop", 0.0) > 0
             checked = ("train_loss", "grad_norm") if self.check_gradients else ("train_loss",)
             wrong = [f"{name} is {values[name]}" for name in checked if not math.isfinite(values[name])]
             if wrong:

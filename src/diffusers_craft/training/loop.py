@@ -18,7 +18,7 @@ from ..objectives.base import Batch, Objective
 from ..rewards.settings import RewardSettings
 from ..scoring.scorer import CompositeScorer, load_scorer
 from .accelerator import create_accelerator
-from .data import check_data_settings, load_data
+from .data import check_data_settings, encode_rows, load_rows
 from .run import TrainingRun
 from .settings import DEFAULT_REWARDS, TrainingSettings
 
@@ -49,13 +49,14 @@ def train(
         rewards = rewards or DEFAULT_REWARDS
     reward_settings = reward_settings or RewardSettings()
     accelerator, family = create_accelerator(settings), FAMILIES[settings.backbone]
-    components = family.load(settings.source, accelerator.device, settings.prediction_type)
 
     def scorer() -> CompositeScorer:
         where = (accelerator.device, settings.pretrained_model_name_or_path, settings.dataset_name)
         return load_scorer(rewards, reward_settings, *where)
 
-    data = load_data(settings, objective, family, components, accelerator, scorer if rewards else None)
+    rows = load_rows(settings, objective, accelerator, scorer if rewards else None)
+    components = family.load(settings.source, accelerator.device, settings.prediction_type)
+    data = encode_rows(rows, settings, objective, family, components, accelerator)
     judge = scorer() if objective.uses_reward else None
     context = TrainingContext(objective, settings, family, components, judge)
     flags = _reward_flags(rewards, reward_settings)

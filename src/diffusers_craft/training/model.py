@@ -16,6 +16,7 @@ from diffusers.training_utils import EMAModel, cast_training_params
 from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
 from safetensors.torch import load_file
 
+from ..core.files import atomic_write_bytes, with_sorted_metadata
 from ..core.records import derive_seed
 from ..errors import UserError
 from ..models.family import Family
@@ -44,9 +45,12 @@ class FullWeights:
         options = {"subfolder": self.component, **dtype_argument(self.dtype)}
         denoiser.load_state_dict(type(denoiser).from_pretrained(folder, **options).state_dict())
 
-    def save_result(self, pipeline: DiffusionPipeline, folder: str | Path) -> None:
-        """Writes the end of a run: what `from_pretrained` loads."""
-        pipeline.save_pretrained(folder)
+    def save_rest(self, pipeline: DiffusionPipeline, folder: str | Path) -> None:
+        """Writes the base's other parts after `save`, at the end of a run: with them `from_pretrained` loads the folder."""
+        for name, part in pipeline.components.items():
+            if name != self.component and part is not None:
+                part.save_pretrained(Path(folder) / name)
+        pipeline.save_config(folder)
 
 
 class LoraWeights:
@@ -79,8 +83,12 @@ class LoraWeights:
 
         layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(denoiser))
         named = {f"{self.component}_lora_layers": layers}
-        named[f"{self.component}_lora_adapter_metadata"] = denoiser.peft_config["default"].to_dict()
+        about = denoiser.peft_config["default"].to_dict()
+        about = {name: sorted(value) if isinstance(value, set) else value for name, value in about.items()}
+        named[f"{self.component}_lora_adapter_metadata"] = about  # in one order, as below: equal runs, equal bytes
         self.pipeline_class.save_lora_weights(save_directory=str(folder), **named)
+        file = Path(folder) / LORA_FILE
+        atomic_write_bytes(file, with_sorted_metadata(file.read_bytes()))
 
     def load(self, denoiser: ModelMixin, folder: str | Path) -> None:
         """Reads what `save` wrote."""
@@ -90,9 +98,8 @@ class LoraWeights:
         saved = {name.removeprefix(prefix): value for name, value in load_file(Path(folder) / LORA_FILE).items()}
         set_peft_model_state_dict(denoiser, convert_unet_state_dict_to_peft(saved))
 
-    def save_result(self, pipeline: DiffusionPipeline, folder: str | Path) -> None:
-        """Writes the end of a run: what `load_lora_weights` loads into the base pipeline."""
-        self.save(getattr(pipeline, self.component), folder)
+    def save_rest(self, pipeline: DiffusionPipeline, folder: str | Path) -> None:
+        """Nothing: the one file is what `load_lora_weights` loads into the base pipeline."""
 
 
 def trained_weights(settings: TrainingSettings, family: Family) -> FullWeights | LoraWeights:
@@ -136,6 +143,13 @@ class TrainedModel:
         self.denoiser, self.optimizer, self.lr_scheduler = accelerator.prepare(denoiser, optimizer, lr_scheduler)
         accelerator.register_save_state_pre_hook(self._save)
         accelerator.register_load_state_pre_hook(self._load)
+
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of what is trained as `FullWeights.save` writes it, and of a checkpoint with averages and optimizer."""
+        trained = [value for value in self.denoiser.parameters() if value.requires_grad]
+        weights = sum(value.numel() * value.element_size() for value in trained)
+        state = 2 if self.settings.use_8bit_adam or self.settings.use_adafactor else 8
+        return weights, weights * (1 + self.settings.use_ema) + state * sum(value.numel() for value in trained)
 
     def place(self, denoiser: ModelMixin) -> None:
         """Device, layout and kernels, of a reference too; names of weights stay as they are."""

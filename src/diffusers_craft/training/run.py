@@ -7,7 +7,9 @@ The loop, and with it the loss, is `loop.train`; CRAFT's scripts (examples/craft
 import dataclasses
 import logging
 import math
+import signal
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +18,23 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline, ModelMixin
 from tqdm.auto import tqdm
 
+from ..core.files import remove_leftovers, remove_unfinished_weights
+from ..core.output import FolderLock, full_disk_named, require_space
 from ..core.records import derive_seed
 from ..core.run_record import write_run_json
 from ..core.workdir import RUN_FILE
 from ..data.rows import PairData, TrainingData, shuffled_rows
+from ..errors import UserError
 from ..hub.upload import forget_published
 from ..models.family import Components, Family
 from ..models.noise import diffuse
 from ..objectives.base import Batch, Objective
-from .checkpoints import Checkpoints, recipe, resume
+from .checkpoints import Checkpoints, list_checkpoints, recipe, resume
 from .log import MetricLog, StepSums, TrainingHub, draw_validation_images
 from .model import TrainedModel
 from .settings import TrainingSettings
 from .speed import SpeedMeter, announce_speed, forward_flops, speed_report
+from .termination import Termination
 
 
 logger = logging.getLogger(__name__)
@@ -59,7 +65,10 @@ class TrainingRun:
         objective: Objective,
         record: Mapping[str, Any] | None = None,
     ) -> None:
+        settings = settings.for_model(family, components)
         self.settings, self.accelerator, self.family, self.objective = settings, accelerator, family, objective
+        self._lock = FolderLock(Path(settings.output_dir)) if accelerator.is_main_process else None
+        self._other_bytes = 0 if settings.use_lora else components.encoder_bytes  # of a whole pipeline
         components.free_encoders()
         self.path = components.path.to(accelerator.device)
         self.batch_size = settings.train_batch_size * settings.gradient_accumulation_steps * accelerator.num_processes
@@ -75,7 +84,18 @@ class TrainingRun:
         self.hub = TrainingHub(settings, self.options, accelerator.is_main_process)
         earlier = resume(self.model, objective, self._identity(), self.max_train_steps)
         self.step = self._first_step = earlier.get("step", 0)
-        self.checkpoints = Checkpoints(accelerator, settings.output_dir, settings.checkpoints_total_limit)
+        self._weight_bytes, checkpoint = self.model.sizes()
+        self.checkpoints = Checkpoints(accelerator, settings, checkpoint)
+        if accelerator.is_main_process:
+            remove_unfinished_weights(settings.output_dir)
+            remove_leftovers(Path(settings.output_dir))
+            result = self._weight_bytes + self._other_bytes
+            needed = self.checkpoints.space(self.step, self.max_train_steps, result)
+            purpose = "the result and as many checkpoints as --checkpointing_steps and --checkpoints_total_limit keep"
+            require_space(Path(settings.output_dir), needed, purpose)
+        if 0 < self.max_train_steps <= settings.lr_warmup_steps:
+            words = "--lr_warmup_steps %d: the rate is never reached in %d optimizer steps"
+            logger.warning(words, settings.lr_warmup_steps, self.max_train_steps)
         remedy = objective.remedy if (self.data.weights < 0).any() else ""
         advice = "try a lower --learning_rate" + (f" or {remedy}" if remedy else "")
         check_gradients = accelerator.mixed_precision != "fp16"
@@ -89,6 +109,10 @@ class TrainingRun:
         hidden = not accelerator.is_local_main_process
         self.progress = tqdm(total=self.max_train_steps, initial=self.step, desc="Steps", disable=hidden)
         self.meter = SpeedMeter(accelerator.device, accelerator.num_processes, earlier.get("cost"))
+        self._termination, self._at_end = Termination(), ExitStack()
+        self._termination.listen()
+        self._at_end.callback(self._termination.release)
+        self._at_end.callback(self.progress.close)  # an error then has a line of its own
 
     @property
     def denoiser(self) -> torch.nn.Module:
@@ -97,7 +121,11 @@ class TrainingRun:
 
     def steps(self) -> Iterator[int]:
         """The optimizer steps that are left, counted from 0."""
-        yield from range(self.step, self.max_train_steps)
+        try:
+            yield from range(self.step, self.max_train_steps)
+        except GeneratorExit:  # an error or a break ended the loop
+            self._at_end.close()
+            raise
 
     def micro_batches(self, step: int) -> Iterator[Batch]:
         """This process's share of a global batch; gradients are exchanged after the last piece only."""
@@ -136,27 +164,58 @@ class TrainingRun:
         """Clips, steps, averages, logs; checkpoints and draws validation images where they are due."""
         grad_norm, learning_rate = self.model.update()
         self.step += 1
-        entry = self.log.push(self.step, learning_rate, self._sums.means() | {"grad_norm": grad_norm})
+        entry = self.log.push(
+            self.step, learning_rate, self._sums.means(self._termination.came) | {"grad_norm": grad_norm}
+        )
         self.progress.update()
         if entry:
             self.progress.set_postfix(step_loss=entry["train_loss"], lr=learning_rate, refresh=False)
             self.checkpoints.drop_old(entry["step"])
         self.meter.step_done()
-        if self.step % self.settings.checkpointing_steps == 0:
+        if self.step % self.checkpoints.period == 0 and not (self.checkpoints.passing and self._is_last()):
             with self.meter.pause():
-                self._save_checkpoint()
+                self.hub.push_checkpoint(self._save_checkpoint())
+        if self.log.must_stop or (self._termination.came and self.accelerator.num_processes == 1):
+            self._stop()
         if self._validation_is_due():
             with self.meter.pause():
                 self.validate()
+
+    def _stop(self) -> None:
+        """Leaves a checkpoint of this step, and the exit code of a process that SIGTERM ended.
+
+        A single process stops after the step in which it came, several together after the next one.
+        """
+        self.log.flush()
+        if self.checkpoints.newest != self.step:
+            self._save_checkpoint()
+        logger.warning("SIGTERM: stopped after step %d; --resume_from_checkpoint latest goes on from there", self.step)
+        raise SystemExit(128 + signal.SIGTERM)
 
     def validate(self) -> None:
         """Draws `--validation_prompt`, always from the same noise; weights and random state stay as they are."""
         with self.model.result() as denoiser:
             if denoiser is not None:
-                draw_validation_images(self._pipeline(denoiser), self.accelerator, self.settings, self.step)
+                self._draw(denoiser)
+
+    def _draw(self, denoiser: ModelMixin, pipeline: DiffusionPipeline | None = None) -> None:
+        """Draws the validation images; without the base or space for them the run goes on."""
+        try:
+            pipeline = pipeline or self._pipeline(denoiser)
+            draw_validation_images(pipeline, self.accelerator, self.settings, self.step)
+        except (UserError, OSError) as error:
+            logger.warning("Validation images of step %d were not drawn: %s", self.step, error)
 
     def finish(self) -> None:
-        """Saves the pipeline or the LoRA weights, and `craft_run.json` with options, versions, losses and speed."""
+        """Saves the result, and `craft_run.json` with options, versions, losses and speed.
+
+        What was trained comes first: the base's other parts are loaded again, and may be gone.
+        """
+        with self._at_end:
+            self._finish()
+        self.hub.push_result()
+
+    def _finish(self) -> None:
         self.log.flush()
         self.checkpoints.drop_old(self.step + 1)
         self.progress.close()
@@ -165,17 +224,37 @@ class TrainingRun:
         output_dir = self.settings.output_dir
         with self.model.result(keep_autocast=self.model.weights.need_autocast) as denoiser:
             if denoiser is not None:
-                pipeline = self._pipeline(denoiser)
                 if self.step > self._first_step:
                     forget_published(output_dir)  # other weights than these
-                self.model.weights.save_result(pipeline, output_dir)
-                if self.settings.validation_prompt is not None:
-                    draw_validation_images(pipeline, self.accelerator, self.settings, self.step)
+                with full_disk_named(Path(output_dir), self._weight_bytes, "the result"):
+                    self.model.weights.save(denoiser, output_dir)
+                self._save_rest(denoiser)
                 write_run_json(Path(output_dir) / RUN_FILE, self.options, paths=self.hub.paths, **self._results(speed))
                 logger.info("Saved the result in %s", output_dir)
         self.accelerator.wait_for_everyone()
+        self.checkpoints.end()
         self.accelerator.end_training()
-        self.hub.push_result()
+        if self._lock is not None:
+            self._lock.release()
+
+    def _save_rest(self, denoiser: ModelMixin) -> None:
+        """The base's other parts, and the last validation images."""
+        folder, component, pipeline = Path(self.settings.output_dir), self.family.component, None
+        if not self.settings.use_lora:
+            try:
+                pipeline = self._pipeline(denoiser)
+            except UserError as error:
+                safe = f"the trained {component} is safe in {folder / component}, which evaluate_craft.py takes"
+                if list_checkpoints(folder):
+                    safe += "; with the base in place again, --resume_from_checkpoint latest writes the rest"
+                raise UserError(f"{error} ({safe})") from error
+            with full_disk_named(folder, self._other_bytes, "the base's other parts"):
+                self.model.weights.save_rest(pipeline, folder)
+        if self.settings.validation_prompt is not None:
+            self._draw(denoiser, pipeline)
+
+    def _is_last(self) -> bool:
+        return self.step == self.max_train_steps
 
     def _identity(self) -> dict[str, int]:
         """What has to stay the same for a resumed run to equal an undisturbed one, besides the `recipe`."""
@@ -190,12 +269,12 @@ class TrainingRun:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
         return results | {"family": self.family.name, "captions": captions, "device": name}
 
-    def _save_checkpoint(self) -> None:
+    def _save_checkpoint(self) -> Path:
         entry = self.log.flush()  # nothing that is not finite gets saved
         self.checkpoints.drop_old(entry["step"])
         state = self._identity() | {"history": self.log.history, "cost": self.meter.state()}
         state |= {"recipe": recipe(self.settings, self.objective)}
-        self.hub.push_checkpoint(self.checkpoints.save(self.step, state))
+        return self.checkpoints.save(self.step, state)
 
     def _speed(self) -> dict[str, float | None]:
         """Measures, and tells the user."""

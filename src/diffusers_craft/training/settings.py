@@ -2,6 +2,7 @@
 """What a training run is told: diffusers' names, with CRAFT's recipe for 100 images as defaults; the objectives' flags."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from ..data.settings import DataSettings
 from ..errors import UserError
 from ..models.families import FAMILIES
 from ..models.family import ModelSource
-from ..models.loading import TUNED_FILES
+from ..models.loading import DENOISERS, TUNED_FILES
 from ..objectives.base import Objective
 from ..rewards.settings import RewardSettings, parse_reward_weights
 
@@ -86,7 +87,8 @@ class TrainingSettings(DataSettings):
         max_grad_norm (`float`, *optional*, defaults to 1): Longer gradients are cut to this length.
         use_ema (`bool`, *optional*, defaults to `False`): Save averaged weights. The decay of step s is
             (1 + s) / (10 + s): in 200 steps never above 0.957.
-        checkpointing_steps (`int`, *optional*, defaults to 500): Optimizer steps between checkpoints.
+        checkpointing_steps (`int`, *optional*): Optimizer steps between checkpoints; by default 50, of which the latest is
+            kept until the run has ended.
         checkpoints_total_limit (`int`, *optional*): Keep only this many, the latest ones.
         resume_from_checkpoint (`str`, *optional*): A checkpoint's path, or latest for the newest one in --output_dir.
         logging_dir (`str`, *optional*, defaults to `"logs"`): Inside --output_dir.
@@ -141,7 +143,7 @@ class TrainingSettings(DataSettings):
     adam_epsilon: float = option(1e-8, group="optimizer")
     max_grad_norm: float = option(1.0, group="optimizer")
     use_ema: bool = option(False, group="optimizer")
-    checkpointing_steps: int = option(500, group="checkpoints", role="incidental")
+    checkpointing_steps: int | None = option(None, group="checkpoints", role="incidental")
     checkpoints_total_limit: int | None = option(None, group="checkpoints", role="incidental")
     resume_from_checkpoint: str | None = option(None, group="checkpoints", role="path")
     logging_dir: str = option("logs", group="logging and validation", role="path")
@@ -176,7 +178,14 @@ class TrainingSettings(DataSettings):
                     raise UserError(f"--{name}: expected {words}, found {value}")
         self._check_lora()
         self._check_hub()
+        object.__setattr__(self, "output_dir", os.path.expanduser(self.output_dir))
         self._check_output_dir()
+        if self.checkpoints_total_limit is not None and self.checkpointing_steps is None:
+            found = "none (by default only the latest checkpoint is kept, until the run has ended)"
+            raise UserError(f"--checkpoints_total_limit: expected --checkpointing_steps with it, found {found}")
+        if self.lr_warmup_steps and self.lr_scheduler == "constant":
+            wanted = "expected a schedule that warms up, such as --lr_scheduler constant_with_warmup"
+            raise UserError(f"--lr_warmup_steps: {wanted}, found constant, which ignores it")
         if self.use_8bit_adam and self.use_adafactor:
             raise UserError("--use_8bit_adam, --use_adafactor: expected at most one of the two, found both")
         if self.train_dtype == "bf16" and (self.use_lora or self.use_ema):
@@ -203,11 +212,14 @@ class TrainingSettings(DataSettings):
             raise UserError("--push_unet_only: expected full fine-tuning, found --use_lora")
 
     def _check_output_dir(self) -> None:
-        """One folder, one kind of result: in a folder with both, the older could be taken for this run's."""
+        """One kind of result, since the older could be taken for this run's, and no file where a folder will be."""
         other, own = ("pipeline", "--use_lora") if self.use_lora else ("lora", "full fine-tuning")
         if (Path(self.output_dir) / TUNED_FILES[other]).is_file():
             wanted = f"expected a folder without {'a pipeline' if self.use_lora else 'LoRA weights'} for {own}"
             raise UserError(f"--output_dir: {wanted}, found {TUNED_FILES[other]} in {self.output_dir}; choose another")
+        for name in (*DENOISERS, self.logging_dir):  # diffusers would only log that it saves nothing
+            if (path := Path(self.output_dir) / name).is_file():
+                raise UserError(f"--output_dir: expected a folder or nothing at {path}, found a file; move it away")
 
 
 def add_objective_options(parser: argparse.ArgumentParser, kinds: Sequence[type[Objective]]) -> None:

@@ -55,7 +55,7 @@ def funnel_panels(funnel: Mapping[str, int | float]) -> list[page.Panel]:
         for y, count in enumerate(counts):
             share = f" ({count / max(wholes[y], 1):.1%})" if y else ""
             axes.text(count, y, f"  {count:,}{share}", va="center", fontsize=9)
-        axes.set_xlabel(f"{unit} (kept and selected: % of what can be kept)", fontsize=9)
+        axes.set_xlabel(f"{unit}\n(kept and selected: % of what can be kept)", fontsize=9)
 
     return [partial(draw, unit="images", labels=images), partial(draw, unit="prompts", labels=prompts)]
 
@@ -170,7 +170,7 @@ def write_build_report(
     kinds_table = page.html_table(("kind of prompt", "of all prompts", "of the selected"), kinds) if kinds else ""
     order = f"{shown:,} of {len(selected):,} shown, in the order of selection. Grey text: the refined prompt."
     sections = {
-        "What this is": page.html_table(("setting", "value"), _settings(record, pool)),
+        "What this is": page.html_table(("setting", "value"), _settings(record, pool), "texts"),
         "Funnel": f'<div class="charts">{funnel_images}</div>{funnel_table}',
         "Rewards": f'<p class="muted">{hint}</p>{means_table}<div class="charts">{reward_images}</div>',
         "Kinds of prompts": kinds_table,

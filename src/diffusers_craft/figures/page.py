@@ -82,8 +82,11 @@ def clamped(text: str, tag: str = "span") -> str:
     return f"<details><summary>{head}</summary>{html.escape(rest)}</details>"
 
 
-def html_table(header: Sequence[str], rows: Sequence[Sequence[str | tuple[str, str]]]) -> str:
-    """A table that scrolls sideways on a narrow screen; a cell is plain text, or text and the tag around it."""
+def html_table(header: Sequence[str], rows: Sequence[Sequence[str | tuple[str, str]]], kind: str = "numbers") -> str:
+    """A table that scrolls sideways on a narrow screen; a cell is plain text, or text and the tag around it.
+
+    Columns of `"numbers"` end at the right, those of `"texts"` begin at the left.
+    """
 
     def line(cells: Sequence[str | tuple[str, str]], tag: str) -> str:
         pairs = [(cell, "") if isinstance(cell, str) else cell for cell in cells]
@@ -91,7 +94,7 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str | tuple[str, s
         return "<tr>" + "".join(f"<{tag}>{text}</{tag}>" for text in texts) + "</tr>"
 
     body = "".join(line(row, "td") for row in rows)
-    return f'<div class="wide"><table><thead>{line(header, "th")}</thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="wide"><table class="{kind}"><thead>{line(header, "th")}</thead><tbody>{body}</tbody></table></div>'
 
 
 def draw_histograms(
@@ -130,7 +133,7 @@ details[open] .more {{ display: none; }}
  margin: 1rem 0; }} .charts img {{ width: 100%; max-width: 27rem; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .3rem .9rem .3rem 0; text-align: right; border-bottom: 1px solid #ddd; }}
-th:first-child, td:first-child {{ text-align: left; }} th {{ font-weight: 600; }}
+th:first-child, td:first-child, .texts th, .texts td {{ text-align: left; }} th {{ font-weight: 600; }}
 .gallery {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1rem; }}
 figure {{ margin: 0; }} figure img {{ width: 100%; border-radius: 4px; }} img.small {{ image-rendering: pixelated; }}
 figcaption {{ font-size: .85rem; line-height: 1.35; margin-top: .3rem; overflow-wrap: anywhere; }}

@@ -11,6 +11,8 @@ from pathlib import Path
 
 
 SETUP = Path(__file__).parents[1] / "setup.py"
+# What the oldest versions need, and do not say: datasets 4.0 reads no metadata.csv by pandas 3.
+OF_OTHERS = ("pandas<3",)
 DEVELOPMENT = ("pytest", "ruff")  # tools: their age shows nothing about the package
 
 
@@ -26,6 +28,7 @@ def main() -> None:
     for name, version in lower_bounds().items():
         if name not in DEVELOPMENT:
             print(f"{name}=={version}")
+    print("\n".join(OF_OTHERS))
 
 
 if __name__ == "__main__":

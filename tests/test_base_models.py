@@ -68,7 +68,8 @@ def test_a_tokenizer_without_its_vocabulary_is_refused(family, folder):
         if file.name not in ("tokenizer_config.json", "special_tokens_map.json"):
             file.unlink()
     refused(
-        lambda: load_pipeline(model, device="cpu"), rf"{last_tokenizer(model).name}: expected a vocabulary .* found"
+        lambda: load_pipeline(model, device="cpu"),
+        rf"{last_tokenizer(model).name}: expected a vocabulary .* found|expected a whole pipeline",  # transformers 4 fails
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
@@ -53,7 +53,11 @@ def as_pictures(dataset: Dataset, column: str) -> Dataset:
         encoded = getattr(feature, "dtype", None) in ("binary", "large_binary")
         if getattr(feature, "dtype", None) in ("string", "large_string") and len(dataset):
             encoded = os.path.isfile(os.path.expanduser(dataset[0][column] or ""))  # false for texts of any length
-    return dataset.cast_column(column, ImageFeature()) if encoded else dataset
+    if not encoded:
+        return dataset
+    if not isinstance(feature, dict):  # older versions of pyarrow know no way from large_binary
+        dataset = dataset.cast_column(column, Value(feature.dtype.removeprefix("large_")))
+    return dataset.cast_column(column, ImageFeature())
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import get_session, hf_raise_for_status, validate_repo_id
 
 from ..core.files import atomic_write_json, read_json
 from ..errors import UserError
@@ -121,13 +122,13 @@ class HubRepo:
     def _check_license(self) -> None:
         if self.license is None:
             return
-        try:
-            RepoCard(f"---\nlicense: {json.dumps(self.license)}\n---\n").validate(self.repo_type)
-        except ValueError as error:
-            if isinstance(error, OSError):  # a connection's or the Hub's
-                raise
+        # As RepoCard.validate, which in earlier versions of huggingface_hub knows no other endpoint than the Hub's own.
+        card = {"repoType": self.repo_type, "content": f"---\nlicense: {json.dumps(self.license)}\n---\n"}
+        response = get_session().post(f"{ENDPOINT}/api/validate-yaml", json=card, headers={"Accept": "text/plain"})
+        if response.status_code == 400:
             wanted = f"expected an identifier such as openrail++, apache-2.0 or other (all: {_LICENSES})"
-            raise UserError(f"--hub_license: {wanted}, found {self.license!r}") from None
+            raise UserError(f"--hub_license: {wanted}, found {self.license!r}")
+        hf_raise_for_status(response)
 
     def _open(self) -> str:
         api = HfApi(token=self.token)

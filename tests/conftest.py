@@ -26,6 +26,8 @@ import numpy as np
 import pytest
 import torch
 from chat_server import ChatServer
+from hub_driver import HubDriver
+from hub_server import HubServer
 from PIL import Image
 from training_driver import FIXED, load_script
 
@@ -345,3 +347,17 @@ def serve(monkeypatch: pytest.MonkeyPatch):
     yield start
     for server in servers:
         server.close()
+
+
+@pytest.fixture(scope="module")
+def hub():
+    """A Hub of this machine, empty for every file of tests."""
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def driver(hub, tmp_path_factory):
+    """A process that speaks to `hub` and has loaded the package."""
+    with HubDriver(hub, tmp_path_factory.mktemp("home")) as running:
+        yield running

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from build_driver import REWARDS, BrightnessReward
-from hub_driver import HubDriver
 from hub_repos import File, Repo
 from hub_server import TOKEN, HubServer
 from huggingface_hub import DatasetCard, ModelCard
@@ -29,18 +28,6 @@ FAULTS = [
     ("PUT", "/upload/FILE", None, 999, "a connection that failed"),
     ("POST", "/commit/", 409, 1, "a conflict with another push or an existing name (409)"),
 ]
-
-
-@pytest.fixture(scope="module")
-def hub():
-    with HubServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def driver(hub, tmp_path_factory):
-    with HubDriver(hub, tmp_path_factory.mktemp("home")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

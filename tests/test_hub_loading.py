@@ -4,25 +4,12 @@
 from pathlib import Path
 
 import pytest
-from hub_driver import HubDriver
 from hub_repos import File, Repo
 from hub_server import HubServer
 from safetensors.torch import save_file
 from test_tuned_models import adapters
 
 from diffusers_craft import load_pipeline
-
-
-@pytest.fixture(scope="module")
-def hub():
-    with HubServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def driver(hub, tmp_path_factory):
-    with HubDriver(hub, tmp_path_factory.mktemp("home")) as running:
-        yield running
 
 
 def put(hub: HubServer, name: str, folder: Path) -> None:

@@ -30,18 +30,6 @@ configs:
 """
 
 
-@pytest.fixture(scope="module")
-def hub():
-    with HubServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def driver(hub, tmp_path_factory):
-    with HubDriver(hub, tmp_path_factory.mktemp("home")) as running:
-        yield running
-
-
 def put(hub: HubServer, name: str, files: dict[str, bytes]) -> None:
     hub.repos["dataset", name] = Repo(False)
     hub.repos["dataset", name].commit("main", {path: File(data, True) for path, data in files.items()}, "data")

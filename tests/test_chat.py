@@ -102,8 +102,8 @@ def test_a_wait_of_a_day_ends_the_run_and_says_so(serve, monkeypatch, header, en
 
 
 def test_the_reason_is_found_in_the_bodies_of_other_servers(serve):
-    client = ChatClient("--refiner openai", "m", serve(lambda *_: (404, {"error": "no model m is loaded"})).url)
-    with pytest.raises(UserError, match=r"found HTTP status 404 \(no model m is loaded\)$"):
+    client = ChatClient("--refiner openai", "m", serve(lambda *_: (404, {"error": "no model m, none is loaded"})).url)
+    with pytest.raises(UserError, match=r"found HTTP status 404 \(no model m, none is loaded\)$"):
         ask(client)
 
 

@@ -58,7 +58,7 @@ class ChatClient:
         timeout = openai.Timeout(60.0, connect=5.0)
         # Local servers want some key and ignore it.
         self._client = openai.OpenAI(base_url=base_url, api_key=key or "none", max_retries=0, timeout=timeout)
-        self._flag, self._key_name = flag, key_name
+        self._flag, self._key_name, self._has_key = flag, key_name, bool(key)
         self._forms = list(product(_SIMPLER, response_formats))
         self._lock, self._answered, self._refused = threading.Lock(), False, set()
         self._resume_at, self._limited_since = 0.0, None  # of a service that limits requests, for all threads
@@ -181,7 +181,9 @@ class ChatClient:
         if isinstance(body, dict):
             body = body.get("message") or body.get("detail") or body.get("error")
         message = "" if body is None or str(body).lstrip().startswith("<") else body  # a page of HTML says nothing
-        text = " ".join(str(message).split()).replace(self._client.api_key, "***")
+        text = " ".join(str(message).split())
+        if self._has_key:  # else a word that stands for one
+            text = text.replace(self._client.api_key, "***")
         return f"HTTP status {error.status_code}" + (f" ({text:.200})" if text else "")
 
 
